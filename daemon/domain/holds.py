@@ -1,0 +1,150 @@
+"""Why a job waits for its person: one row a reason.
+
+A hold is orthogonal to the state. Default rule: rescue what is valuable while that makes progress, then wait for at
+most `limits.hold` dollars, then stop the machine: its data is kept and only its disk is billed. It never destroys.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class HoldReason(StrEnum):
+    BY_PERSON = "BY_PERSON"
+    INTEGRATION = "INTEGRATION"
+    DATA = "DATA"
+    STAGE_FAILED = "STAGE_FAILED"
+    VERIFY_FAILED = "VERIFY_FAILED"
+    TRANSFER_FAILED = "TRANSFER_FAILED"
+    DISK_FULL = "DISK_FULL"
+    HOST_KEY = "HOST_KEY"
+    HOST_STOPPED = "HOST_STOPPED"
+    GONE = "GONE"
+    BUDGET = "BUDGET"
+    TIME = "TIME"
+    NO_CREDIT = "NO_CREDIT"
+    CREDENTIALS = "CREDENTIALS"
+    NO_OFFERS = "NO_OFFERS"
+    PROVISIONING = "PROVISIONING"
+    CANCEL_WISH = "CANCEL_WISH"
+    ASK_DESTROY = "ASK_DESTROY"
+    RESTORED = "RESTORED"
+    INTERNAL = "INTERNAL"
+
+
+class Rescue(StrEnum):
+    """What is brought home before the waiting begins."""
+
+    NOTHING = "nothing"
+    EVERYTHING = "outputs and the newest whole checkpoint"
+
+
+class Release(StrEnum):
+    """What becomes of the machine while the hold lasts."""
+
+    RUN_TO_LIMIT = "runs until limits.hold dollars are spent waiting, then is stopped"
+    RETURN_UNUSED = "returned at once: nothing was started on it"
+    STOP_NOW = "stopped at once: waiting for it to run brings nothing"
+    NONE = "there is no machine, or it cannot be reached"
+
+
+@dataclass(frozen=True)
+class Hold:
+    meaning: str
+    rescue: Rescue
+    release: Release
+    advice: str
+    commands: tuple[str, str]
+
+
+R, W, N = Release.RUN_TO_LIMIT, Rescue.EVERYTHING, Rescue.NOTHING
+_RESUME = "jobctl resume {job}"
+_CANCEL = "jobctl cancel {job}"
+_RETRY = "jobctl retry {job}"
+_ABANDON = "jobctl abandon {job}"
+
+HOLDS: dict[HoldReason, Hold] = {
+    HoldReason.BY_PERSON: Hold("held by you", W, R, "go on when you are ready", (_RESUME, _CANCEL)),
+    HoldReason.INTEGRATION: Hold(
+        "the integration line is missing or its counts differ from the spec",
+        N,
+        Release.RETURN_UNUSED,
+        "mend the data file or the counts under `integration:` and submit again",
+        ("jobctl submit JOB.yaml", _CANCEL),
+    ),
+    HoldReason.DATA: Hold(
+        "the data or the base model was refused on the box",
+        N,
+        Release.RETURN_UNUSED,
+        "mend what is named and submit again",
+        ("jobctl data-check FILE", _CANCEL),
+    ),
+    HoldReason.STAGE_FAILED: Hold(
+        "a stage failed on the box", W, R, "read the log; retry resumes from the newest checkpoint", (_RETRY, _CANCEL)
+    ),
+    HoldReason.VERIFY_FAILED: Hold(
+        "the model that arrived is not the one that was trained",
+        N,
+        R,
+        "the machine still has it; retry --from gguf converts and fetches again",
+        (_RETRY + " --from gguf", _ABANDON),
+    ),
+    HoldReason.TRANSFER_FAILED: Hold(
+        "bytes arrive that do not hash to what the box promised", N, R, "retry fetches again", (_RETRY, _ABANDON)
+    ),
+    HoldReason.DISK_FULL: Hold("this disk is full", N, R, "make room, then resume", (_RESUME, _ABANDON)),
+    HoldReason.HOST_KEY: Hold(
+        "another machine answers at the address, or it failed the proof",
+        N,
+        R,
+        "nothing was sent to it; look at the instance in the market's console",
+        (_RESUME, _ABANDON),
+    ),
+    HoldReason.HOST_STOPPED: Hold(
+        "the machine is stopped and does not come back", N, Release.NONE, "resume starts it again", (_RESUME, _ABANDON)
+    ),
+    HoldReason.GONE: Hold(
+        "the machine was deleted by somebody else", N, Release.NONE, "resume rents a new one", (_RESUME, _CANCEL)
+    ),
+    HoldReason.BUDGET: Hold(
+        "the cost limit is reached",
+        W,
+        Release.STOP_NOW,
+        "raise limits.cost in a new submit, or give up",
+        (_RESUME, _ABANDON),
+    ),
+    HoldReason.TIME: Hold(
+        "the time limit is reached", W, Release.STOP_NOW, "resume gives it the same time again", (_RESUME, _ABANDON)
+    ),
+    HoldReason.NO_CREDIT: Hold("the market account has no credit", W, R, "top up, then resume", (_RESUME, _CANCEL)),
+    HoldReason.CREDENTIALS: Hold(
+        "the market refuses the key", N, Release.NONE, "mend the key, then resume", ("jobctl doctor", _RESUME)
+    ),
+    HoldReason.NO_OFFERS: Hold(
+        "no machine on the market fits", N, Release.NONE, "loosen machine: or limits:", ("jobctl offers --why", _RESUME)
+    ),
+    HoldReason.PROVISIONING: Hold(
+        "several machines in a row did not become ready",
+        N,
+        Release.RETURN_UNUSED,
+        "resume tries others",
+        (_RESUME, _CANCEL),
+    ),
+    HoldReason.CANCEL_WISH: Hold(
+        "cancelled, but the machine holds outputs that are not verified here",
+        W,
+        R,
+        "resume goes on; cancel --discard or abandon gives them up",
+        (_RESUME, _ABANDON),
+    ),
+    HoldReason.ASK_DESTROY: Hold(
+        "verified; the spec says `destroy: ask`", N, R, "look at the model, then resume destroys", (_RESUME, _ABANDON)
+    ),
+    HoldReason.RESTORED: Hold(
+        "the database was restored or copied", N, R, "check the leases, then resume", ("jobctl leases", _RESUME)
+    ),
+    HoldReason.INTERNAL: Hold(
+        "an error in homeport itself", N, R, "see the log; resume tries again", (_RESUME, _ABANDON)
+    ),
+}

@@ -1,0 +1,34 @@
+"""Identifiers: short enough to type, unlikely enough not to collide, and the label that makes an instance ours."""
+
+from __future__ import annotations
+
+import secrets
+
+ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford base32: no i, l, o, u
+LETTERS = ALPHABET[10:]
+LABEL_PREFIX = "hp"
+LABEL_MAX = 60  # characters that are known to survive the market's round trip
+
+
+def job_id() -> str:
+    """Six characters, a letter first, so that it is never taken for a number."""
+    return secrets.choice(LETTERS) + "".join(secrets.choice(ALPHABET) for _ in range(5))
+
+
+def nonce() -> str:
+    """Ten characters: 50 bits."""
+    return "".join(secrets.choice(ALPHABET) for _ in range(10))
+
+
+def label(install: str, job: str, fresh: str) -> str:
+    """hp-<install>-<job>-<nonce>: written to the database before the market sees it."""
+    text = f"{LABEL_PREFIX}-{install}-{job}-{fresh}"
+    if len(text) > LABEL_MAX:
+        raise ValueError(f"label {text!r} is longer than {LABEL_MAX} characters")
+    return text
+
+
+def label_install(text: str | None) -> str | None:
+    """The install id inside a label of this program, None for anybody else's."""
+    parts = (text or "").split("-")
+    return parts[1] if len(parts) == 4 and parts[0] == LABEL_PREFIX else None

@@ -1,0 +1,438 @@
+"""What to do next with one job: pure, time included in the snapshot.
+
+`plan` returns the first thing that has to happen. Doing it and writing it down belongs to control/driver.py, which then
+asks again. Every judgement is here: when a machine is ready, when it is given up, when doubt becomes a hold, when the
+machine may go. Nothing here destroys by elapsed time, by an exception or by silence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from daemon.domain.holds import HOLDS, Hold, HoldReason, Release, Rescue
+from daemon.domain.lifecycle import JobState, Trigger
+from daemon.domain.records import (
+    BoxReport,
+    Job,
+    Kind,
+    Lease,
+    LeaseState,
+    Operation,
+    OpState,
+    ReceiptRow,
+    StageRun,
+    Token,
+    Wish,
+)
+
+HALTED = ("stopped", "exited")
+UNREACHABLE = ("offline", "unknown")
+# Fragments of the market's status message that no waiting mends; seen by other clients of the API.
+BROKEN_HOST = (
+    "OCI runtime create failed",
+    "no space left on device",
+    "manifest unknown",
+    "pull rate limit",
+    "unauthorized",
+)
+MACHINES_BEFORE_HOLD = 3  # returned unused in one attempt
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What the spec and the settings fix for this job. Money in micro-dollars, time in seconds."""
+
+    stages: tuple[JobState, ...]
+    cost_limit: int | None
+    time_limit_s: float | None
+    hold_limit: int
+    reserve: int  # download, verification and bandwidth after training
+    ask_before_destroy: bool
+    boot_patience_s: float
+    ssh_patience_s: float
+    offline_patience_s: float
+    start_patience_s: float
+    destroy_resend_s: float
+    offer_retry_s: float
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Everything that is known about one job at one moment."""
+
+    now_ms: int
+    job: Job
+    rules: Rules
+    lease: Lease | None  # the LIVE one
+    leases: tuple[Lease, ...] = ()
+    operations: tuple[Operation, ...] = ()  # all of the job, oldest first
+    stages: tuple[StageRun, ...] = ()
+    receipt: ReceiptRow | None = None
+    token: Token | None = None  # usable, for the lease in question
+    report: BoxReport | None = None
+    stage_failure: str | None = None  # the box's failed.json of the current stage, in words
+    downloaded: bool = False  # every file of the manifest is complete here
+    rescued: bool = False  # what was worth saving since the hold or wish began is here
+    asked_market_ms: int | None = None  # last search that found nothing
+    accepted: bool = False  # the person released an ASK_DESTROY hold
+    link_down_since_ms: int | None = None
+
+    def open(self, *kinds: Kind) -> Operation | None:
+        return next((op for op in self.operations if op.kind in kinds and op.state.is_open), None)
+
+    def work_started(self, lease: Lease) -> bool:
+        """A stage was, or may have been, started on it: it is not `unused`."""
+        return any(
+            op.kind is Kind.STAGE_START
+            and op.lease_id == lease.id
+            and (op.state.may_have_happened or op.state is OpState.INTENT)
+            for op in self.operations
+        )
+
+    def destroys(self, lease: Lease) -> list[Operation]:
+        return [
+            op
+            for op in self.operations
+            if op.kind is Kind.DESTROY and op.lease_id == lease.id and op.state not in (OpState.ABSENT, OpState.REFUSED)
+        ]
+
+    @property
+    def stage(self) -> StageRun | None:
+        """The first stage of the attempt that is not done."""
+        return next((run for run in self.stages if run.done_at is None), None)
+
+    @property
+    def cost(self) -> int:
+        return sum(lease.cost_at(self.now_ms) for lease in self.leases)
+
+    @property
+    def held_leases(self) -> list[Lease]:
+        return [lease for lease in self.leases if lease.is_held]
+
+    @property
+    def nothing_rented(self) -> bool:
+        return not self.held_leases and self.open(Kind.CREATE, Kind.DESTROY) is None
+
+    @property
+    def started_anywhere(self) -> bool:
+        return any(self.work_started(lease) for lease in self.leases)
+
+
+@dataclass(frozen=True)
+class Action:
+    """One thing to do. `interruptible`: a person's command may cut it short, since doing it again costs nothing."""
+
+    interruptible = False
+
+
+@dataclass(frozen=True)
+class Wait(Action):
+    why: str
+    interruptible = True
+
+
+@dataclass(frozen=True)
+class Rent(Action):
+    pass
+
+
+@dataclass(frozen=True)
+class Prove(Action):
+    """Connect for the first time, check the proof, pin the host key."""
+
+    lease: Lease
+    interruptible = True
+
+
+@dataclass(frozen=True)
+class Provision(Action):
+    """Environment, preflight, payload, data, prepare."""
+
+    lease: Lease
+    interruptible = True
+
+
+@dataclass(frozen=True)
+class StartMachine(Action):
+    lease: Lease
+
+
+@dataclass(frozen=True)
+class StopMachine(Action):
+    lease: Lease
+    why: str
+
+
+@dataclass(frozen=True)
+class StartStage(Action):
+    lease: Lease
+    run: StageRun
+
+
+@dataclass(frozen=True)
+class Watch(Action):
+    """Look at the box: status, events, log, the end of the current stage."""
+
+    lease: Lease
+    run: StageRun
+    interruptible = True
+
+
+@dataclass(frozen=True)
+class StopStages(Action):
+    """Ask the box for a checkpoint and a clean stop."""
+
+    lease: Lease
+    interruptible = True
+
+
+@dataclass(frozen=True)
+class FetchManifest(Action):
+    lease: Lease
+    interruptible = True
+
+
+@dataclass(frozen=True)
+class Download(Action):
+    lease: Lease
+    interruptible = True
+
+
+@dataclass(frozen=True)
+class Save(Action):
+    """Bring home what a held or cancelled job has: outputs and the newest whole checkpoint."""
+
+    lease: Lease
+    interruptible = True
+
+
+@dataclass(frozen=True)
+class Verify(Action):
+    interruptible = True
+
+
+@dataclass(frozen=True)
+class Destroy(Action):
+    lease: Lease
+    why: str
+
+
+@dataclass(frozen=True)
+class MarkLost(Action):
+    lease: Lease
+
+
+@dataclass(frozen=True)
+class Move(Action):
+    trigger: Trigger
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class HoldJob(Action):
+    reason: HoldReason
+    detail: str = field(default="")
+
+
+def plan(s: Snapshot) -> Action:
+    """The next thing to do for the job."""
+    if s.open(Kind.CREATE):
+        return Wait("renting: the market has not confirmed it yet")
+    if pending := _pending_destroy(s):
+        return pending
+    if s.job.wish:
+        return _fulfil_wish(s)
+    if s.job.hold_reason:
+        return _held(s, HOLDS[s.job.hold_reason])
+    if s.job.state is JobState.VERIFIED:
+        return _let_go(s)
+    if s.job.state is JobState.DOWNLOADED:
+        return Verify()
+    if over := _over_limits(s):
+        return over
+    if s.job.manifest_sha256 and s.downloaded:
+        return Move(Trigger.DOWNLOAD)
+    ready = _ready_machine(s)
+    return _work(s, ready) if isinstance(ready, Lease) else ready
+
+
+def _pending_destroy(s: Snapshot) -> Action | None:
+    """A destroy that was sent is followed to its end before anything else is decided."""
+    for lease in s.held_leases:
+        sent = s.destroys(lease)
+        if not sent:
+            continue
+        newest = sent[-1]
+        if newest.state.is_open:
+            return Wait("destroy sent, answer unknown: may still bill")
+        if s.now_ms - (newest.sent_at or newest.created_at) < s.rules.destroy_resend_s * 1000:
+            return Wait("destroy requested, not confirmed yet: may still bill")
+        return Destroy(lease, "the market still lists it")
+    return None
+
+
+def _ready_machine(s: Snapshot) -> Action | Lease:
+    """The provisioned machine, else what brings one nearer; whatever state the job is in."""
+    lease = s.lease
+    if lease is None:
+        return _no_machine(s)
+    if any(text in (lease.status_msg or "") for text in BROKEN_HOST) and not s.work_started(lease):
+        return Destroy(lease, f"the host cannot start it: {lease.status_msg}")
+    if lease.is_running:
+        if lease.host_key is None:
+            if not s.work_started(lease) and _longer(s, lease.status_since, s.rules.ssh_patience_s):
+                return Destroy(lease, "runs, but no login was possible")
+            return Prove(lease)
+        if lease.provisioned != s.job.attempt:
+            return Provision(lease)
+        return lease
+    if lease.status in UNREACHABLE:
+        if _longer(s, lease.status_since, s.rules.offline_patience_s):
+            return MarkLost(lease) if s.work_started(lease) else Destroy(lease, f"host {lease.status}")
+        return Wait(f"the host is {lease.status} by the market's word")
+    if lease.status in HALTED and (lease.running_ms > 0 or lease.intended == "stopped"):
+        return _halted(s, lease)
+    if not s.work_started(lease) and _longer(s, lease.created_at, s.rules.boot_patience_s):
+        return Destroy(lease, f"not running after {s.rules.boot_patience_s:.0f} s ({lease.status or 'no status'})")
+    return Wait(f"machine is {lease.status or 'being made'}")
+
+
+def _no_machine(s: Snapshot) -> Action:
+    if s.leases and s.leases[-1].state is LeaseState.GONE and s.work_started(s.leases[-1]):
+        return HoldJob(HoldReason.GONE, f"instance {s.leases[-1].instance_id} is not at the market any more")
+    if _returned_unused(s) >= MACHINES_BEFORE_HOLD:
+        return HoldJob(HoldReason.PROVISIONING, f"{MACHINES_BEFORE_HOLD} machines were returned unused")
+    if s.asked_market_ms is not None and not _longer(s, s.asked_market_ms, s.rules.offer_retry_s):
+        return Wait("no offer fits; looking again soon")
+    return Rent()
+
+
+def _returned_unused(s: Snapshot) -> int:
+    """Machines given back since the person last spoke (submit, resume, retry)."""
+    return sum(
+        1
+        for lease in s.leases
+        if lease.state is LeaseState.GONE and not s.work_started(lease) and lease.created_at >= s.job.state_since
+    )
+
+
+def _halted(s: Snapshot, lease: Lease) -> Action:
+    if s.open(Kind.START):
+        return Wait("start sent")
+    starts = [op for op in s.operations if op.kind is Kind.START and op.lease_id == lease.id]
+    recent = starts and not _longer(s, starts[-1].created_at, s.rules.start_patience_s)
+    if recent and starts[-1].state is OpState.DONE:
+        return Wait("starting")
+    if starts and starts[-1].created_at >= (lease.status_since or 0):
+        if not s.work_started(lease):
+            return Destroy(lease, "stopped, and does not start again")
+        return HoldJob(HoldReason.HOST_STOPPED, f"instance {lease.instance_id} is {lease.status} and does not start")
+    return StartMachine(lease)
+
+
+def _work(s: Snapshot, lease: Lease) -> Action:
+    if s.job.state is JobState.QUEUED:
+        return Move(Trigger.PROVISION)
+    run = s.stage
+    if run is None:
+        return Download(lease) if s.job.manifest_sha256 else FetchManifest(lease)
+    if s.stage_failure:
+        return HoldJob(HoldReason.STAGE_FAILED, f"{run.stage}: {s.stage_failure}")
+    asked = [
+        op for op in s.operations if op.kind is Kind.STAGE_START and op.nonce == run.nonce and op.lease_id == lease.id
+    ]
+    if not asked or asked[-1].state is not OpState.DONE or _runner_died(s, asked[-1]):
+        return StartStage(lease, run)
+    return Watch(lease, run)
+
+
+def _runner_died(s: Snapshot, started: Operation) -> bool:
+    """The box answered that nothing runs, and that was after our last start."""
+    report = s.report
+    return (
+        report is not None
+        and report.alive == 0
+        and report.seen_at is not None
+        and report.seen_at > (started.resolved_at or started.created_at)
+    )
+
+
+def _over_limits(s: Snapshot) -> Action | None:
+    """Money drains, it does not cut: at the cap minus the reserve training is brought to a checkpoint and held."""
+    if s.lease is None:
+        return None
+    limit = s.rules.cost_limit
+    training = s.job.state in (JobState.QUEUED, JobState.PROVISIONED, JobState.SFT, JobState.DPO)
+    if limit is not None and training and s.cost >= limit - s.rules.reserve:
+        return HoldJob(HoldReason.BUDGET, "limits.cost minus what the way home needs is spent")
+    if s.rules.time_limit_s is not None and training and _longer(s, s.lease.created_at, s.rules.time_limit_s):
+        return HoldJob(HoldReason.TIME, "limits.time is over")
+    return None
+
+
+def _let_go(s: Snapshot) -> Action:
+    """VERIFIED: every machine of the job goes, by its receipt."""
+    if s.nothing_rented:
+        return Move(Trigger.CONFIRM_DESTROYED)
+    if s.rules.ask_before_destroy and not s.accepted:
+        return HoldJob(HoldReason.ASK_DESTROY, "verified; the machine waits for your word")
+    return Destroy(s.held_leases[0], "verified")
+
+
+def _fulfil_wish(s: Snapshot) -> Action:
+    """Cancel, discard or abandon. Without work there is nothing to lose; with work only a typed id lets it go."""
+    wish = s.job.wish
+    if s.job.state is JobState.VERIFIED:
+        return _let_go(s)  # the model is safe: the shortest way to the end is the normal one
+    if s.nothing_rented:
+        return Move(Trigger.ABANDON if wish is Wish.ABANDON else Trigger.CANCEL, f"wish of {s.job.wish_by}")
+    for lease in s.held_leases:
+        if not s.work_started(lease):
+            return Destroy(lease, f"{wish}: nothing was started on it")
+    lease = s.held_leases[0]
+    if wish in (Wish.DISCARD, Wish.ABANDON):
+        if s.token is not None:
+            return Destroy(lease, f"{wish}: typed by {s.job.wish_by}")
+        return HoldJob(HoldReason.CANCEL_WISH, "the typed confirmation has expired")
+    if not s.rescued and _reachable(s, lease):
+        return Save(lease)
+    return HoldJob(HoldReason.CANCEL_WISH, "outputs exist that are not verified here")
+
+
+def _held(s: Snapshot, rule: Hold) -> Action:
+    lease = s.lease
+    if lease is None or rule.release is Release.NONE:
+        return Wait("held")
+    if rule.release is Release.RETURN_UNUSED and not s.work_started(lease):
+        return Destroy(lease, "nothing was started on it")
+    if lease.status in HALTED or s.open(Kind.STOP):
+        return Wait("held; the machine is stopped")
+    if rule.release is Release.STOP_NOW and _runner_alive(s) and _reachable(s, lease):
+        return StopStages(lease)
+    if rule.rescue is Rescue.EVERYTHING and not s.rescued and s.work_started(lease) and _reachable(s, lease):
+        return Save(lease)
+    if rule.release is Release.STOP_NOW or _waited(s, lease) >= s.rules.hold_limit:
+        stops = [op for op in s.operations if op.kind is Kind.STOP and op.lease_id == lease.id]
+        if stops and not _longer(s, stops[-1].created_at, s.rules.start_patience_s):
+            return Wait("held; stop sent")
+        return StopMachine(lease, "the hold has cost its limit")
+    run = s.stage
+    return Watch(lease, run) if run and _reachable(s, lease) else Wait("held")
+
+
+def _waited(s: Snapshot, lease: Lease) -> int:
+    """Micro-dollars that this hold has cost."""
+    since = max(s.job.hold_since or s.now_ms, lease.created_at)
+    return lease.rate * max(0, s.now_ms - since) // 3_600_000
+
+
+def _reachable(s: Snapshot, lease: Lease) -> bool:
+    return lease.is_running and lease.host_key is not None and s.link_down_since_ms is None
+
+
+def _runner_alive(s: Snapshot) -> bool:
+    return s.report is not None and s.report.alive == 1
+
+
+def _longer(s: Snapshot, since_ms: int | None, seconds: float) -> bool:
+    return since_ms is not None and s.now_ms - since_ms > seconds * 1000

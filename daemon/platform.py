@@ -1,0 +1,167 @@
+"""Every call that differs between operating systems, and nothing else.
+
+Linux is what we run; the macOS and Windows branches follow their documentation and are type-checked, not run by us.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+
+def boot_seconds() -> float:
+    """Seconds since boot, suspend included."""
+    if sys.platform == "linux":
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+    if sys.platform == "darwin":
+        return time.clock_gettime(time.CLOCK_MONOTONIC_RAW)  # goes on while asleep there
+    return time.monotonic()  # Windows: GetTickCount64 counts sleep
+
+
+def machine_id() -> str:
+    """A stable name of this computer; two computers never share it."""
+    for path in (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id")):
+        with contextlib.suppress(OSError):
+            text = path.read_text().strip()
+            if text:
+                return text
+    return f"host-{socket.gethostname()}"
+
+
+def pread(fd: int, size: int, offset: int) -> bytes:
+    if sys.platform == "win32":
+        os.lseek(fd, offset, os.SEEK_SET)
+        return os.read(fd, size)
+    return os.pread(fd, size, offset)
+
+
+def pwrite(fd: int, data: bytes | memoryview, offset: int) -> None:
+    """Write all of `data` at `offset`."""
+    view = memoryview(data)
+    while view:
+        if sys.platform == "win32":
+            os.lseek(fd, offset, os.SEEK_SET)
+            done = os.write(fd, view)
+        else:
+            done = os.pwrite(fd, view, offset)
+        view, offset = view[done:], offset + done
+
+
+def sync_data(fd: int) -> None:
+    """Put the file's data on the platter, or the nearest thing this system offers."""
+    if sys.platform == "darwin":
+        import fcntl
+
+        fcntl.fcntl(fd, fcntl.F_FULLFSYNC)  # plain fsync stops at the drive's cache there
+    elif sys.platform == "win32":
+        os.fsync(fd)
+    else:
+        os.fdatasync(fd)
+
+
+def sync_file(fd: int) -> None:
+    if sys.platform == "darwin":
+        sync_data(fd)
+    else:
+        os.fsync(fd)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in `folder` durable. Windows has no such call."""
+    if sys.platform == "win32":
+        return
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def preallocate(fd: int, size: int) -> None:
+    """Reserve `size` bytes now, so that a full disk is found before the download and not at its end. Raises OSError."""
+    if sys.platform == "linux":
+        os.posix_fallocate(fd, 0, size)
+    elif os.fstat(fd).st_size < size:
+        os.ftruncate(fd, size)
+
+
+def drop_cache(fd: int) -> None:
+    """Ask for the next read to come from the disk."""
+    if sys.platform == "linux":
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def allocated_bytes(status: os.stat_result) -> int | None:
+    """Bytes really on disk, None where the system does not say: finds sparse files of the right length."""
+    if sys.platform == "win32":
+        return None
+    return status.st_blocks * 512
+
+
+def lock_file(file: IO[Any]) -> bool:
+    """Take the exclusive lock of `file` for this process's life; False when another process holds it."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def has_unix_sockets() -> bool:
+    return sys.platform != "win32"
+
+
+def memory_available() -> int:
+    """Bytes of memory that can be used without swapping."""
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
+def child_limits(memory_bytes: int, cpu_seconds: int) -> Callable[[], None] | None:
+    """A `preexec_fn` that fences an untrusted child: memory, CPU, no core, no file growth. None where there is none."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    def limit() -> None:
+        os.setsid()
+        if sys.platform == "linux":  # macOS refuses RLIMIT_AS
+            resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+        resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+
+    return limit
+
+
+def new_group() -> dict[str, Any]:
+    """Popen arguments that give the child a group of its own, so that it can be ended whole."""
+    if sys.platform == "win32":
+        return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+    return {"start_new_session": True}
+
+
+def end_group(pid: int, *, force: bool = False) -> None:
+    """End the process group of `pid`; a group that is already gone is no error."""
+    with contextlib.suppress(ProcessLookupError):
+        if sys.platform == "win32":
+            os.kill(pid, signal.SIGTERM)
+        else:
+            os.killpg(pid, signal.SIGKILL if force else signal.SIGTERM)

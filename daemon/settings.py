@@ -1,0 +1,219 @@
+"""Configuration: where things lie, how long we wait, which image a machine runs.
+
+Read once at start from `config.toml` and the environment; nothing else in the daemon reads either. `HOMEPORT_HOME`
+moves everything (configuration, state, models) under one folder.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from daemon.errors import CredentialsRefused, HomeportError
+
+VAST_URL = "https://console.vast.ai"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Every window of the daemon, in seconds; on a loopback market divided by its `time_scale`."""
+
+    reconcile_every: float = 30.0  # a trusted listing while anything may bill
+    poll_every: float = 10.0  # one look at a box
+    create_absent_span: float = 600.0  # awake time that an UNKNOWN create must stay absent
+    create_absent_listings: int = 5
+    gone_span: float = 30.0  # between the two listings that confirm a destroy
+    gone_recheck: float = 86_400.0
+    boot_patience: float = 1_200.0  # from create to `running`
+    ssh_patience: float = 600.0  # from `running` to the first login
+    offline_patience: float = 1_800.0
+    stop_patience: float = 120.0
+    start_patience: float = 600.0
+    destroy_resend: float = 60.0
+    offer_retry: float = 60.0  # between searches that found nothing
+    token_life: float = 900.0
+
+    def scaled(self, by: float) -> Timing:
+        counts = {"create_absent_listings"}
+        return replace(self, **{f.name: getattr(self, f.name) / by for f in fields(self) if f.name not in counts})
+
+
+@dataclass(frozen=True)
+class Image:
+    """What a rented machine runs. Relative paths are relative to the login directory."""
+
+    ref: str = "vastai/pytorch:2.12.0-cu130-cuda-13.2-mini-py312-2026-06-05"
+    root: str = "/workspace/homeport"
+    python: str = "/venv/main/bin/python"
+    cuda: bool = True
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Folders and files of one installation."""
+
+    config: Path
+    state: Path
+    models: Path
+
+    @property
+    def database(self) -> Path:
+        return self.state / "homeport.db"
+
+    @property
+    def high_water(self) -> Path:
+        return self.state / "high-water"
+
+    @property
+    def lock(self) -> Path:
+        return self.state / "lock"
+
+    @property
+    def backups(self) -> Path:
+        return self.state / "backups"
+
+    @property
+    def ssh_key(self) -> Path:
+        return self.state / "id_ed25519"
+
+    @property
+    def socket(self) -> Path:
+        return self.state / "jobd.sock"
+
+    @property
+    def address(self) -> Path:
+        """Where the daemon says on which loopback port it listens, with the token for systems without unix sockets."""
+        return self.state / "jobd.json"
+
+    @property
+    def log(self) -> Path:
+        return self.state / "jobd.log"
+
+    @property
+    def data(self) -> Path:
+        """Canonical data sets, by content hash."""
+        return self.state / "data"
+
+    @property
+    def config_file(self) -> Path:
+        return self.config / "config.toml"
+
+    @property
+    def key_file(self) -> Path:
+        return self.config / "vast_api_key"
+
+
+@dataclass(frozen=True)
+class ApiKey:
+    """The market's key and where it came from; only the last four characters are ever shown."""
+
+    value: str = field(repr=False)
+    source: str = ""
+
+    @property
+    def hint(self) -> str:
+        return f"{self.source} (ends in {self.value[-4:]})"
+
+
+@dataclass(frozen=True)
+class Settings:
+    paths: Paths
+    market_url: str = VAST_URL
+    time_scale: float = 1.0
+    timing: Timing = field(default_factory=Timing)
+    image: Image = field(default_factory=Image)
+    demo: bool = False  # marks every screen
+    notify_url: str | None = None
+
+    @property
+    def loopback_market(self) -> bool:
+        return is_loopback(self.market_url)
+
+
+def is_loopback(url: str) -> bool:
+    return urlsplit(url).hostname in ("127.0.0.1", "::1", "localhost")
+
+
+def paths(env: Mapping[str, str] = os.environ) -> Paths:
+    """Folders by HOMEPORT_HOME, else by this system's conventions."""
+    if home := env.get("HOMEPORT_HOME"):
+        root = Path(home).expanduser().absolute()
+        return Paths(config=root / "config", state=root / "state", models=root / "models")
+    import platformdirs
+
+    return Paths(
+        config=Path(platformdirs.user_config_dir("homeport", appauthor=False)),
+        state=Path(platformdirs.user_state_dir("homeport", appauthor=False)),
+        models=Path("~/homeport").expanduser(),
+    )
+
+
+_TOP = {"market_url", "models_dir", "time_scale", "demo", "notify_url", "image"}
+
+
+def load(env: Mapping[str, str] = os.environ) -> Settings:
+    """Settings from config.toml and the environment. Raises HomeportError naming file and key."""
+    where = paths(env)
+    raw: dict[str, object] = {}
+    if where.config_file.exists():
+        try:
+            raw = tomllib.loads(where.config_file.read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise HomeportError(f"{where.config_file}: {error}", hint=f"edit {where.config_file}") from error
+    if unknown := sorted(raw.keys() - _TOP):
+        raise HomeportError(
+            f"{where.config_file}: unknown key {unknown[0]!r}; known are {', '.join(sorted(_TOP))}",
+            hint=f"edit {where.config_file}",
+        )
+    if models := raw.get("models_dir"):
+        where = replace(where, models=Path(str(models)).expanduser().absolute())
+    url = env.get("VAST_URL") or str(raw.get("market_url", VAST_URL))
+    scale = _number(raw.get("time_scale", 1.0), where.config_file, "time_scale") if is_loopback(url) else 1.0
+    return Settings(
+        paths=where,
+        market_url=url.rstrip("/"),
+        time_scale=scale,
+        timing=Timing().scaled(scale),
+        image=_image(raw.get("image"), where.config_file),
+        demo=bool(raw.get("demo", False)),
+        notify_url=str(raw["notify_url"]) if raw.get("notify_url") else None,
+    )
+
+
+def _number(value: object, file: Path, key: str) -> float:
+    if isinstance(value, int | float) and not isinstance(value, bool) and value > 0:
+        return float(value)
+    raise HomeportError(f"{file}: {key} must be a positive number, not {value!r}", hint=f"edit {file}")
+
+
+def _image(raw: object, file: Path) -> Image:
+    if raw is None:
+        return Image()
+    known = {f.name: f.type for f in fields(Image)}
+    if not isinstance(raw, dict) or raw.keys() - known.keys():
+        raise HomeportError(f"{file}: [image] takes {', '.join(known)}", hint=f"edit {file}")
+    return replace(Image(), **raw)
+
+
+def api_key(where: Paths, env: Mapping[str, str] = os.environ) -> ApiKey:
+    """The market's key: VAST_API_KEY, our own file (0600), or Vast's own file. Raises CredentialsRefused."""
+    if value := env.get("VAST_API_KEY", "").strip():
+        return ApiKey(value, "VAST_API_KEY")
+    if where.key_file.exists():
+        if os.name == "posix" and stat.S_IMODE(where.key_file.stat().st_mode) & 0o077:
+            raise CredentialsRefused(f"{where.key_file} can be read by others", hint=f"chmod 600 {where.key_file}")
+        if value := where.key_file.read_text(encoding="utf-8").strip():
+            return ApiKey(value, str(where.key_file))
+    config = Path(env.get("XDG_CONFIG_HOME") or Path(env.get("HOME") or Path.home()) / ".config")
+    vast = config / "vastai" / "vast_api_key"
+    if vast.exists() and (value := vast.read_text(encoding="utf-8").strip()):
+        return ApiKey(value, str(vast))
+    raise CredentialsRefused(
+        f"no Vast.ai key found (looked at VAST_API_KEY, {where.key_file} and {vast})",
+        hint=f"export VAST_API_KEY=...   or write it to {where.key_file} with mode 600",
+    )

@@ -1,0 +1,75 @@
+"""Who may write: the leader row, its epoch, and the high-water file that outlives a restored backup.
+
+The OS lock keeps a second process out while the first lives (control/leadership.py). The epoch fences one that was
+stopped, overtaken and wakes late. The high-water file lies beside the database and in no backup: a database whose epoch
+is lower, or that was last led by another machine, was restored or copied.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from pathlib import Path
+
+from sqlalchemy import Connection, insert, select, update
+
+from daemon import platform
+from daemon.store import schema
+from daemon.store.database import Database
+
+_L = schema.leader.c
+
+
+def take(database: Database, high_water: Path, machine: str, now_ms: int) -> str | None:
+    """Lead with a higher epoch than anybody before; returns why the database looks restored or copied, if it does."""
+    known = _read_high_water(high_water)
+    with database.write(fenced=False) as c:
+        row = c.execute(select(schema.leader)).one_or_none()
+        stored = row.epoch if row else 0
+        last_machine = c.execute(select(schema.meta.c.value).where(schema.meta.c.key == "machine_id")).scalar()
+        doubt = None
+        if last_machine and last_machine != machine:
+            doubt = "this database was last used on another machine"
+        elif known and known["epoch"] > stored:
+            doubt = f"this database is at epoch {stored}, but epoch {known['epoch']} was already reached: a backup was restored"
+        epoch = max(stored, known["epoch"] if known else 0) + 1
+        values = {"epoch": epoch, "pid": os.getpid(), "host": socket.gethostname(), "since": now_ms, "renewed": now_ms}
+        if row:
+            c.execute(update(schema.leader).values(**values))
+        else:
+            c.execute(insert(schema.leader).values(id=1, **values))
+        put_meta(c, "machine_id", machine)
+    _write_high_water(high_water, epoch, machine)
+    database.epoch = epoch
+    return doubt
+
+
+def renew(c: Connection, now_ms: int) -> None:
+    c.execute(update(schema.leader).values(renewed=now_ms))
+
+
+def get_meta(c: Connection, key: str) -> str | None:
+    return c.execute(select(schema.meta.c.value).where(schema.meta.c.key == key)).scalar()
+
+
+def put_meta(c: Connection, key: str, value: str) -> None:
+    if c.execute(update(schema.meta).where(schema.meta.c.key == key).values(value=value)).rowcount == 0:
+        c.execute(insert(schema.meta).values(key=key, value=value))
+
+
+def _read_high_water(path: Path) -> dict[str, int] | None:
+    if not path.exists():
+        return None
+    raw = json.loads(path.read_text(encoding="utf-8"))
+    return {"epoch": int(raw["epoch"])}
+
+
+def _write_high_water(path: Path, epoch: int, machine: str) -> None:
+    beside = path.with_suffix(".tmp")
+    with open(beside, "w", encoding="utf-8") as f:
+        json.dump({"epoch": epoch, "machine_id": machine}, f)
+        f.flush()
+        platform.sync_file(f.fileno())
+    beside.replace(path)
+    platform.sync_folder(path.parent)

@@ -1,0 +1,139 @@
+"""The leases table: our rows about instances; they outlive them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Connection, insert, select, update
+
+from daemon.domain.market import Instance
+from daemon.domain.records import Lease, LeaseState, Operation
+from daemon.store import events, schema
+from daemon.store.rows import record
+
+_L = schema.leases.c
+HELD = (LeaseState.LIVE.value, LeaseState.LOST.value)
+
+
+def add(
+    c: Connection,
+    operation: Operation | None,
+    instance_id: int,
+    label: str,
+    state: LeaseState,
+    now_ms: int,
+    **values: Any,
+) -> int:
+    """A lease for what `operation` made (None: an orphan), with its event."""
+    job = operation.job_id if operation else None
+    result = c.execute(
+        insert(schema.leases).values(
+            job_id=job,
+            operation_id=operation.id if operation else None,
+            instance_id=instance_id,
+            label=label,
+            state=state.value,
+            created_at=operation.sent_at or now_ms if operation else now_ms,
+            **values,
+        )
+    )
+    lease = int(result.inserted_primary_key[0])  # type: ignore[index]
+    events.add(c, "lease.created", now_ms, job=job, lease=lease, instance=instance_id, label=label, state=state)
+    return lease
+
+
+def get(c: Connection, lease: int) -> Lease:
+    return record(Lease, c.execute(select(schema.leases).where(_L.id == lease)).one())
+
+
+def live(c: Connection, job: str) -> Lease | None:
+    row = c.execute(select(schema.leases).where(_L.job_id == job, _L.state == LeaseState.LIVE.value)).one_or_none()
+    return record(Lease, row) if row else None
+
+
+def of_job(c: Connection, job: str) -> list[Lease]:
+    return [record(Lease, r) for r in c.execute(select(schema.leases).where(_L.job_id == job).order_by(_L.id))]
+
+
+def held(c: Connection) -> list[Lease]:
+    """Every lease something may stand behind, orphans included."""
+    return [record(Lease, r) for r in c.execute(select(schema.leases).where(_L.state.in_(HELD)).order_by(_L.id))]
+
+
+def by_instance(c: Connection, instance_id: int) -> Lease | None:
+    row = c.execute(select(schema.leases).where(_L.instance_id == instance_id).order_by(_L.id.desc())).first()
+    return record(Lease, row) if row else None
+
+
+def change(c: Connection, lease: int, **values: Any) -> None:
+    c.execute(update(schema.leases).where(_L.id == lease).values(**values))
+
+
+def set_state(c: Connection, lease: Lease, state: LeaseState, now_ms: int, *, why: str, by: str = "daemon") -> None:
+    values: dict[str, Any] = {"state": state.value}
+    if state in (LeaseState.GONE, LeaseState.WRITTEN_OFF):
+        values |= {"gone_at": now_ms, "cost": lease.cost_at(now_ms)}
+    else:
+        values |= {"gone_at": None, "recheck_at": None, "absent_count": 0, "absent_first": None}
+    change(c, lease.id, **values)
+    events.add(
+        c,
+        "lease.state",
+        now_ms,
+        job=lease.job_id,
+        lease=lease.id,
+        by=by,
+        state=state,
+        why=why,
+        instance=lease.instance_id,
+    )
+
+
+def observe(c: Connection, lease: Lease, seen: Instance, now_ms: int) -> None:
+    """What a trusted listing says about it. Time since the last listing bills as the dearer of the two statuses."""
+    elapsed = max(0, now_ms - (lease.observed_ms or lease.created_at))
+    halted = {"stopped", "exited"}
+    ran = lease.status == "running" or seen.actual_status == "running"
+    disk_only = not ran and (lease.status in halted or seen.actual_status in (None, "created", "loading", *halted))
+    changed = seen.actual_status != lease.status or seen.intended_status != lease.intended
+    values: dict[str, Any] = {
+        "status": seen.actual_status,
+        "intended": seen.intended_status,
+        "status_msg": seen.status_msg[:500],
+        "machine_id": seen.machine_id or lease.machine_id,
+        "host_id": seen.host_id or lease.host_id,
+        "direct": f"{seen.direct[0]}:{seen.direct[1]}" if seen.direct else None,
+        "proxy": f"{seen.proxy[0]}:{seen.proxy[1]}" if seen.proxy else None,
+        "start_ms": seen.start_ms or lease.start_ms,
+        "end_ms": seen.end_ms or lease.end_ms,
+        "price_per_hour": seen.price_per_hour if seen.price_per_hour is not None else lease.price_per_hour,
+        "storage_per_hour": seen.storage_per_hour if seen.storage_per_hour is not None else lease.storage_per_hour,
+        "gpu_util": seen.gpu_util,
+        "running_ms": lease.running_ms + (elapsed if ran else 0),
+        "idle_ms": lease.idle_ms + (elapsed if disk_only else 0),
+        "observed_ms": now_ms,
+        "last_seen": now_ms,
+        "absent_count": 0,
+        "absent_first": None,
+    }
+    if seen.gpu_name:
+        values |= {"gpu_name": seen.gpu_name, "num_gpus": seen.num_gpus}
+    if changed:
+        values["status_since"] = now_ms
+        events.add(
+            c,
+            "lease.status",
+            now_ms,
+            job=lease.job_id,
+            lease=lease.id,
+            status=seen.actual_status,
+            was=lease.status,
+            intended=seen.intended_status,
+            message=seen.status_msg[:200],
+        )
+    change(c, lease.id, **values)
+
+
+def miss(c: Connection, lease: Lease, now_ms: int) -> None:
+    """A trusted listing does not show it."""
+    change(c, lease.id, absent_count=lease.absent_count + 1, absent_first=lease.absent_first or now_ms)

@@ -1,0 +1,69 @@
+"""Bring the database to this version's schema, after a backup. A newer database is refused, never touched."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+from daemon.errors import StoreError
+from daemon.store.database import Database
+
+HEAD = "0001"
+KEEP_BACKUPS = 5
+
+
+def migrate(database: Database, backups: Path, now_ms: int) -> Path | None:
+    """Upgrade in one transaction; returns the backup that was made, None when there was nothing to do or save.
+
+    Raises StoreError for a database of a newer homeport or one that is damaged.
+    """
+    present = _revision(database)
+    if present == HEAD:
+        return None
+    backup = _backup(database.path, backups, now_ms) if present else None
+    from alembic import command
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
+
+    config = Config()
+    config.set_main_option("script_location", str(_scripts()))
+    if present and present not in {s.revision for s in ScriptDirectory.from_config(config).walk_revisions()}:
+        raise StoreError(
+            f"{database.path} was written by a newer homeport (schema {present}, this one knows {HEAD})",
+            hint="pip install --upgrade homeport",
+        )
+    with database.write(fenced=False) as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+    return backup
+
+
+def _scripts() -> Path:
+    """In the wheel beside this package, in a checkout at its top."""
+    shipped = Path(__file__).parents[1] / "_migrations"
+    return shipped if shipped.exists() else Path(__file__).parents[2] / "migrations"
+
+
+def _revision(database: Database) -> str | None:
+    with database.read() as c:
+        tables = {row[0] for row in c.exec_driver_sql("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if "alembic_version" not in tables:
+            if tables:
+                raise StoreError(f"{database.path} is not a homeport database", hint="move it away")
+            return None
+        return str(c.exec_driver_sql("SELECT version_num FROM alembic_version").scalar_one())
+
+
+def _backup(path: Path, backups: Path, now_ms: int) -> Path:
+    backups.mkdir(parents=True, exist_ok=True, mode=0o700)
+    target = backups / f"homeport-{now_ms}.db"
+    source, copy = sqlite3.connect(path), sqlite3.connect(target)
+    try:
+        source.backup(copy)
+    finally:
+        copy.close()
+        source.close()
+    target.chmod(0o600)
+    for old in sorted(backups.glob("homeport-*.db"))[:-KEEP_BACKUPS]:
+        old.unlink()
+    return target
