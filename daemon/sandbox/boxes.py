@@ -1,0 +1,175 @@
+"""The boxes as processes and directories: start, reach again, cut off, switch off, delete.
+
+Layout of the sandbox's directory: ``instances/<id>/`` is the box's own disk, ``boxes/<id>/`` what the sandbox keeps
+about it (spec, traffic, log), out of the box's reach. A box outlives a killed sandbox and is found again by its pid.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+
+import psutil
+
+from . import box
+from .images import Image
+from .instances import Instance
+from .ledger import Traffic
+
+PORTS = range(20_000, 32_000)  # below the ephemeral ports, so that no client connection takes one before its box does
+PID_FILE = "sandbox.pid"  # in the sandbox's directory, replaced at each start
+TERMINATE_WITHIN_S = 5.0
+
+
+class Boxes:
+    """All boxes of one sandbox directory."""
+
+    def __init__(self, root: Path, url: str) -> None:
+        self._root = root
+        self._url = url
+        self._children: dict[int, subprocess.Popen[bytes]] = {}
+        (root / PID_FILE).write_text(str(os.getpid()))
+
+    def home(self, instance_id: int) -> Path:
+        return self._root / "instances" / str(instance_id)
+
+    def _folder(self, instance_id: int) -> Path:
+        return self._root / "boxes" / str(instance_id)
+
+    def create(self, instance: Instance, image: Image) -> None:
+        """Make the disk, as the image brings it."""
+        (self.home(instance.id) / ".ssh").mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._folder(instance.id).mkdir(mode=0o700, parents=True, exist_ok=True)
+        image.install(self.home(instance.id))
+
+    def allow(self, instance: Instance, now: float) -> None:
+        """Write the keys that are effective at `now`; sshd reads the file at every login."""
+        file = box.authorized_keys(self.home(instance.id))
+        text = "".join(f"{key.public_key}\n" for key in instance.keys if key.effective_at <= now)
+        if not file.exists() or file.read_text() != text:
+            file.write_text(text)
+
+    def start(self, instance: Instance, *, boot: bool) -> None:
+        """Start the sshd of a running instance; with `boot` its container too, which runs onstart."""
+        if instance.ports is None:
+            raise ValueError(f"instance {instance.id} is not running")
+        home, folder = self.home(instance.id), self._folder(instance.id)
+        spec = box.BoxSpec(
+            id=instance.id,
+            home=str(home),
+            ports=instance.ports,
+            listen_at=instance.ssh_from,
+            sandbox=str(self._root / PID_FILE),
+            session_env=self._session_env(instance),
+            env={name: value for name, value in instance.env.items() if not name.startswith("-")},
+            onstart=instance.onstart,
+        )
+        (folder / box.SPEC_FILE).touch(mode=0o600)  # it carries the instance's key and environment
+        (folder / box.SPEC_FILE).write_text(json.dumps(asdict(spec)))
+        with open(folder / "sshd.log", "ab") as log:
+            child = subprocess.Popen(
+                [sys.executable, "-m", "daemon.sandbox.box", str(folder), *(["--boot"] if boot else [])],
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+                start_new_session=True, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            )  # fmt: skip
+        self._children[instance.id] = child
+        started = psutil.Process(child.pid).create_time()
+        (folder / box.PROCESS_FILE).write_text(json.dumps({"pid": child.pid, "create_time": started}))
+
+    def _session_env(self, instance: Instance) -> dict[str, str]:
+        """All that a command sees; the create call's own variables are for onstart only, as on the market."""
+        return {
+            "HOME": str(self.home(instance.id)),
+            "PATH": "/usr/local/bin:/usr/bin:/bin",
+            "LANG": "C.UTF-8",
+            "USER": box.USER,
+            "SHELL": "/bin/bash",
+            "CONTAINER_ID": str(instance.id),
+            "CONTAINER_API_KEY": instance.api_key,
+            "VAST_CONTAINERLABEL": f"C.{instance.id}",
+            "VAST_URL": self._url,
+            box.MARK: str(instance.id),
+        }
+
+    def is_up(self, instance_id: int) -> bool:
+        """Whether the box's sshd process lives, whoever started it."""
+        return self._process(instance_id) is not None
+
+    def _process(self, instance_id: int) -> psutil.Process | None:
+        child = self._children.get(instance_id)
+        if child is not None and child.poll() is not None:
+            del self._children[instance_id]
+        file = self._folder(instance_id) / box.PROCESS_FILE
+        if not file.exists():
+            return None
+        known = json.loads(file.read_text())
+        try:
+            process = psutil.Process(known["pid"])
+            same = process.create_time() == known["create_time"] and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return None
+        return process if same else None
+
+    async def silence(self, instance_id: int) -> None:
+        """End sshd and its connections; what runs in the box goes on."""
+        process = self._process(instance_id)
+        if process is not None:
+            process.terminate()
+            await asyncio.to_thread(psutil.wait_procs, [process], TERMINATE_WITHIN_S)
+            self._process(instance_id)  # reaps our own child
+
+    def cut_after(self, instance_id: int, after_bytes: int) -> None:
+        """Order the running box to drop its connections once so many more bytes have passed."""
+        file = self._folder(instance_id) / box.CUT_FILE
+        beside = file.with_suffix(".tmp")
+        beside.write_text(json.dumps({"after_bytes": after_bytes}))
+        beside.replace(file)
+
+    async def switch_off(self, instance_id: int) -> None:
+        """Stop the container: sshd and every process started in it."""
+        await self.silence(instance_id)
+        await asyncio.to_thread(box.switch_off, self.home(instance_id), instance_id)
+
+    async def wipe(self, instance_id: int) -> None:
+        """Delete the box's disk. Its traffic stays known."""
+        await self.switch_off(instance_id)
+        await asyncio.to_thread(shutil.rmtree, self.home(instance_id), ignore_errors=False)
+
+    def exists(self, instance_id: int) -> bool:
+        return self.home(instance_id).exists()
+
+    def traffic(self, instance_id: int) -> Traffic:
+        file = self._folder(instance_id) / box.TRAFFIC_FILE
+        return Traffic(**json.loads(file.read_text())) if file.exists() else Traffic()
+
+    def log(self, instance_id: int) -> str:
+        """What the container printed: onstart's output, after sshd's."""
+        files = (self._folder(instance_id) / "sshd.log", box.onstart_log(self.home(instance_id)))
+        return "".join(file.read_text(errors="replace") for file in files if file.exists())
+
+
+def free_ports(taken: Iterable[int]) -> tuple[int, int]:
+    """Two loopback ports nobody listens on."""
+    used = set(taken)
+    found: list[int] = []
+    for port in random.sample(PORTS, len(PORTS)):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        if port not in used:
+            found.append(port)
+        if len(found) == 2:
+            return found[0], found[1]
+    raise RuntimeError(f"no two free ports among {PORTS.start}-{PORTS.stop}")

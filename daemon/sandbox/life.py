@@ -1,0 +1,123 @@
+"""Makes the world follow the ledger: statuses move with time, boxes start and stop, keys arrive, disks are deleted.
+
+`tick` looks at every instance and does what is due; called again after any crash it goes on from the ledger alone.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+from .boxes import Boxes, free_ports
+from .instances import CREATED, EXITED, GONE_AFTER_S, LOADING, RECYCLING, RUNNING, STOPPED, Instance, moved, next_status
+from .provider import Provider
+
+TICK_S = 0.05
+
+
+class Life:
+    """Carries out what is due, instance by instance."""
+
+    def __init__(self, provider: Provider, boxes: Boxes) -> None:
+        self._provider = provider
+        self._ledger = provider.ledger
+        self._boxes = boxes
+        self._refused_until: dict[int, float] = {}
+
+    def recover(self) -> None:
+        """After a start of the sandbox: running boxes that did not survive have to boot."""
+        for instance in self._ledger.existing():
+            if instance.status == RUNNING and not self._boxes.is_up(instance.id):
+                self._ledger.change(instance.id, needs_boot=True)
+
+    async def switch_everything_off(self) -> None:
+        """At an orderly end of the sandbox: no process is left; the next start boots what was running."""
+        for instance in self._ledger.existing():
+            await self._boxes.switch_off(instance.id)
+
+    async def tick(self) -> None:
+        now = time.time()
+        if self._ledger.credit(now) <= 0:
+            self._stop_all()
+        for instance in self._ledger.existing():
+            if instance.destroyed_at is not None:
+                await self._bury(instance, instance.destroyed_at, now)
+            else:
+                await self._advance(instance, now)
+
+    def _stop_all(self) -> None:
+        """No credit: everything is stopped, disks bill on."""
+        for instance in self._ledger.existing():
+            if instance.destroyed_at is None and instance.intended == RUNNING:
+                self._provider.set_state(instance.id, STOPPED)
+
+    async def _bury(self, instance: Instance, destroyed_at: float, now: float) -> None:
+        if self._boxes.exists(instance.id):
+            self._ledger.set_traffic(instance.id, self._boxes.traffic(instance.id))
+            await self._boxes.wipe(instance.id)
+        if now >= destroyed_at + GONE_AFTER_S / self._provider.time_scale:
+            self._ledger.change(instance.id, gone=True, allocated=False, ports=None)
+
+    async def _advance(self, instance: Instance, now: float) -> None:
+        if instance.intended == RUNNING and not instance.allocated and self._provider.gpus_free(instance):
+            self._ledger.change(instance.id, allocated=True, changed_at=now)  # a queued start comes true
+            return
+        status = next_status(instance, now, self._provider.time_scale)
+        if status is not None:
+            await self._move(instance, status, now)
+            return
+        if instance.offline_until and not instance.offline(now):
+            instance = self._ledger.change(instance.id, offline_until=0.0)  # it bills again
+        if instance.status == RUNNING:
+            await self._keep_reachable(instance, now)
+        elif self._boxes.is_up(instance.id):
+            await self._boxes.switch_off(instance.id)  # it is restarting
+
+    async def _move(self, instance: Instance, status: str, now: float) -> None:
+        """Prepare the disk or the processes for the next status, then let it hold."""
+        if instance.status == RECYCLING:
+            await self._boxes.wipe(instance.id)
+        if status == LOADING and not self._boxes.exists(instance.id):
+            image = self._provider.images.find(instance.image)
+            if image is None:
+                failed = f"Error response from daemon: manifest for {instance.image} not found: manifest unknown"
+                self._ledger.change(instance.id, status=CREATED, status_msg=failed, changed_at=now)
+                return
+            self._boxes.create(instance, image)
+        if status in (EXITED, RUNNING) and self._boxes.exists(instance.id):
+            await self._boxes.switch_off(instance.id)
+        current = self._ledger.get(instance.id)
+        if current is None or next_status(current, now, self._provider.time_scale) != status:
+            return  # something was asked meanwhile: the next tick decides anew
+        current = moved(current, status, now, self._provider.time_scale)
+        if status == RUNNING:
+            taken = [port for other in self._ledger.existing() for port in other.ports or ()]
+            current = replace(current, ports=free_ports(taken))
+        self._ledger.save(current, now)
+
+    async def _keep_reachable(self, instance: Instance, now: float) -> None:
+        """sshd is up exactly while the box is running, online and not refusing."""
+        self._boxes.allow(instance, now)
+        self._ledger.set_traffic(instance.id, self._boxes.traffic(instance.id))
+        up = self._boxes.is_up(instance.id)
+        if instance.offline(now) or now < self._refused_until.get(instance.id, 0.0):
+            if up:
+                await self._boxes.silence(instance.id)
+        elif not up:
+            self._boxes.start(instance, boot=instance.needs_boot)
+            if instance.needs_boot:
+                self._ledger.change(instance.id, needs_boot=False)
+
+    # What happens to a host without anybody asking: the faults of that kind
+
+    def host_goes_offline(self, instance: Instance, seconds: float) -> None:
+        self._ledger.change(instance.id, offline_until=time.time() + seconds)
+
+    def ssh_refuses(self, instance: Instance, seconds: float) -> None:
+        self._refused_until[instance.id] = time.time() + seconds
+
+    def ssh_is_cut(self, instance: Instance, after_bytes: int) -> None:
+        self._boxes.cut_after(instance.id, after_bytes)
+
+    def row_vanishes(self, instance: Instance, seconds: float) -> None:
+        self._ledger.change(instance.id, listed_from=time.time() + seconds)
