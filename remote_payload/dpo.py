@@ -1,0 +1,54 @@
+"""Direct preference optimisation: the SFT adapter goes on, against a frozen copy of itself as the reference.
+
+Without an SFT stage in the job it starts from a fresh adapter, whose reference is the base model.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from datasets import Dataset
+from trl import DPOConfig, DPOTrainer
+
+from remote_payload import script, tokens, training
+from remote_payload.contract import Exit, JobFile, Stage
+from remote_payload.layout import Layout
+from remote_payload.progress import Events
+from remote_payload.rows import read_dpo
+from remote_payload.script import ScriptFailed
+from remote_payload.tokenizer import load_tokenizer
+
+
+class PairTrainer(DPOTrainer):  # type: ignore[misc]  # trl is untyped
+    """DPOTrainer on pairs that are ids already: those `prepare` counted, not what the library would tokenize."""
+
+    def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
+        return dataset
+
+
+def dpo(layout: Layout, job: JobFile, events: Events) -> Exit:
+    if job.dpo is None or job.dpo_data is None:
+        raise ScriptFailed(Exit.BAD_CONFIG, "job.json asks for DPO without its settings or data")
+    settings = training.arguments(layout, job, Stage.DPO, job.dpo)
+    tokenizer = load_tokenizer(layout)
+    pairs = tokens.pairs(tokenizer, read_dpo(layout, job.dpo_data).rows, job)
+    parent = layout.adapter(Stage.SFT) if job.sft else None
+    trainer = PairTrainer(
+        model=training.attach_adapter(training.load_base(layout, job), job, parent),
+        args=DPOConfig(**settings, beta=job.dpo.beta, loss_type=["sigmoid"]),
+        train_dataset=Dataset.from_dict(
+            {
+                "prompt_ids": [p.prompt for p in pairs],
+                "chosen_ids": [p.chosen for p in pairs],
+                "rejected_ids": [p.rejected for p in pairs],
+            }
+        ),
+        processing_class=tokenizer,
+    )
+    mark = training.fingerprint(layout, job, job.dpo, job.dpo_data.sha256, parent)
+    return training.train(trainer, layout, job, Stage.DPO, events, mark)
+
+
+if __name__ == "__main__":
+    sys.exit(script.run(Stage.DPO, dpo))

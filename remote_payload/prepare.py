@@ -1,0 +1,218 @@
+"""Before anything is trained: read the data, say what was read, and refuse what would train the wrong thing.
+
+Prints the integration line, alone on its line, from the rows really read; then the Prepared JSON. Writes
+run/prepared.json. Exit 20 when the data is unsound, 21 when its counts are not those the job announced.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+import platform
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from remote_payload import contract, script, templates, tokens
+from remote_payload.contract import Exit, JobFile, Prepared, Stage, StageTraining
+from remote_payload.layout import Layout
+from remote_payload.progress import Events
+from remote_payload.rows import Row, Table, read_dpo, read_sft
+from remote_payload.script import ScriptFailed
+
+SHOWN = 20  # objections; the rest is a number
+PROBES = 200  # strings of the data on which two tokenizers must agree
+LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers")
+EMPTY = Table([], [])
+# Safetensors only: a pickle is a program, and no code of the repository is wanted either.
+MODEL_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.txt", "tokenizer.model"]
+
+
+@dataclass
+class Findings:
+    """What the data turns out to be, gathered on the way; `problems` in the order of finding."""
+
+    sft: Table = EMPTY
+    dpo: Table = EMPTY
+    eval: Table = EMPTY
+    kept: dict[str, int] = field(default_factory=dict)
+    truncated: dict[str, int] = field(default_factory=dict)
+    tokens: dict[str, int] = field(default_factory=dict)
+    steps: dict[str, int] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    code: Exit = Exit.OK
+
+    def object(self, code: Exit, problems: Iterable[str]) -> None:
+        """Note `problems`; the first code noted is the one prepare ends with."""
+        new = list(problems)
+        if new and self.code is Exit.OK:
+            self.code = code
+        self.problems += new
+
+
+def prepare(layout: Layout, job: JobFile, events: Events) -> Exit:
+    found = Findings()
+    line = read(layout, job, found)
+    with open(layout.log, "a", encoding="utf-8") as log:
+        log.write(f"{line}\n")
+    print(line, flush=True)
+    events.emit("integration", line=line, sft=len(found.sft.rows), dpo=len(found.dpo.rows))
+    if found.code is Exit.OK:
+        fetch_model(layout, job)
+        tokenize(layout, job, found)
+    prepared = conclude(found, line)
+    contract.write_whole(layout.prepared, contract.dump(prepared))
+    events.emit("prepared", ok=prepared.ok, kept=found.kept, truncated=found.truncated, steps=found.steps)
+    print(contract.dump(prepared), flush=True)
+    return found.code
+
+
+def read(layout: Layout, job: JobFile, found: Findings) -> str:
+    """Read and count every row, hold the counts against the job's, and return the integration line."""
+    if job.sft_data:
+        found.sft = read_sft(layout, job.sft_data)
+    if job.dpo_data:
+        found.dpo = read_dpo(layout, job.dpo_data)
+    if job.eval_data:
+        found.eval = read_sft(layout, job.eval_data)
+    for table in (found.sft, found.dpo, found.eval):
+        found.object(Exit.BAD_DATA, (str(problem) for problem in table.problems))
+    sft, dpo = len(found.sft.rows), len(found.dpo.rows)
+    found.object(Exit.INTEGRATION, count_problems(job, sft, dpo))
+    return job.integration.line(sft, dpo)
+
+
+def count_problems(job: JobFile, sft: int, dpo: int) -> list[str]:
+    """How the rows read differ from those announced in the spec and counted on the workstation."""
+    announced = job.integration
+    problems = [] if announced.tag.strip() else ["the job has no integration tag, so its line could be anybody's"]
+    for name, rows, source, promised in (
+        ("SFT", sft, job.sft_data, announced.sft_rows),
+        ("DPO", dpo, job.dpo_data, announced.dpo_rows),
+    ):
+        if rows != promised:
+            problems.append(f"{rows} {name} rows read, {promised} announced")
+        if source and rows != source.rows:
+            problems.append(f"{rows} {name} rows read, the workstation counted {source.rows}")
+    return problems
+
+
+def fetch_model(layout: Layout, job: JobFile) -> None:
+    """The base model in place: uploaded already, or downloaded from the hub (HF_TOKEN in the environment if needed)."""
+    if (layout.model / "config.json").exists():
+        return
+    if not job.model.repo:
+        raise ScriptFailed(Exit.BAD_CONFIG, f"the base model {job.model.name} was not uploaded and names no repository")
+    from huggingface_hub import snapshot_download
+
+    print(f"fetching {job.model.repo} at {job.model.revision or 'its newest revision'}", flush=True)
+    snapshot_download(job.model.repo, revision=job.model.revision, local_dir=layout.model, allow_patterns=MODEL_FILES)
+
+
+def tokenize(layout: Layout, job: JobFile, found: Findings) -> None:
+    """Turn the rows into the very ids the trainers will see, count them, and check what must hold of each."""
+    from remote_payload.tokenizer import end_ids, load_tokenizer
+
+    tokenizer = load_tokenizer(layout)
+    strings = [text for row in (*found.sft.rows, *found.dpo.rows) for text in texts(row)][:PROBES]
+    found.object(Exit.PREFLIGHT, parity_problems(layout.model / "tokenizer.json", tokenizer, strings))
+    answers = [answer for row in found.sft.rows for answer in templates.answers(row)]
+    objection = templates.objection(tokenizer, answers, job.reasoning)
+    found.object(Exit.BAD_DATA, [objection] if objection else [])
+    ends = end_ids(layout, tokenizer)
+
+    if job.sft and job.sft_data:
+        samples = tokens.samples(tokenizer, found.sft.rows, job)
+        _count(found, Stage.SFT, job.sft, job.batch_size, [(len(s.ids), s.truncated) for s in samples])
+        ids = [(s.ids, s.truncated) for s in samples]
+        found.object(Exit.BAD_DATA, border_problems("SFT", tokenizer, ends, ids))
+    if job.dpo and job.dpo_data:
+        pairs = tokens.pairs(tokenizer, found.dpo.rows, job)
+        lengths = [(2 * len(p.prompt) + len(p.chosen) + len(p.rejected), p.truncated) for p in pairs]
+        _count(found, Stage.DPO, job.dpo, job.batch_size, lengths)
+        ids = [(p.prompt + answer, p.truncated) for p in pairs for answer in (p.chosen, p.rejected)]
+        found.object(Exit.BAD_DATA, border_problems("DPO", tokenizer, ends, ids))
+
+
+def steps(rows: int, training: StageTraining, batch: int) -> int:
+    """Optimizer steps: rows times epochs over the global batch, rounded up, capped by the spec's max_steps."""
+    derived = math.ceil(rows * training.epochs / batch)
+    return min(derived, training.max_steps or derived)
+
+
+def parity_problems(raw_file: Path, tokenizer: Any, strings: list[str]) -> list[str]:
+    """Where the library's tokenizer and the model's own tokenizer.json disagree: some versions lose every space."""
+    if not raw_file.exists():
+        return []
+    from tokenizers import Tokenizer
+
+    raw = Tokenizer.from_file(str(raw_file))
+    for text in strings:
+        ours = tokenizer(text, add_special_tokens=False)["input_ids"]
+        own = raw.encode(text, add_special_tokens=False).ids
+        if ours != own:
+            return [f"transformers tokenizes {text[:60]!r} unlike the model's tokenizer.json: {ours[:8]} and {own[:8]}"]
+    return []
+
+
+def border_problems(name: str, tokenizer: Any, ends: set[int], rows: list[tuple[list[int], bool]]) -> list[str]:
+    """Rows that begin with a doubled or missing beginning-of-text token, or whose last label is no end token."""
+    if not rows:
+        return [f"no {name} row is left to train on within max_length"]
+    bos = tokenizer.bos_token_id
+    adds_bos = tokenizer("a")["input_ids"][0] == bos
+    doubled = sum(bos is not None and ids[:2] == [bos, bos] for ids, _ in rows)
+    lacking = sum(adds_bos and ids[0] != bos for ids, _ in rows)
+    unended = sum(not truncated and ids[-1] not in ends for ids, truncated in rows)
+    problems = {
+        f"{doubled} of {len(rows)} {name} rows begin with {tokenizer.bos_token} twice": doubled,
+        f"{lacking} of {len(rows)} {name} rows do not begin with {tokenizer.bos_token}": lacking,
+        f"{unended} of {len(rows)} {name} rows do not end in an end-of-text token: the model would not stop": unended,
+    }
+    return [problem for problem, count in problems.items() if count]
+
+
+def texts(row: Row) -> list[str]:
+    """Every piece of text of a row, as a person wrote it."""
+    pieces = []
+    for value in row.values():
+        if isinstance(value, str):
+            pieces.append(value)
+        elif isinstance(value, list):
+            pieces += [message["content"] for message in value]
+    return pieces
+
+
+def conclude(found: Findings, line: str) -> Prepared:
+    hidden = len(found.problems) - SHOWN
+    return Prepared(
+        ok=found.code is Exit.OK,
+        line=line,
+        sft_rows=len(found.sft.rows),
+        dpo_rows=len(found.dpo.rows),
+        eval_rows=len(found.eval.rows),
+        kept=found.kept,
+        truncated=found.truncated,
+        steps=found.steps,
+        tokens=found.tokens,
+        problems=found.problems[:SHOWN] + ([f"and {hidden} more"] if hidden > 0 else []),
+        exit_code=found.code,
+        versions={
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in LIBRARIES},
+        },
+    )
+
+
+def _count(found: Findings, stage: Stage, training: StageTraining, batch: int, rows: list[tuple[int, bool]]) -> None:
+    """Rows as (tokens, truncated), into the counts of `stage`."""
+    found.kept[stage] = len(rows)
+    found.truncated[stage] = sum(truncated for _, truncated in rows)
+    found.tokens[stage] = sum(length for length, _ in rows)
+    found.steps[stage] = steps(len(rows), training, batch)
+
+
+if __name__ == "__main__":
+    sys.exit(script.run(None, prepare))

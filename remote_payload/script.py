@@ -1,0 +1,55 @@
+"""How every stage script begins and ends: read job.json, do the work, turn what went wrong into an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from remote_payload.contract import ContractError, Exit, JobFile, Stage
+from remote_payload.layout import Layout, plan_of
+from remote_payload.progress import Events
+
+
+class ScriptFailed(Exception):
+    """The stage cannot go on; `code` tells the daemon what kind of act follows, the message tells the person why."""
+
+    def __init__(self, code: Exit, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+Body = Callable[[Layout, JobFile, Events], Exit]
+
+
+def run(stage: Stage | None, body: Body) -> int:
+    """Call `body` for the job under --root and return the exit code; `stage` None is a script outside the chain."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--root", type=Path, default=Path())
+    layout = Layout(parser.parse_args().root.resolve())
+    events = Events(layout.events)
+    try:
+        job = layout.read_job()
+        plan = plan_of(job, stage) if stage else None
+        events = Events(layout.events, stage, plan.nonce if plan else None)
+        return body(layout, job, events)
+    except ScriptFailed as failure:
+        return _report(events, failure.code, str(failure))
+    except ContractError as error:
+        return _report(events, Exit.BAD_CONFIG, str(error))
+    except OSError as error:
+        traceback.print_exc()
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return _report(events, Exit.OUT_OF_DISK if full else Exit.INTERNAL, f"{type(error).__name__}: {error}")
+    except Exception as error:  # noqa: BLE001  # a script ends in an exit code, whatever happened
+        traceback.print_exc()
+        return _report(events, Exit.INTERNAL, f"{type(error).__name__}: {error}")
+
+
+def _report(events: Events, code: Exit, message: str) -> int:
+    print(f"exit {code} ({code.name}): {message}", file=sys.stderr, flush=True)
+    events.emit("error", code=int(code), msg=message)
+    return code

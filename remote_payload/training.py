@@ -1,0 +1,210 @@
+"""What SFT and DPO share: load the base model, attach the adapter, train with resume, leave adapter and result."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, set_seed
+
+from remote_payload import checkpoints, contract, hashes, placement
+from remote_payload.callback import Progress
+from remote_payload.contract import Exit, JobFile, Stage, StageTraining
+from remote_payload.layout import Layout
+from remote_payload.progress import Events
+from remote_payload.script import ScriptFailed
+
+HEAD = 1 << 20  # bytes of each weight file that enter the fingerprint: its header names every tensor and its place
+
+
+def device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def load_base(layout: Layout, job: JobFile) -> Any:
+    """The base model, bf16 on cards and fp32 without: a CPU's bf16 is slow and the demo's models are small."""
+    placement.refuse_launchers(os.environ)
+    if job.placement == "single":
+        os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    transformers.logging.set_verbosity_warning()
+    cards = torch.cuda.device_count()
+    spread = placement.device_map(job.placement, cards)
+    dtype = torch.bfloat16 if cards else torch.float32
+    model = AutoModelForCausalLM.from_pretrained(
+        layout.model, dtype=dtype, device_map=spread, attn_implementation="sdpa", local_files_only=True
+    )
+    placement.refuse_replicas(getattr(model, "hf_device_map", None), cards)
+    print(f"base model: {dtype}, {cards} cards, device map {spread}, {model.num_parameters():,} parameters", flush=True)
+    return model
+
+
+def attach_adapter(model: Any, job: JobFile, adapter: Path | None) -> PeftModel:
+    """A trainable LoRA on `model`: the one at `adapter` going on, or a fresh one.
+
+    Raises ScriptFailed (10) when anything but the adapter would be trained, or nothing.
+    """
+    set_seed(job.seed)
+    if adapter:
+        peft = PeftModel.from_pretrained(model, adapter, is_trainable=True)
+    else:
+        lora = job.lora
+        peft = get_peft_model(
+            model,
+            LoraConfig(
+                r=lora.r,
+                lora_alpha=lora.alpha,
+                lora_dropout=lora.dropout,
+                target_modules=lora.target_modules,
+                bias="none",
+                task_type="CAUSAL_LM",
+            ),
+        )
+    # PEFT looks this name up at every save, on the hub if it must; the folder is the answer that needs no network.
+    peft.peft_config["default"].base_model_name_or_path = model.config.name_or_path
+    trained = [name for name, weight in peft.named_parameters() if weight.requires_grad]
+    if not trained or any("lora_" not in name for name in trained):
+        raise ScriptFailed(Exit.BAD_CONFIG, f"{len(trained)} trainable weights, expected those of the adapter alone")
+    return peft
+
+
+def arguments(layout: Layout, job: JobFile, stage: Stage, training: StageTraining) -> dict[str, Any]:
+    """The settings SFTConfig and DPOConfig have in common."""
+    on_card = device() == "cuda"
+    micro = placement.micro_batch(
+        job.batch_size, remembered_micro_batch(layout, stage) or job.micro_batch_size, device()
+    )
+    print(f"{stage}: global batch {job.batch_size} = {micro} x {job.batch_size // micro} accumulated", flush=True)
+    return {
+        "output_dir": str(layout.stage(stage)),
+        "max_steps": planned_steps(layout, stage),
+        "max_length": job.max_length,
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": job.batch_size // micro,
+        "learning_rate": training.lr,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 0.03,  # below 1 it is a share of the steps
+        "max_grad_norm": 1.0,
+        "optim": "adamw_torch_fused" if on_card else "adamw_torch",
+        "bf16": on_card,
+        "use_cpu": not on_card,
+        "activation_checkpointing": on_card,  # it buys card memory for time; a CPU run is small and short of time
+        "activation_checkpointing_kwargs": {"use_reentrant": False},  # the reentrant kind loses gradients of LoRA
+        "save_strategy": "steps",
+        "save_steps": job.checkpoint_every,
+        "save_total_limit": None,  # only sealed checkpoints may be counted, so the callback prunes
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,  # it would print a NaN as 0.0
+        "include_num_input_tokens_seen": "non_padding",
+        "seed": job.seed,
+        "data_seed": job.seed,
+        "report_to": [],
+        "disable_tqdm": True,
+    }
+
+
+def train(trainer: Any, layout: Layout, job: JobFile, stage: Stage, events: Events, fingerprint: str) -> Exit:
+    """Run `trainer` from the newest whole checkpoint to its last step, then leave the adapter and result.json.
+
+    Returns STOPPED after a checkpoint when asked to stop. Raises ScriptFailed: 40, 42 from the gates, 50 when the
+    checkpoints are another training's, 70 when memory is short (half the micro batch is remembered for the next try).
+    """
+    progress = Progress(layout, stage, events, fingerprint, job.checkpoint_keep)
+    trainer.add_callback(progress)
+    newest, damaged = checkpoints.newest_whole(layout.stage(stage), fingerprint)
+    for folder in damaged:
+        events.emit("warn", msg=f"damaged checkpoint set aside as {folder.name}")
+    if newest:
+        events.emit("resume", step=int(newest.name.removeprefix(checkpoints.PREFIX)), path=newest.name)
+    began = time.monotonic()
+    try:
+        trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+    except torch.OutOfMemoryError as error:
+        halved = max(1, trainer.args.per_device_train_batch_size // 2)
+        _micro_batch_file(layout, stage).write_text(str(halved))
+        raise ScriptFailed(Exit.OUT_OF_MEMORY, f"out of card memory; next try with {halved} rows a forward") from error
+    if trainer.state.global_step < trainer.args.max_steps:
+        return Exit.STOPPED
+    save_adapter(trainer.model, layout.adapter(stage), job.model.name)
+    losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    result = {
+        "outputs": sorted(p.relative_to(layout.root).as_posix() for p in layout.adapter(stage).iterdir()),
+        "steps": trainer.state.global_step,
+        "metrics": {
+            "loss_first": losses[0],
+            "loss_last": losses[-1],
+            "tokens": float(trainer.state.num_input_tokens_seen),
+            "seconds": round(time.monotonic() - began, 3),
+        },
+    }
+    contract.write_whole(layout.result(stage), json.dumps(result))
+    return Exit.OK
+
+
+def save_adapter(model: PeftModel, folder: Path, base_name: str) -> None:
+    """The trained adapter as two files that depend on nothing but the training: no path of this box, no set order."""
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(partial, selected_adapters=["default"])
+    for extra in (p for p in partial.iterdir() if p.name not in ("adapter_model.safetensors", "adapter_config.json")):
+        extra.unlink()
+    config = json.loads((partial / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = base_name
+    config["target_modules"] = sorted(config["target_modules"])
+    contract.write_whole(partial / "adapter_config.json", json.dumps(config, indent=2, sort_keys=True))
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+
+
+def planned_steps(layout: Layout, stage: Stage) -> int:
+    """As `prepare` derived them. Raises ScriptFailed (20) when prepare has not passed: its gates guard the money."""
+    prepared = layout.read_prepared()
+    if not prepared.ok:
+        raise ScriptFailed(Exit.BAD_DATA, "prepare has not passed; nothing is trained before it does")
+    return prepared.steps[stage]
+
+
+def fingerprint(layout: Layout, job: JobFile, training: StageTraining, data_sha256: str, adapter: Path | None) -> str:
+    """sha256 over everything that must be equal for a resume to continue the same training.
+
+    The micro batch is not in it: the global batch stays, so a smaller one continues the same training in less memory.
+    """
+    model = {
+        path.name: [path.stat().st_size, hashlib.sha256(_head(path)).hexdigest()]
+        for path in sorted(layout.model.iterdir())
+        if path.suffix in (".json", ".safetensors", ".jinja", ".model")
+    }
+    settings = {
+        "model": model,
+        "data": data_sha256,
+        "lora": asdict(job.lora),
+        "training": asdict(training),
+        "batch_size": job.batch_size,
+        "max_length": job.max_length,
+        "seed": job.seed,
+        "reasoning": job.reasoning,
+        "parent": hashes.sha256(adapter / "adapter_model.safetensors") if adapter else None,
+    }
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def remembered_micro_batch(layout: Layout, stage: Stage) -> int | None:
+    file = _micro_batch_file(layout, stage)
+    return int(file.read_text()) if file.exists() else None
+
+
+def _micro_batch_file(layout: Layout, stage: Stage) -> Path:
+    return layout.stage(stage) / "micro_batch"
+
+
+def _head(path: Path) -> bytes:
+    with open(path, "rb") as f:
+        return f.read(HEAD)
