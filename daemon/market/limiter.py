@@ -1,0 +1,96 @@
+"""How often the market may be asked: one limiter for everything that is sent under one key.
+
+Vast.ai enforces a minimum interval per endpoint and key, and a key that keeps asking after refusals is shut out of
+everything. So a 429 quiets the whole key for a while. A destroy ends billing: it waits only for its own interval, and
+while one waits nothing else is sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from enum import StrEnum
+
+from daemon.clock import Clock
+
+
+class Call(StrEnum):
+    """A class of requests that share one limit."""
+
+    ACCOUNT = "account"
+    SEARCH = "search"
+    CREATE = "create"
+    SHOW = "show"
+    LIST = "list"
+    CHANGE = "change"  # start, stop, label
+    ATTACH = "attach"
+    LOGS = "logs"
+    CHARGES = "charges"
+    DESTROY = "destroy"
+
+
+# Seconds between two requests, as the market's documentation states them; where it states none, a close relative's.
+INTERVAL_S = {
+    Call.ACCOUNT: 1.0,
+    Call.SEARCH: 6.0,  # stated as 10 a minute
+    Call.CREATE: 4.5,
+    Call.SHOW: 2.0,
+    Call.LIST: 1.0,
+    Call.CHANGE: 1.0,
+    Call.ATTACH: 2.0,
+    Call.LOGS: 1.5,
+    Call.CHARGES: 1.0,
+    Call.DESTROY: 3.0,
+}
+MARGIN = 1.05  # requests may travel at different speeds; the market measures arrivals
+LONGEST_QUIET_S = 60.0  # a longer wait is the quota of one endpoint and leaves the others alone
+AFTER_DESTROY_S = 0.05  # so that of two who wake together the destroy is first
+
+
+class Limiter:
+    """Hands out turns. `time_scale` shortens every interval on a sandbox market."""
+
+    def __init__(self, clock: Clock, time_scale: float = 1.0) -> None:
+        self._clock = clock
+        self._scale = time_scale
+        self._free_at: dict[Call, float] = {}
+        self._quiet_until = float("-inf")
+        self._refusals: defaultdict[Call, int] = defaultdict(int)
+        self._destroys_waiting = 0
+
+    async def turn(self, call: Call) -> None:
+        """Return when a request of this kind may be sent, and count it as sent."""
+        urgent = call is Call.DESTROY
+        self._destroys_waiting += urgent
+        try:
+            while (wait_s := self.wait_s(call)) > 0:  # noqa: ASYNC110 - a time is waited for, not an event
+                await asyncio.sleep(wait_s)
+            self._free_at[call] = self._clock.mono() + self._interval(call)
+        finally:
+            self._destroys_waiting -= urgent
+
+    def wait_s(self, call: Call) -> float:
+        """Seconds until a request of this kind may be sent, as far as is known now; zero or less: at once."""
+        free_at = self._free_at.get(call, self._clock.mono())
+        if call is not Call.DESTROY:
+            free_at = max(free_at, self._quiet_until)
+            if self._destroys_waiting:
+                free_at = max(free_at, self._free_at[Call.DESTROY] + AFTER_DESTROY_S / self._scale)
+        return free_at - self._clock.mono()
+
+    def refused(self, call: Call, stated_s: float | None) -> float:
+        """The market answered 429, perhaps stating a wait. Returns for how many seconds such requests will wait now."""
+        self._refusals[call] += 1
+        doubled = min(INTERVAL_S[call] * 2 ** self._refusals[call], LONGEST_QUIET_S)
+        wait_s = doubled / self._scale if stated_s is None else stated_s
+        self._free_at[call] = self._clock.mono() + wait_s
+        if wait_s <= LONGEST_QUIET_S:
+            self._quiet_until = max(self._quiet_until, self._free_at[call])
+        return wait_s
+
+    def accepted(self, call: Call) -> None:
+        """The market answered something else: the next refusal starts from the shortest wait again."""
+        self._refusals[call] = 0
+
+    def _interval(self, call: Call) -> float:
+        return INTERVAL_S[call] * MARGIN / self._scale

@@ -1,0 +1,68 @@
+"""The limiter: intervals per kind of request, quiet after a refusal, destroys first."""
+
+from __future__ import annotations
+
+import asyncio
+
+from daemon.clock import ManualClock, SystemClock
+from daemon.market.limiter import INTERVAL_S, LONGEST_QUIET_S, Call, Limiter
+
+
+async def test_the_same_kind_waits_its_interval_and_another_kind_does_not():
+    """A second create waits for the create's interval; a listing is free at once."""
+    limiter = Limiter(ManualClock())
+
+    await limiter.turn(Call.CREATE)
+
+    assert limiter.wait_s(Call.CREATE) >= INTERVAL_S[Call.CREATE]
+    assert limiter.wait_s(Call.LIST) <= 0
+
+
+async def test_a_refusal_quiets_the_key_but_not_a_destroy():
+    """After a 429 nothing is sent for a while, except a destroy."""
+    limiter = Limiter(ManualClock())
+
+    limiter.refused(Call.LIST, 20.0)
+
+    assert limiter.wait_s(Call.LIST) == limiter.wait_s(Call.SHOW) == 20.0
+    assert limiter.wait_s(Call.DESTROY) <= 0
+
+
+def test_a_spent_daily_quota_concerns_its_own_endpoint_only():
+    """A wait of hours is one endpoint's quota; instances can still be listed."""
+    limiter = Limiter(ManualClock())
+
+    limiter.refused(Call.SEARCH, 8 * 3600.0)
+
+    assert limiter.wait_s(Call.SEARCH) == 8 * 3600.0
+    assert limiter.wait_s(Call.LIST) <= 0
+
+
+def test_refusals_in_a_row_wait_longer_each_time():
+    """Without a stated wait it doubles up to the cap, and an accepted request starts it over."""
+    limiter = Limiter(ManualClock())
+
+    waits = [limiter.refused(Call.LIST, None) for _ in range(8)]
+    limiter.accepted(Call.LIST)
+
+    assert waits[:3] == [2.0, 4.0, 8.0]
+    assert waits[-1] == LONGEST_QUIET_S
+    assert limiter.refused(Call.LIST, None) == waits[0]
+
+
+async def test_a_waiting_destroy_goes_before_a_waiting_poll():
+    """A poll that waited first is sent after the destroy that came later."""
+    limiter = Limiter(SystemClock(), time_scale=30.0)
+    sent: list[Call] = []
+
+    async def send(call: Call) -> None:
+        await limiter.turn(call)
+        sent.append(call)
+
+    await limiter.turn(Call.DESTROY)
+    await limiter.turn(Call.LIST)
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(send(Call.LIST))
+        tasks.create_task(send(Call.DESTROY))
+
+    assert sent == [Call.DESTROY, Call.LIST]
