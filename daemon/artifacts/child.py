@@ -1,0 +1,168 @@
+"""Start `llama_child.py` fenced, ask it one request, and believe no more of its answer than its shape.
+
+The child has limits on memory, CPU and files, a scrubbed environment (no key, no agent, no home) and a time limit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import os
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from daemon import platform
+
+SCRIPT = Path(__file__).with_name("llama_child.py")
+BESIDE_MODEL = 3 << 30  # bytes of address space for Python, numpy, context and logits
+START_S = 120.0  # wall time for imports and a cold disk
+SECONDS_PER_GB = 240.0  # wall time per 1e9 bytes of model; a slow single core needs a quarter of it
+MAX_REPLY = 64 << 20  # bytes
+
+
+class ChildFailed(Exception):
+    """The child ended badly, took too long, or answered something else than it was asked for."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Score ids[start:] of one prompt. `wanted[i]` are sets of token ids whose log probabilities are asked at i."""
+
+    ids: tuple[int, ...]
+    start: int
+    wanted: tuple[tuple[tuple[int, ...], ...], ...]
+
+
+@dataclass(frozen=True)
+class Request:
+    """Texts to split into tokens, prompts to score, and one prompt to continue greedily."""
+
+    gguf: str
+    texts: tuple[str, ...]
+    prompts: tuple[Ask, ...]
+    greedy_ids: tuple[int, ...]
+    greedy_tokens: int
+    context: int  # tokens
+    threads: int
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Log probabilities of one wanted set, in its order, and of all other tokens together."""
+
+    logs: tuple[float, ...]
+    tail: float
+
+
+@dataclass(frozen=True)
+class Position:
+    """The model's likeliest token and the scores of each wanted set; None instead where logits are not all numbers."""
+
+    choice: int
+    scores: tuple[Scores, ...]
+
+
+@dataclass(frozen=True)
+class Reply:
+    vocabulary: int
+    tokens: tuple[tuple[int, ...], ...]
+    prompts: tuple[tuple[Position | None, ...], ...]
+    greedy_text: str
+    greedy_ended: bool
+    load_s: float
+    score_s: float
+
+
+def missing() -> str:
+    """Which package the child needs and does not find here; '' when none is missing. Imports neither."""
+    from importlib.util import find_spec
+
+    return next((name for name in ("numpy", "llama_cpp") if find_spec(name) is None), "")
+
+
+def threads() -> int:
+    """One fewer than the cores: llama.cpp's threads spin while they wait, so one busy core stalls them all."""
+    return max(1, (os.cpu_count() or 1) - 1)
+
+
+async def ask(request: Request, size: int) -> Reply:
+    """The answer about a GGUF of `size` bytes. Raises ChildFailed; never leaves a child behind."""
+    limit_s = START_S + SECONDS_PER_GB * size / 1e9
+    fence = platform.child_limits(size + BESIDE_MODEL, int(limit_s * request.threads))
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-I",
+        str(SCRIPT),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env=_environment(),
+        preexec_fn=fence,
+    )
+    try:
+        async with asyncio.timeout(limit_s):
+            output, errors = await process.communicate(json.dumps(asdict(request)).encode())
+    except TimeoutError as error:
+        raise ChildFailed(f"no answer within {limit_s:.0f} s") from error
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if process.returncode:
+        raise ChildFailed(f"ended with code {process.returncode}: {_last_line(errors)}")
+    return _parsed(request, output)
+
+
+def _environment() -> dict[str, str]:
+    kept = {key: os.environ[key] for key in ("PATH", "SYSTEMROOT", "LD_LIBRARY_PATH") if key in os.environ}
+    return kept | {"OMP_WAIT_POLICY": "passive", "OPENBLAS_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def _last_line(errors: bytes) -> str:
+    lines = errors[-4096:].decode(errors="replace").strip().splitlines() or ["nothing on standard error"]
+    return "".join(c for c in lines[-1] if c.isprintable())[:300]
+
+
+def _parsed(request: Request, output: bytes) -> Reply:
+    """The reply, with exactly as many parts as were asked for, every number finite."""
+    if len(output) > MAX_REPLY:
+        raise ChildFailed(f"answered {len(output)} bytes")
+    try:
+        raw = json.loads(output.splitlines()[-1])
+        reply = Reply(
+            vocabulary=int(raw["vocabulary"]),
+            tokens=tuple(tuple(int(i) for i in ids) for ids in raw["tokens"]),
+            prompts=tuple(tuple(_position(p) for p in prompt) for prompt in raw["prompts"]),
+            greedy_text=str(raw["greedy_text"]),
+            greedy_ended=bool(raw["greedy_ended"]),
+            load_s=float(raw["load_s"]),
+            score_s=float(raw["score_s"]),
+        )
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
+        raise ChildFailed(f"answered something else than was asked: {error}") from error
+    if len(reply.tokens) != len(request.texts) or len(reply.prompts) != len(request.prompts):
+        raise ChildFailed("answered other questions than were asked")
+    for asked, positions in zip(request.prompts, reply.prompts, strict=True):
+        if len(positions) != len(asked.wanted) or not all(map(_answers, positions, asked.wanted)):
+            raise ChildFailed("answered other questions than were asked")
+    return reply
+
+
+def _answers(position: Position | None, wanted: tuple[tuple[int, ...], ...]) -> bool:
+    return position is None or [len(scores.logs) for scores in position.scores] == [len(tokens) for tokens in wanted]
+
+
+def _position(raw: dict[str, Any]) -> Position | None:
+    if not raw["finite"]:
+        return None
+    return Position(int(raw["choice"]), tuple(_scores(scores) for scores in raw["sets"]))
+
+
+def _scores(raw: dict[str, Any]) -> Scores:
+    scores = Scores(tuple(float(log) for log in raw["logs"]), float(raw["tail"]))
+    if not all(math.isfinite(log) for log in (*scores.logs, scores.tail)):
+        raise ValueError("a probability that is not a number")
+    return scores

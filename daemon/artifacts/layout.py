@@ -1,0 +1,30 @@
+"""Where a file of the manifest lies on this computer: `run/out/<x>` on the box is `<folder>/<x>` here."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+
+from remote_payload.contract import OUT_DIR, RUN_DIR, ContractError, checked_path
+
+OUT = PurePosixPath(RUN_DIR) / OUT_DIR
+
+# Nothing that some program would unpickle or execute.
+SUFFIXES = frozenset({".gguf", ".safetensors", ".json", ".jsonl", ".txt", ".jinja", ".md"})
+
+
+def local_name(path: str) -> PurePosixPath:
+    """The manifest's `path` relative to the incoming folder.
+
+    Raises ContractError for a path outside run/out, one that could leave the folder, and a kind of file we do not take.
+    """
+    pure = checked_path(path)
+    if not pure.is_relative_to(OUT) or pure == OUT:
+        raise ContractError(f"{path!r} is not under {OUT}")
+    if pure.suffix.lower() not in SUFFIXES:
+        raise ContractError(f"{path!r} is not one of the accepted kinds: {' '.join(sorted(SUFFIXES))}")
+    return pure.relative_to(OUT)
+
+
+def local_path(folder: Path, path: str) -> Path:
+    """Where the manifest's `path` lies under `folder`. Raises ContractError as `local_name` does."""
+    return folder / local_name(path)
