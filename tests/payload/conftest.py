@@ -1,40 +1,17 @@
-"""Boxes for the payload's tests: a folder laid out as on a rented machine, commands run by the image's python."""
+"""The box image's python, a tiny base model, and boxes made of both."""
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
 import os
-import signal
 import subprocess
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from payload_box import REPOSITORY, Box, build_box, dpo_rows, sft_rows, wait_for
 
-from remote_payload import contract
-from remote_payload.contract import (
-    DataFile,
-    Done,
-    Exit,
-    Failed,
-    Integration,
-    JobFile,
-    Lora,
-    ModelSource,
-    Stage,
-    StagePlan,
-    StageTraining,
-)
-from remote_payload.layout import Layout
-
-REPOSITORY = Path(__file__).resolve().parents[2]
-TAG = "V2 FOREX INTEGRATION"
-PATIENCE_S = 90.0
+from remote_payload.contract import Stage
 
 
 @pytest.fixture(scope="session")
@@ -54,161 +31,28 @@ def tiny_model(box_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return folder
 
 
-@dataclass
-class Box:
-    """One image root. Its job can be changed and written again between commands."""
-
-    layout: Layout
-    python: Path
-    job: JobFile
-
-    def set(self, **changes: Any) -> None:
-        self.job = dataclasses.replace(self.job, **changes)
-        self.write_job()
-
-    def write_job(self) -> None:
-        contract.write_whole(self.layout.run / contract.JOB_FILE, contract.dump(self.job))
-
-    def environment(self, **more: str) -> dict[str, str]:
-        own = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-        clean = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
-        return {**clean, **own, **more}
-
-    def popen(self, *command: str, **environment: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [self.python, "-m", f"remote_payload.{command[0]}", *command[1:]],
-            cwd=self.layout.root,
-            env=self.environment(**environment),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def call(self, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        process = self.popen(*command, **environment)
-        out, err = process.communicate(timeout=PATIENCE_S)
-        return subprocess.CompletedProcess(command, process.returncode, out, err)
-
-    def prepare(self) -> None:
-        done = self.call("prepare")
-        assert done.returncode == Exit.OK, done.stdout + done.stderr
-
-    def train(self, stage: Stage) -> None:
-        """Run one stage to its end, without the chain."""
-        done = self.call(stage.lower())
-        assert done.returncode == Exit.OK, done.stdout + done.stderr
-
-    def start(self, nonce: str, **environment: str) -> dict[str, Any]:
-        started = self.call("run", "start", "--nonce", nonce, **environment)
-        assert started.returncode == Exit.OK, started.stderr
-        return dict(json.loads(started.stdout))
-
-    def status(self) -> dict[str, Any]:
-        return dict(json.loads(self.call("run", "status").stdout))
-
-    def events(self, kind: str) -> list[dict[str, Any]]:
-        if not self.layout.events.exists():
-            return []
-        lines = [json.loads(line) for line in self.layout.events.read_text().splitlines()]
-        return [line for line in lines if line["kind"] == kind]
-
-    def done(self, nonce: str) -> Done:
-        return contract.load(Done, (self.layout.markers(nonce) / contract.DONE_FILE).read_bytes())
-
-    def failed(self, nonce: str) -> Failed:
-        return contract.load(Failed, (self.layout.markers(nonce) / contract.FAILED_FILE).read_bytes())
-
-    def adapter_hash(self, stage: Stage) -> str:
-        return hashlib.sha256((self.layout.adapter(stage) / "adapter_model.safetensors").read_bytes()).hexdigest()
-
-    def kill_chain(self) -> None:
-        """kill -9 of the chain and every stage it started."""
-        if self.layout.chain.exists():
-            pid = json.loads(self.layout.chain.read_text())["pid"]
-            try:
-                os.killpg(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                return
-
-
-def wait_for(condition: Callable[[], Any], what: str) -> Any:
-    """The first true value of `condition`; fails the test when none comes in time."""
-    deadline = time.monotonic() + PATIENCE_S
-    while time.monotonic() < deadline:
-        if value := condition():
-            return value
-        time.sleep(0.02)
-    pytest.fail(f"not within {PATIENCE_S} s: {what}")
-
-
 @pytest.fixture
 def make_box(tmp_path: Path, box_python: Path, tiny_model: Path) -> Iterator[Callable[..., Box]]:
-    """A maker of boxes that hold the tiny model, SFT and DPO rows, and a job of both stages."""
+    """A maker of boxes; whatever still runs in one of them at the end of the test is killed."""
     made: list[Box] = []
 
     def make(name: str = "box", sft: list[Any] | None = None, dpo: list[Any] | None = None, **changes: Any) -> Box:
-        root = tmp_path / name
-        (root / contract.RUN_DIR).mkdir(parents=True)
-        (root / contract.MODEL_DIR).symlink_to(tiny_model)
         sft, dpo = sft_rows(24) if sft is None else sft, dpo_rows(16) if dpo is None else dpo
-        job = JobFile(
-            job="j00001",
-            attempt=1,
-            name="tiny",
-            model=ModelSource("tiny"),
-            stages=[StagePlan(Stage.SFT, "nonce-sft"), StagePlan(Stage.DPO, "nonce-dpo")],
-            integration=Integration(TAG, len(sft), len(dpo)),
-            lora=Lora(r=4, alpha=8, dropout=0.05),
-            gguf=["Q8_0"],
-            sft_data=write_rows(root, sft),
-            dpo_data=write_rows(root, dpo),
-            sft=StageTraining(epochs=2, lr=1e-3),
-            dpo=StageTraining(epochs=2, lr=1e-3),
-            batch_size=4,
-            micro_batch_size=2,
-            max_length=128,
-            checkpoint_every=3,
-            checkpoint_keep=2,
-        )
-        box = Box(Layout(root), box_python, dataclasses.replace(job, **changes))
-        box.write_job()
-        made.append(box)
-        return box
+        made.append(build_box(tmp_path / name, box_python, tiny_model, sft, dpo, **changes))
+        return made[-1]
 
     yield make
     for box in made:
         box.kill_chain()
 
 
-def write_rows(root: Path, rows: list[Any]) -> DataFile:
-    """`rows` as a canonical file under data/; a row that is a string is written as it stands."""
-    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
-    content = "".join(f"{line}\n" for line in lines).encode()
-    sha256 = hashlib.sha256(content).hexdigest()
-    path = f"{contract.DATA_DIR}/{sha256}.jsonl"
-    (root / contract.DATA_DIR).mkdir(exist_ok=True)
-    (root / path).write_bytes(content)
-    return DataFile(path, sha256, len(rows))
-
-
-def sft_rows(n: int) -> list[dict[str, Any]]:
-    return [
-        {
-            "messages": [
-                {"role": "user", "content": f"What did one euro cost on day {i}?"},
-                {"role": "assistant", "content": f"It cost {100 + i % 40} units" + " and rose" * (i % 5)},
-            ]
-        }
-        for i in range(n)
-    ]
-
-
-def dpo_rows(n: int) -> list[dict[str, Any]]:
-    return [
-        {
-            "prompt": [{"role": "user", "content": f"Did the rate rise on day {i}?"}],
-            "chosen": [{"role": "assistant", "content": f"It rose to {100 + i % 40}." + " Yes." * (i % 3)}],
-            "rejected": [{"role": "assistant", "content": "No."}],
-        }
-        for i in range(n)
-    ]
+@pytest.fixture(scope="session")
+def trained(box_python: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Box:
+    """A box whose chain ran SFT and DPO without any disturbance: what disturbed runs must come to."""
+    root = tmp_path_factory.mktemp("trained") / "box"
+    box = build_box(root, box_python, tiny_model, sft_rows(24), dpo_rows(16))
+    box.prepare()
+    box.start("nonce-sft")
+    wait_for(lambda: box.status()["status"]["phase"] in ("DONE", "FAILED"), "both stages over")
+    assert box.done("nonce-dpo").stage is Stage.DPO
+    return box

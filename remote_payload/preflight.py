@@ -1,0 +1,123 @@
+"""Is this machine what was rented? Looks, computes once on every card, prints one JSON line; trains nothing.
+
+Exit 30 when a check failed: the daemon takes another host. Whether the machine has the cards that the offer promised
+is for the daemon to judge, from what is listed here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from remote_payload.contract import Exit
+from remote_payload.processes import boot_id
+
+OLDEST_PYTHON = (3, 11)
+COMPILED_LATER = frozenset(
+    {"llama-cpp-python"}
+)  # bootstrap.sh builds it beside the training; GGUF is the first to need it
+MATMUL = 2048  # rows and columns; small enough for a second on one CPU core
+DRIVER = Path("/proc/driver/nvidia/version")
+
+
+@dataclass(frozen=True)
+class Check:
+    name: str
+    ok: bool
+    detail: str
+
+
+def preflight(root: Path) -> dict[str, Any]:
+    """Everything the report says, `ok` first."""
+    checks = [python_check(), *requirement_checks(), disk_check(root), *torch_checks()]
+    report: dict[str, Any] = {
+        "ok": all(check.ok for check in checks),
+        "checks": [asdict(check) for check in checks],
+        "boot_id": boot_id(),
+        "disk_free": shutil.disk_usage(root).free,
+        "ram": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "python": platform.python_version(),
+    }
+    return report | cards()
+
+
+def python_check() -> Check:
+    ok = sys.version_info >= OLDEST_PYTHON
+    return Check("python", ok, f"{platform.python_version()}, needs {'.'.join(map(str, OLDEST_PYTHON))}")
+
+
+def requirement_checks() -> Iterator[Check]:
+    """One check for each package that is missing or has another version than requirements.txt pins."""
+    for line in Path(__file__).with_name("requirements.txt").read_text().splitlines():
+        pinned = re.fullmatch(r"([\w.-]+)==(\S+)", line.strip())
+        if not pinned or pinned[1] in COMPILED_LATER:
+            continue
+        name, version = pinned.groups()
+        try:
+            installed = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            installed = "missing"
+        if installed != version:
+            yield Check(name, False, f"{installed}, needs {version}")
+
+
+def disk_check(root: Path) -> Check:
+    """The root takes files and gives them back."""
+    try:
+        with tempfile.NamedTemporaryFile(dir=root) as f:
+            f.write(os.urandom(1 << 20))
+            f.flush()
+            os.fsync(f.fileno())
+    except OSError as error:
+        return Check("disk", False, str(error))
+    return Check("disk", True, "writable")
+
+
+def torch_checks() -> Iterator[Check]:
+    """A driver without usable torch is a broken host; then one product on every device, which must be right."""
+    try:
+        import torch
+    except ImportError as error:
+        yield Check("torch", False, str(error))
+        return
+    count = torch.cuda.device_count()
+    if DRIVER.exists():
+        yield Check("cards", count > 0, f"a driver is loaded and torch sees {count} cards")
+    for device in [f"cuda:{i}" for i in range(count)] or ["cpu"]:
+        ones = torch.ones(MATMUL, MATMUL, device=device)
+        ok = bool(((ones @ ones) == MATMUL).all())
+        yield Check(f"matmul {device}", ok, f"{MATMUL} x {MATMUL}")
+
+
+def cards() -> dict[str, Any]:
+    """What torch says of itself and the cards; memory in bytes."""
+    try:
+        import torch
+    except ImportError:
+        return {"torch": None, "cuda": None, "gpus": []}
+    found = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    gpus = [{"name": card.name, "memory": card.total_memory} for card in found]
+    return {"torch": torch.__version__, "cuda": torch.version.cuda if gpus else None, "gpus": gpus}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="preflight")
+    parser.add_argument("--root", type=Path, default=Path())
+    report = preflight(parser.parse_args().root)
+    print(json.dumps(report))
+    return Exit.OK if report["ok"] else Exit.PREFLIGHT
+
+
+if __name__ == "__main__":
+    sys.exit(main())
