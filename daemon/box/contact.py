@@ -1,0 +1,189 @@
+"""The standing connection to one box: dialled when it is needed, used for commands and small files."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import shlex
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import replace
+from typing import cast
+
+import asyncssh
+
+from daemon.box import challenge
+from daemon.box.address import BoxAddress
+from daemon.box.command import Reply
+from daemon.box.link import CountBytes, Link, connect, translated
+from daemon.errors import HostKeyChanged, LinkLost, RemoteFailed, TransferFailed
+from remote_payload import contract
+from remote_payload.contract import ContractError, Output
+
+REPLY_BYTES = 1 << 20  # no script answers with more
+ANSWER_S = 60.0  # for commands that only look or touch
+HASH_S = 1_800.0  # hashing reads whole files
+
+
+class Contact:
+    """Holds at most one link. A lost one is replaced at the next call, never within a call: what was sent may have run.
+
+    Until `prove` has passed, every other call raises HostKeyChanged: an unproven box is told nothing.
+    """
+
+    def __init__(self, address: BoxAddress, key: asyncssh.SSHKey, count: CountBytes) -> None:
+        self.address = address
+        self._key = key
+        self._count = count
+        self._link: Link | None = None
+        self._dialling = asyncio.Lock()
+
+    @property
+    def name(self) -> str:
+        return f"instance {self.address.instance_id}"
+
+    async def prove(self) -> None:
+        """Run the challenge over whatever key the box shows, pin that key, make root and python absolute."""
+        self.close()
+        link = await connect(self.address, self._key, self._count)
+        try:
+            await self._challenge(link)
+            reply = await link.call(_resolve(self.address), timeout_s=ANSWER_S, limit=REPLY_BYTES)
+            if reply.code != 0 or len(reply.output.splitlines()) != 2:
+                raise self._failed("cannot make its root", reply)
+        except BaseException:
+            link.abort()
+            raise
+        root, python = reply.output.splitlines()
+        self.address = replace(self.address, host_key=link.host_key, root=root, python=python)
+        self._link = link
+
+    async def _challenge(self, link: Link) -> None:
+        asked = challenge.question(secrets.token_hex(32), link.host_key)
+        reply = await link.call(challenge.prover(self.address.python, asked), timeout_s=ANSWER_S, limit=REPLY_BYTES)
+        if reply.code != 0:
+            raise self._failed("cannot run the host key proof", reply)
+        if reply.last_line.strip() == challenge.NOT_YET:
+            raise LinkLost(f"{self.name}: its start script has not run yet")
+        if not challenge.is_right(reply.last_line, self.address.challenge, asked):
+            raise HostKeyChanged(
+                f"{self.name}: whoever answers at its address does not know the secret we gave it",
+                hint="nothing was sent; the connection may be intercepted",
+            )
+
+    async def link(self) -> Link:
+        async with self._dialling:
+            if self._link is None or not self._link.is_open:
+                self._link = await self.dial()
+            return self._link
+
+    async def dial(self) -> Link:
+        """A further connection, the caller's to close."""
+        if self.address.host_key is None:
+            raise HostKeyChanged(f"{self.name}: its host key is not proven yet")
+        return await connect(self.address, self._key, self._count)
+
+    async def shell(
+        self,
+        script: str,
+        *,
+        timeout_s: float = ANSWER_S,
+        limit: int = REPLY_BYTES,
+        env: Mapping[str, str] | None = None,
+        accept: Container[int] = (0,),
+    ) -> Reply:
+        """Run `script` in the root. Raises RemoteFailed when it ends with a code outside `accept`."""
+        link = await self.link()
+        reply = await link.call(script, timeout_s=timeout_s, limit=limit, folder=self.address.root, env=env)
+        if reply.code not in accept:
+            raise self._failed(f"exit code {reply.code}", reply)
+        return reply
+
+    async def payload(
+        self,
+        module: str,
+        *arguments: str,
+        timeout_s: float = ANSWER_S,
+        env: Mapping[str, str] | None = None,
+        accept: Container[int] = (0,),
+    ) -> Reply:
+        """Run a script of the payload."""
+        argv = [self.address.python, "-m", f"remote_payload.{module}", *arguments]
+        path = {"PYTHONPATH": contract.PAYLOAD_DIR, **(env or {})}
+        return await self.shell(shlex.join(argv), timeout_s=timeout_s, env=path, accept=accept)
+
+    async def hashes(self, paths: Sequence[str]) -> dict[str, Output]:
+        """What the box says lies at `paths` (relative to the root); absent ones are left out."""
+        reply = await self.payload("hashes", *paths, timeout_s=HASH_S)
+        found: dict[str, Output] = {}
+        try:
+            for line in reply.output.splitlines():
+                if line.strip() and not json.loads(line).get("missing"):
+                    output = contract.load(Output, line)
+                    found[output.path] = output
+        except (ContractError, ValueError, AttributeError) as error:
+            raise TransferFailed(f"{self.name}: its hashes cannot be read: {error}") from error
+        return found
+
+    async def read(self, path: str, limit: int, offset: int = 0) -> bytes | None:
+        """At most `limit` bytes of a file under the root; None when it is not there."""
+        link = await self.link()
+        sftp = await link.sftp()
+        with translated(f"{self.name}: read {path}"):
+            try:
+                async with sftp.open(f"{self.address.root}/{path}", "rb", encoding=None) as file:
+                    content = cast(bytes, await file.read(limit, offset))
+            except asyncssh.SFTPNoSuchFile:
+                return None
+        self._count(0, len(content))
+        return content
+
+    async def read_whole(self, path: str, limit: int = contract.MAX_JSON_BYTES) -> bytes | None:
+        """A file that must fit in `limit` bytes. Raises TransferFailed when it does not."""
+        content = await self.read(path, limit + 1)
+        if content is not None and len(content) > limit:
+            raise TransferFailed(f"{self.name}: {path} is over {limit} bytes")
+        return content
+
+    async def write_whole(self, path: str, content: bytes) -> None:
+        """Write a small file under the root so that it appears whole or not at all."""
+        link = await self.link()
+        sftp = await link.sftp()
+        final = f"{self.address.root}/{path}"
+        beside = f"{final}.{secrets.token_hex(4)}.new"
+        with translated(f"{self.name}: write {path}"):
+            await sftp.makedirs(final.rpartition("/")[0], exist_ok=True)
+            async with sftp.open(beside, "wb", encoding=None) as file:
+                await file.write(content)
+                await file.fsync()
+            await sftp.posix_rename(beside, final)
+        self._count(len(content), 0)
+
+    def adopt_python(self, python: str) -> None:
+        """Use this interpreter from now on."""
+        self.address = replace(self.address, python=python)
+
+    def close(self) -> None:
+        if self._link is not None:
+            self._link.abort()
+            self._link = None
+
+    def _failed(self, what: str, reply: Reply) -> RemoteFailed:
+        said = (reply.complaint.strip() or reply.output.strip())[-2000:]
+        last = said.splitlines()[-1] if said else "it said nothing"
+        return RemoteFailed(f"{self.name}: {what}: {last}", exit_code_remote=reply.code, output=said)
+
+
+def _resolve(address: BoxAddress) -> str:
+    """Print root and interpreter as absolute paths, two lines, from the login directory."""
+    root, python = shlex.quote(address.root), shlex.quote(address.python)
+    return f"""set -e
+mkdir -p {root}
+case {python} in
+  /*) python={python} ;;
+  */*) python="$PWD"/{python} ;;
+  *) python="$(command -v {python})" ;;
+esac
+cd {root}
+pwd
+printf '%s\\n' "$python\""""

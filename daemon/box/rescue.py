@@ -1,0 +1,174 @@
+"""Checkpoints, adapters and logs brought home from a folder of the box while, or after, a stage runs.
+
+A checkpoint is taken only whole: its own checkpoint.json says which files it has and what they hash to. Everything else
+is taken as it is when it is listed. Nothing is parsed or loaded here but that manifest; the rest are opaque bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+from collections import deque
+from collections.abc import Collection
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import asyncssh
+
+from daemon import platform
+from daemon.box.contact import Contact
+from daemon.box.lanes import BLOCK_BYTES, Lane, Traffic, lanes_for
+from daemon.box.link import translated
+from daemon.errors import TransferFailed
+from remote_payload import contract
+from remote_payload.contract import Checkpoint, ContractError, Output
+
+TRIES = 3
+MAX_DEPTH = 8  # folders below the one asked for
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """A file to bring: path relative to the folder, and its hash when a checkpoint's manifest names it."""
+
+    path: PurePosixPath
+    size: int
+    sha256: str | None
+
+
+@dataclass(frozen=True)
+class _Block:
+    fd: int
+    path: str
+    offset: int
+    size: int
+
+
+async def fetch_folder(
+    contact: Contact, remote: str, folder: Path, only: Collection[str], patience_s: float
+) -> list[Output]:
+    """Copy the files under `remote` whose names end in one of `only` (empty: all) into `folder`.
+
+    Returns what now lies there, paths relative to `folder`. A file already there with the right hash is not fetched.
+    A checkpoint's manifest gets its name last, so a checkpoint.json at home means a whole checkpoint. Raises
+    TransferFailed when a file vanishes meanwhile or hashes wrong TRIES times; may be called again.
+    """
+    contract.checked_path(remote)
+    wanted = await _list(contact, remote, tuple(only))
+    wanted.sort(key=lambda file: file.path.name == contract.CHECKPOINT_MANIFEST)
+    home: list[Output] = []
+    missing: list[_Wanted] = []
+    for file in wanted:
+        sha256 = await asyncio.to_thread(_hash_of, folder / file.path, file.size)
+        if sha256 is not None and sha256 == file.sha256:
+            home.append(Output(str(file.path), file.size, sha256))
+        else:
+            missing.append(file)
+    for _ in range(TRIES):
+        await _carry(contact, remote, folder, missing, patience_s)
+        arrived = [await asyncio.to_thread(_accept, folder, file) for file in missing]
+        home += [output for output in arrived if output is not None]
+        missing = [file for file, output in zip(missing, arrived, strict=True) if output is None]
+        if not missing:
+            return home
+    raise TransferFailed(f"{contact.name}: {remote}/{missing[0].path} is not what its checkpoint.json promises")
+
+
+async def _list(contact: Contact, remote: str, only: tuple[str, ...]) -> list[_Wanted]:
+    """Regular files only: links and devices of the box are not followed."""
+    link = await contact.link()
+    sftp = await link.sftp()
+    found: list[_Wanted] = []
+    seen = 0
+    folders = deque([PurePosixPath()])
+    while folders:
+        here = folders.popleft()
+        with translated(f"{contact.name}: list {remote}/{here}"):
+            entries = await sftp.readdir(f"{contact.address.root}/{remote}/{here}")
+        seen += len(entries)
+        if seen > contract.MAX_FILES:
+            raise TransferFailed(f"{contact.name}: {remote} has more than {contract.MAX_FILES} entries")
+        files: dict[str, int] = {}
+        for entry in entries:
+            name = str(entry.filename)
+            if name in (".", ".."):
+                continue
+            path = here / contract.checked_path(name).name
+            if entry.attrs.type == asyncssh.FILEXFER_TYPE_DIRECTORY and len(path.parts) <= MAX_DEPTH:
+                folders.append(path)
+            elif entry.attrs.type == asyncssh.FILEXFER_TYPE_REGULAR:
+                files[name] = entry.attrs.size or 0
+        found += await _choose(contact, remote, here, files, only)
+    return found
+
+
+async def _choose(
+    contact: Contact, remote: str, here: PurePosixPath, files: dict[str, int], only: tuple[str, ...]
+) -> list[_Wanted]:
+    """Of one folder: what a checkpoint's manifest names, or, where there is none, every file as it is now."""
+    chosen = {name: size for name, size in files.items() if not only or name.endswith(only)}
+    if contract.CHECKPOINT_MANIFEST not in files:
+        unfinished = here.name.startswith("checkpoint-") or PurePosixPath(remote, here).name.startswith("checkpoint-")
+        return [] if unfinished else [_Wanted(here / name, size, None) for name, size in chosen.items()]
+    text = await contact.read_whole(f"{remote}/{here}/{contract.CHECKPOINT_MANIFEST}")
+    if text is None:
+        return []  # rotated away since it was listed
+    try:
+        promised = contract.load(Checkpoint, text).files
+        paths = [contract.checked_path(file.path) for file in promised]
+    except ContractError as error:
+        raise TransferFailed(f"{contact.name}: {remote}/{here}: {error}") from error
+    named = [
+        _Wanted(here / path, file.size, file.sha256)
+        for file, path in zip(promised, paths, strict=True)
+        if not only or path.name.endswith(only)
+    ]
+    return [*named, _Wanted(here / contract.CHECKPOINT_MANIFEST, len(text), hashlib.sha256(text).hexdigest())]
+
+
+async def _carry(contact: Contact, remote: str, folder: Path, files: list[_Wanted], patience_s: float) -> None:
+    with ExitStack() as opened:
+        todo: deque[_Block] = deque()
+        for file in files:
+            part = _part(folder / file.path)
+            part.parent.mkdir(parents=True, exist_ok=True)
+            fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), 0o600)
+            opened.callback(os.close, fd)
+            if file.size:
+                platform.preallocate(fd, file.size)
+            source = f"{contact.address.root}/{remote}/{file.path}"
+            for offset in range(0, file.size, BLOCK_BYTES):
+                todo.append(_Block(fd, source, offset, min(BLOCK_BYTES, file.size - offset)))
+        count = lanes_for(sum(file.size for file in files))
+        await Traffic(todo, _move, contact.dial, count=count, patience_s=patience_s).run()
+
+
+async def _move(lane: Lane, block: _Block) -> None:
+    platform.pwrite(block.fd, await lane.read(block.path, block.offset, block.size), block.offset)
+
+
+def _accept(folder: Path, file: _Wanted) -> Output | None:
+    """Give an arrived file its name if it hashes right; what nobody promised a hash for is right as it is."""
+    final = folder / file.path
+    part = _part(final)
+    with open(part, "rb+") as f:
+        platform.sync_file(f.fileno())
+        sha256 = hashlib.file_digest(f, "sha256").hexdigest()
+    if file.sha256 not in (None, sha256):
+        return None
+    part.replace(final)
+    platform.sync_folder(final.parent)
+    return Output(str(file.path), file.size, sha256)
+
+
+def _hash_of(path: Path, size: int) -> str | None:
+    if not path.is_file() or path.stat().st_size != size:
+        return None
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _part(final: Path) -> Path:
+    return final.with_name(f"{final.name}.part")

@@ -1,0 +1,122 @@
+"""Loopback boxes for the tests of `daemon.box`: a folder, a host key, a real SSH server over them."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import asyncssh
+
+from daemon.box import challenge
+from daemon.box.address import BoxAddress
+from daemon.box.keys import own_key
+from remote_payload.contract import ArtifactFile, Manifest, Role
+
+SERVER = Path(__file__).with_name("ssh_server.py")
+SECRET = "only the market's API carried this"
+
+
+@dataclass
+class LoopbackBox:
+    """`home` is the login directory, the box's root is `home`/homeport."""
+
+    home: Path
+    key: Path
+    port: int
+    host_key: str
+
+    @property
+    def root(self) -> Path:
+        return self.home / "homeport"
+
+    def address(
+        self, *, port: int | None = None, pinned: str | None = None, python: str = sys.executable
+    ) -> BoxAddress:
+        return BoxAddress(
+            instance_id=7001,
+            endpoints=(("127.0.0.1", port or self.port),),
+            host_key=pinned,
+            challenge=SECRET,
+            root="homeport",
+            python=python,
+        )
+
+
+@asynccontextmanager
+async def loopback_box(folder: Path, *, secret: str | None = SECRET, noise: str = "") -> AsyncIterator[LoopbackBox]:
+    """A box whose start script has run (`secret` None: has not), with a fresh host key."""
+    home = folder / "box"
+    home.mkdir(parents=True)
+    key = folder / "id_ed25519"
+    (folder / "authorized").write_text(own_key(key) + "\n")
+    host_key = folder / "host_key"
+    public = own_key(host_key)
+    if secret is not None:
+        await _start_script(home, secret)
+    server = await asyncio.create_subprocess_exec(
+        sys.executable, SERVER, home, host_key, folder / "authorized", f"--noise={noise}",
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    assert server.stdin and server.stdout
+    try:
+        port = int(await server.stdout.readline())
+        yield LoopbackBox(home, key, port, " ".join(public.split()[:2]))
+    finally:
+        server.stdin.close()
+        await server.wait()
+
+
+async def _start_script(home: Path, secret: str) -> None:
+    env = {"HOME": str(home), "PATH": "/usr/bin:/bin", challenge.ENV_NAME: secret}
+    script = await asyncio.create_subprocess_exec("/bin/sh", "-c", challenge.onstart(), env=env)
+    assert await script.wait() == 0
+
+
+def manifest_of(root: Path, paths: list[str], chunk_size: int = 1 << 20) -> Manifest:
+    """The manifest that the box would write of these files under its root."""
+    files = []
+    for path in paths:
+        content = (root / path).read_bytes()
+        chunks = [content[i : i + chunk_size] for i in range(0, len(content), chunk_size)]
+        files.append(
+            ArtifactFile(
+                path, Role.GGUF, len(content), hashlib.sha256(content).hexdigest(),
+                [hashlib.sha256(chunk).hexdigest() for chunk in chunks],
+            )
+        )  # fmt: skip
+    return Manifest("job", 1, "nonce", 0.0, chunk_size, files)
+
+
+class DurableFile:
+    """A durable set in one JSON file: what the store is to the daemon."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.resent = 0
+        self.bad = 0
+        self.complete: set[str] = set()
+
+    def load(self, path: str, sha256: str, size: int, chunk_size: int) -> bytes:
+        known = json.loads(self._path.read_text()) if self._path.exists() else {}
+        return bytes.fromhex(known.get(path, ""))
+
+    def record(self, path: str, bitmap: bytes, *, complete: bool, resent: int, bad: int) -> None:
+        known = json.loads(self._path.read_text()) if self._path.exists() else {}
+        known[path] = bitmap.hex()
+        beside = self._path.with_suffix(".new")
+        beside.write_text(json.dumps(known))
+        beside.replace(self._path)
+        self.resent += resent
+        self.bad += bad
+        if complete:
+            self.complete.add(path)
+
+
+def public_line(key: Path) -> str:
+    return " ".join(asyncssh.read_private_key(key).export_public_key("openssh").decode().split()[:2])
