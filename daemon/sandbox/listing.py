@@ -107,7 +107,10 @@ def row(instance: Instance, now: float) -> dict[str, Any]:
 
 def page(rows: Sequence[dict[str, Any]], query: dict[str, str]) -> dict[str, Any]:
     """One page of the v1 listing, by its query string. Raises Refusal for a bad token, column or operator."""
-    kept = [r for r in rows if _kept(r, _json(query, "select_filters", {}))]
+    filters = _json(query, "select_filters", {})
+    if unknown := filters.keys() - STORED:
+        raise Refusal(400, "invalid_args", f"cannot filter by {', '.join(sorted(unknown))}")
+    kept = [r for r in rows if _kept(r, filters)]
     for order in reversed(_json(query, "order_by", [])):
         kept.sort(key=lambda r: (r.get(order["col"]) is not None, r.get(order["col"])), reverse=order["dir"] == "desc")
     limit = int(query.get("limit") or MAX_PAGE)
@@ -139,8 +142,6 @@ def _json(query: dict[str, str], name: str, default: Any) -> Any:
 
 def _kept(instance_row: dict[str, Any], filters: dict[str, dict[str, Any]]) -> bool:
     for column, conditions in filters.items():
-        if column not in STORED:
-            raise Refusal(400, "invalid_args", f"cannot filter by {column}")
         for op, operand in conditions.items():
             if op not in OPERATORS:
                 raise Refusal(400, "invalid_args", f"unknown operator {op}")

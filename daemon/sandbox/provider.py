@@ -10,7 +10,7 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from . import catalogue, instances
@@ -184,8 +184,8 @@ class Provider:
 
     def destroy(self, instance_id: int) -> None:
         """Accept a destroy: billing ends now; `life` deletes the disk and the row a little later."""
-        self.existing(instance_id)
-        self.ledger.change(instance_id, destroyed_at=time.time())
+        now = time.time()
+        self.ledger.save(replace(self.existing(instance_id), destroyed_at=now), now)
 
     # Change
 
