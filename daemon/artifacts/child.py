@@ -112,7 +112,7 @@ async def ask(request: Request, size: int) -> Reply:
             process.kill()
             await process.wait()
     if process.returncode:
-        raise ChildFailed(f"ended with code {process.returncode}: {_last_line(errors)}")
+        raise ChildFailed(f"ended with code {process.returncode}: {_end_of(errors)}")
     return _parsed(request, output)
 
 
@@ -121,9 +121,10 @@ def _environment() -> dict[str, str]:
     return kept | {"OMP_WAIT_POLICY": "passive", "OPENBLAS_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
 
 
-def _last_line(errors: bytes) -> str:
-    lines = errors[-4096:].decode(errors="replace").strip().splitlines() or ["nothing on standard error"]
-    return "".join(c for c in lines[-1] if c.isprintable())[:300]
+def _end_of(errors: bytes) -> str:
+    """The last lines of standard error as one printable line."""
+    lines = errors[-4096:].decode(errors="replace").strip().splitlines()[-3:] or ["nothing on standard error"]
+    return "".join(c for c in "; ".join(lines) if c.isprintable())[-500:]
 
 
 def _parsed(request: Request, output: bytes) -> Reply:

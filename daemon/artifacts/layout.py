@@ -11,6 +11,8 @@ OUT = PurePosixPath(RUN_DIR) / OUT_DIR
 # Nothing that some program would unpickle or execute.
 SUFFIXES = frozenset({".gguf", ".safetensors", ".json", ".jsonl", ".txt", ".jinja", ".md"})
 
+OUR_OWN = frozenset({"readme.md", "receipt.json"})  # names that the model folder needs for itself
+
 
 def local_name(path: str) -> PurePosixPath:
     """The manifest's `path` relative to the incoming folder.
@@ -22,7 +24,10 @@ def local_name(path: str) -> PurePosixPath:
         raise ContractError(f"{path!r} is not under {OUT}")
     if pure.suffix.lower() not in SUFFIXES:
         raise ContractError(f"{path!r} is not one of the accepted kinds: {' '.join(sorted(SUFFIXES))}")
-    return pure.relative_to(OUT)
+    name = pure.relative_to(OUT)
+    if str(name).casefold() in OUR_OWN:
+        raise ContractError(f"{path!r} is a name that the model folder needs for itself")
+    return name
 
 
 def local_path(folder: Path, path: str) -> Path:

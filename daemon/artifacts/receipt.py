@@ -1,0 +1,101 @@
+"""The receipt: what was verified, and how to tell at a glance that it is still the very same files.
+
+Hashing gigabytes again just before a machine is destroyed would take minutes in which things can change; inode, size
+and modification time cannot all stay the same when a file is replaced or written.
+"""
+
+from __future__ import annotations
+
+import json
+import stat
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from daemon.artifacts.layout import local_name
+from daemon.artifacts.verify import Depth, Report
+from remote_payload.contract import ContractError, Manifest, checked_path
+
+SCHEMA = "homeport.receipt/1"
+
+
+@dataclass(frozen=True)
+class ReceiptFile:
+    """One file of the artifact set, `path` relative to the folder. `mtime_ns` as the file system says it."""
+
+    path: str
+    size: int
+    mtime_ns: int
+    inode: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What permits a destroy: the folder, the artifact set in it, and the verdict of every level as plain JSON."""
+
+    folder: str  # absolute
+    manifest_sha256: str
+    level: Depth
+    files: tuple[ReceiptFile, ...]
+    levels: tuple[dict[str, Any], ...]
+
+    @classmethod
+    def from_json(
+        cls, folder: str, manifest_sha256: str, level: Depth, files: list[dict[str, Any]], levels: list[dict[str, Any]]
+    ) -> Receipt:
+        """A stored receipt. Raises ContractError for anything that is not one."""
+        try:
+            parsed = tuple(ReceiptFile(**file) for file in files)
+        except TypeError as error:
+            raise ContractError(f"not a receipt: {error}") from error
+        for file in parsed:
+            checked_path(file.path)
+        return cls(folder, manifest_sha256, level, parsed, tuple(levels))
+
+
+def take(at: Path, final: Path, manifest: Manifest, manifest_sha256: str, report: Report) -> Receipt:
+    """The receipt for a passed `report` over files that lie under `at` now and will lie under `final`.
+
+    Renaming the folder changes nothing of what is kept. Raises ValueError for a report that did not pass.
+    """
+    if not report.passed:
+        raise ValueError(f"no receipt for an artifact set that failed: {report.problem}")
+    files = []
+    for promised in manifest.files:
+        name = local_name(promised.path)
+        status = (at / name).lstat()
+        files.append(ReceiptFile(str(name), status.st_size, status.st_mtime_ns, status.st_ino, promised.sha256))
+    levels = tuple(asdict(level) for level in report.levels)
+    return Receipt(str(final), manifest_sha256, report.depth, tuple(files), levels)
+
+
+def recheck(receipt: Receipt) -> str | None:
+    """What changed since the receipt was taken, None when nothing did. One lstat a file."""
+    for file in receipt.files:
+        path = Path(receipt.folder, file.path)
+        try:
+            status = path.lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            return f"{path} is gone"
+        if not stat.S_ISREG(status.st_mode):
+            return f"{path} is no longer a plain file"
+        if (status.st_size, status.st_mtime_ns, status.st_ino) != (file.size, file.mtime_ns, file.inode):
+            return f"{path} was changed after it was verified"
+    return None
+
+
+def dump(receipt: Receipt, job: str, attempt: int) -> str:
+    """The text of receipt.json."""
+    return json.dumps({"schema": SCHEMA, "job": job, "attempt": attempt} | asdict(receipt), indent=1) + "\n"
+
+
+def load(text: str) -> Receipt:
+    """Parse what `dump` wrote. Raises ContractError for anything else."""
+    try:
+        raw = json.loads(text)
+        if raw["schema"] != SCHEMA:
+            raise ContractError(f"receipt of schema {raw['schema']}, expected {SCHEMA}")
+        return Receipt.from_json(raw["folder"], raw["manifest_sha256"], raw["level"], raw["files"], raw["levels"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ContractError(f"not a receipt: {error}") from error
