@@ -122,8 +122,36 @@ def lock_file(file: IO[Any]) -> bool:
     return True
 
 
-def has_unix_sockets() -> bool:
-    return sys.platform != "win32"
+def unix_socket_fits(path: Path) -> bool:
+    """Whether a unix socket can lie at `path`: not on Windows, and not beyond the 104 bytes (with NUL) of macOS."""
+    return sys.platform != "win32" and len(os.fsencode(path)) < 104
+
+
+def listen_unix(path: Path) -> socket.socket:
+    """A listening unix socket that only this user may open: 0600 from its first moment, not after a chmod."""
+    if sys.platform == "win32":
+        raise OSError("no unix sockets on Windows")
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    before = os.umask(0o177)
+    try:
+        listener.bind(str(path))
+    finally:
+        os.umask(before)
+    listener.listen(128)
+    return listener
+
+
+def connect_unix(path: Path, timeout_s: float) -> socket.socket:
+    if sys.platform == "win32":
+        raise OSError("no unix sockets on Windows")
+    connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connected.settimeout(timeout_s)
+        connected.connect(str(path))
+    except OSError:
+        connected.close()
+        raise
+    return connected
 
 
 def memory_available() -> int:

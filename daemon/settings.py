@@ -95,6 +95,11 @@ class Paths:
         return self.state / "jobd.log"
 
     @property
+    def job_logs(self) -> Path:
+        """What each job's stages printed on the box, mirrored here: <job>.log."""
+        return self.state / "logs"
+
+    @property
     def data(self) -> Path:
         """Canonical data sets, by content hash."""
         return self.state / "data"

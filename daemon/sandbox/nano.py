@@ -38,7 +38,7 @@ def make(folder: Path) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    conversations = _conversations(random.Random(SEED))
+    conversations = _conversations(random.Random(SEED))  # noqa: S311  # sentences, not secrets
     tokenizer = _tokenizer(conversations)
     torch.manual_seed(SEED)
     torch.use_deterministic_algorithms(True)
@@ -82,7 +82,13 @@ def _train(model, ids) -> None:  # type: ignore[no-untyped-def]  # torch is not 
 
 def _tokenizer(texts: list[str]):  # type: ignore[no-untyped-def]  # as above
     """A byte-level BPE with the pre-tokenizer of GPT-2, which is the one llama.cpp calls 'gpt-2'."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import (  # type: ignore[import-not-found]  # only in the box image
+        Tokenizer,
+        decoders,
+        models,
+        pre_tokenizers,
+        trainers,
+    )
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -116,7 +122,7 @@ def _save_tokenizer(tokenizer, folder: Path) -> None:  # type: ignore[no-untyped
 
 
 def _conversations(rng: random.Random) -> list[str]:
-    return [_chat(rng, *_exchange(rng)) for _ in range(CONVERSATIONS)]
+    return [_chat(rng, *exchange(rng)) for _ in range(CONVERSATIONS)]
 
 
 def _chat(rng: random.Random, question: str, answer: str) -> str:
@@ -126,7 +132,7 @@ def _chat(rng: random.Random, question: str, answer: str) -> str:
     return BOS + "".join(f"{START}{role}\n{text}{EOS}\n" for role, text in turns)
 
 
-def _exchange(rng: random.Random) -> tuple[str, str]:
+def exchange(rng: random.Random) -> tuple[str, str]:
     """A question about a few days of one rate, and its right answer."""
     code = rng.choice(list(CURRENCIES))
     rates = [LEVELS[code] * rng.uniform(0.93, 1.07)]
@@ -142,7 +148,8 @@ def _exchange(rng: random.Random) -> tuple[str, str]:
     question = rng.choice((
         f"{pair} closed at {', '.join(shown)} up to {date}. What is the signal?",
         f"ECB reference rates for {pair}, oldest first: {', '.join(shown)}. Which way is the trend?",
-        f"On {date} one euro cost {shown[-1]} {CURRENCIES[code]}s; before that {', '.join(shown[:-1])}. Buy, sell or hold?",
+        f"On {date} one euro cost {shown[-1]} {CURRENCIES[code]}s; before that {', '.join(shown[:-1])}."
+        " Buy, sell or hold?",
     ))  # fmt: skip
     answer = (
         f"The euro {moved} against the {CURRENCIES[code]}: from {shown[0]} to {shown[-1]}, "

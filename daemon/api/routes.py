@@ -1,0 +1,183 @@
+"""The paths under /v1. Readings come straight from the database, read-only; everything else is asked of `Commands`.
+
+Readings are plain functions: Starlette runs them in its threads, so that a slow disk never stops the daemon's loop.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import structlog
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from daemon.api.messages import Commands, ErrorBody, error_body, http_status
+from daemon.errors import HomeportError, Refused, SpecError
+from daemon.settings import Settings
+from daemon.store.readonly import ReadModel
+
+MAX_BODY = 4 << 20  # bytes: a spec is a few kilobytes
+
+log = structlog.get_logger()
+
+
+def application(settings: Settings, commands: Commands, version: str) -> Starlette:
+    """Every route, bound to this daemon's database and commands."""
+    model = ReadModel(settings.paths.database, settings.paths.job_logs)
+    reading, asking = _Reading(model, settings, version), _Asking(model, commands)
+    return Starlette(
+        routes=[
+            Route("/v1/health", reading.health),
+            Route("/v1/jobs", reading.jobs, methods=["GET"]),
+            Route("/v1/jobs", asking.submit, methods=["POST"]),
+            Route("/v1/jobs/{ref}", reading.job),
+            Route("/v1/jobs/{ref}/events", reading.events),
+            Route("/v1/jobs/{ref}/metrics", reading.metrics),
+            Route("/v1/jobs/{ref}/log", reading.log),
+            Route("/v1/jobs/{ref}/abandon", asking.abandon_terms, methods=["GET"]),
+            Route("/v1/jobs/{ref}/{verb}", asking.steer, methods=["POST"]),
+            Route("/v1/leases", reading.leases),
+            Route("/v1/leases/{instance:int}/write-off", asking.write_off, methods=["POST"]),
+            Route("/v1/plan", asking.plan, methods=["POST"]),
+            Route("/v1/offers", asking.offers, methods=["POST"]),
+            Route("/v1/doctor", asking.doctor, methods=["POST"]),
+        ],
+        exception_handlers={HomeportError: _refused, Exception: _failed},  # type: ignore[dict-item]  # ours is narrower
+    )
+
+
+class _Reading:
+    """GET: the database as it is now."""
+
+    def __init__(self, model: ReadModel, settings: Settings, version: str) -> None:
+        self.model = model
+        self.settings = settings
+        self.version = version
+
+    def health(self, request: Request) -> Response:
+        about = {"version": self.version, "demo": self.settings.demo, "market": self.settings.market_url}
+        return JSONResponse({"schema": "homeport.health/1", **about, "money": self.model.money()})
+
+    def jobs(self, request: Request) -> Response:
+        return JSONResponse(self.model.jobs())
+
+    def job(self, request: Request) -> Response:
+        return JSONResponse(self.model.job(request.path_params["ref"]))
+
+    def events(self, request: Request) -> Response:
+        return JSONResponse(self.model.events(request.path_params["ref"], _number(request, "after")))
+
+    def metrics(self, request: Request) -> Response:
+        return JSONResponse(self.model.metrics(request.path_params["ref"], _number(request, "after")))
+
+    def log(self, request: Request) -> Response:
+        return JSONResponse(self.model.log(request.path_params["ref"], _number(request, "offset")))
+
+    def leases(self, request: Request) -> Response:
+        return JSONResponse(self.model.leases())
+
+
+class _Asking:
+    """POST: something is to happen, or somebody outside has to be asked."""
+
+    def __init__(self, model: ReadModel, commands: Commands) -> None:
+        self.model = model
+        self.commands = commands
+        # Verb -> what it asks for: (job id, who, the request's body).
+        self.verbs: Mapping[str, Callable[[str, str, Mapping[str, Any]], Awaitable[dict[str, Any]]]] = {
+            "hold": lambda job, by, body: commands.hold(job, by),
+            "resume": lambda job, by, body: commands.resume(job, by),
+            "retry": lambda job, by, body: commands.retry(job, by, _optional_text(body, "stage")),
+            "cancel": lambda job, by, body: commands.cancel(job, by, body.get("discard") is True),
+            "abandon": lambda job, by, body: commands.abandon(job, by, _integer(body, "confirm")),
+        }
+
+    async def submit(self, request: Request) -> Response:
+        body = await _body(request)
+        answer = await self.commands.submit(
+            _text(body, "text"), _text(body, "source"), _text(body, "folder"), _text(body, "request_id")
+        )
+        return JSONResponse(answer, status_code=201 if answer["created"] else 200)
+
+    async def plan(self, request: Request) -> Response:
+        body = await _body(request)
+        return JSONResponse(await self.commands.plan(_text(body, "text"), _text(body, "source"), _text(body, "folder")))
+
+    async def offers(self, request: Request) -> Response:
+        return JSONResponse(await self.commands.offers(await _body(request)))
+
+    async def doctor(self, request: Request) -> Response:
+        return JSONResponse(await self.commands.doctor())
+
+    async def steer(self, request: Request) -> Response:
+        verb = request.path_params["verb"]
+        if verb not in self.verbs:
+            raise SpecError([f"no verb {verb!r}; known are {', '.join(self.verbs)}"])
+        body = await _body(request)
+        return JSONResponse(await self.verbs[verb](self._resolve(request), _text(body, "by"), body))
+
+    async def abandon_terms(self, request: Request) -> Response:
+        return JSONResponse(await self.commands.abandon_terms(self._resolve(request)))
+
+    async def write_off(self, request: Request) -> Response:
+        body = await _body(request)
+        instance = request.path_params["instance"]
+        return JSONResponse(await self.commands.write_off(instance, _text(body, "by"), _integer(body, "confirm")))
+
+    def _resolve(self, request: Request) -> str:
+        return self.model.resolve(request.path_params["ref"])
+
+
+async def _refused(request: Request, error: HomeportError) -> Response:
+    return JSONResponse({"error": error_body(error)}, status_code=http_status(error))
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    """An error nobody expected: logged whole here, named in one line there. Starlette raises it again for the log."""
+    log.error("api.failed", path=request.url.path, exc_info=error)
+    message = f"internal error: {type(error).__name__}"
+    body = ErrorBody(message=message, hint="the trace is in the daemon's log", exit_code=1, problems=[])
+    return JSONResponse({"error": body}, status_code=500)
+
+
+async def _body(request: Request) -> dict[str, Any]:
+    """The request's JSON object. Raises SpecError when it is none, Refused when it is too large."""
+    raw = b""
+    async for chunk in request.stream():
+        raw += chunk
+        if len(raw) > MAX_BODY:
+            raise Refused(f"a request is at most {MAX_BODY} bytes")
+    try:
+        body = json.loads(raw or b"{}")
+    except ValueError as error:
+        raise SpecError([f"request: not JSON ({error})"]) from error
+    if not isinstance(body, dict):
+        raise SpecError(["request: expected a JSON object"])
+    return body
+
+
+def _text(body: Mapping[str, Any], key: str) -> str:
+    if not isinstance(value := body.get(key), str):
+        raise SpecError([f"request: {key} must be a string"])
+    return value
+
+
+def _optional_text(body: Mapping[str, Any], key: str) -> str | None:
+    return None if body.get(key) is None else _text(body, key)
+
+
+def _integer(body: Mapping[str, Any], key: str) -> int:
+    if type(value := body.get(key)) is not int:
+        raise SpecError([f"request: {key} must be an integer"])
+    return value
+
+
+def _number(request: Request, key: str) -> int:
+    try:
+        return int(request.query_params.get(key, "0"))
+    except ValueError as error:
+        raise SpecError([f"{key}: {error}"]) from error

@@ -1,0 +1,161 @@
+"""The checks of `jobctl doctor`: each a function of the settings, all run at once, none longer than a few seconds."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from daemon import settings
+from daemon.api.client import Client
+from daemon.api.messages import Check
+from daemon.cli.terminal import cleaned, size
+from daemon.errors import CredentialsRefused, DaemonUnreachable, HomeportError
+from daemon.settings import Settings
+from daemon.store import readonly
+
+PYTHON = (3, 11)
+SQLITE = (3, 37, 0)  # STRICT tables
+FREE_BYTES = 20_000_000_000  # a 7B model in two quantisations, its adapter, and room to verify
+VERIFIER_S = 60.0
+
+
+def run() -> list[Check]:
+    """Every check, in a fixed order; those of the daemon last."""
+    try:
+        loaded = settings.load()
+    except HomeportError as error:
+        return [_fail("settings", error.message, error.hint)]
+    with ThreadPoolExecutor(max_workers=len(CHECKS)) as pool:
+        return [check for found in pool.map(lambda check: check(loaded), CHECKS) for check in found]
+
+
+def _python(loaded: Settings) -> Sequence[Check]:
+    version = ".".join(map(str, sys.version_info[:3]))
+    if sys.version_info < PYTHON:
+        return [_fail("python", f"{version} is older than 3.11", "install Python 3.11 or newer")]
+    return [_pass("python", version)]
+
+
+def _sqlite(loaded: Settings) -> Sequence[Check]:
+    if sqlite3.sqlite_version_info < SQLITE:
+        return [_fail("sqlite", f"{sqlite3.sqlite_version} has no STRICT tables", "install Python with SQLite 3.37")]
+    return [_pass("sqlite", sqlite3.sqlite_version)]
+
+
+def _verifier(loaded: Settings) -> Sequence[Check]:
+    """Imported in a child: a native library that crashes must not take jobctl along."""
+    command = [sys.executable, "-I", "-c", "import numpy, llama_cpp; print(llama_cpp.__version__)"]
+    try:
+        child = subprocess.run(command, capture_output=True, text=True, timeout=VERIFIER_S, check=False)
+    except subprocess.TimeoutExpired:
+        return [_fail("verifier", f"llama-cpp-python did not load in {VERIFIER_S:g} s", _INSTALL_VERIFIER)]
+    if child.returncode:
+        reason = (child.stderr.strip().splitlines() or [f"ended with {child.returncode}"])[-1]
+        return [_fail("verifier", cleaned(reason), _INSTALL_VERIFIER)]
+    return [_pass("verifier", f"llama-cpp-python {child.stdout.strip()}")]
+
+
+_INSTALL_VERIFIER = "pip install 'homeport[verify]'"
+
+
+def _disk(loaded: Settings) -> Sequence[Check]:
+    folder = _existing(loaded.paths.models)
+    free = shutil.disk_usage(folder).free
+    detail = f"{size(free)} free for models under {loaded.paths.models}"
+    if not os.access(folder, os.W_OK):
+        return [
+            _fail("disk", f"{folder} cannot be written to", f"chmod u+w {folder}   or set models_dir in config.toml")
+        ]
+    if free < FREE_BYTES:
+        return [_warn("disk", detail, "make room, or set models_dir in config.toml")]
+    return [_pass("disk", detail)]
+
+
+def _key(loaded: Settings) -> Sequence[Check]:
+    try:
+        return [_pass("market key", settings.api_key(loaded.paths).hint)]
+    except CredentialsRefused as error:
+        return [_fail("market key", error.message, error.hint)]
+
+
+def _private_files(loaded: Settings) -> Sequence[Check]:
+    """Keys and database are for this user alone."""
+    files = [path for path in (loaded.paths.ssh_key, loaded.paths.database, loaded.paths.key_file) if path.exists()]
+    open_files = [path for path in files if os.name == "posix" and stat.S_IMODE(path.stat().st_mode) & 0o077]
+    if open_files:
+        names = " ".join(map(str, open_files))
+        return [_fail("private files", f"others can read {names}", f"chmod 600 {names}")]
+    return [_pass("private files", "keys and database are readable by you alone")]
+
+
+def _database(loaded: Settings) -> Sequence[Check]:
+    path = loaded.paths.database
+    if not path.exists():
+        return [_skip("database", f"{path} is made at the first start of the daemon")]
+    try:
+        found = readonly.integrity(path)
+    except HomeportError as error:
+        return [_fail("database", error.message, f"restore the newest file of {loaded.paths.backups}")]
+    if found != "ok":
+        return [_fail("database", f"{path}: {found}", f"restore the newest file of {loaded.paths.backups}")]
+    return [_pass("database", f"{path} is whole")]
+
+
+def _daemon(loaded: Settings) -> Sequence[Check]:
+    """The daemon, and what it alone can check: market, account, orphans."""
+    client = Client(loaded.paths)
+    try:
+        health = client.health()
+    except DaemonUnreachable as error:
+        return [_fail("daemon", error.message, error.hint), _skip("market", "the daemon asks it, and is not running")]
+    try:
+        asked: Sequence[Check] = cleaned(client.doctor()["checks"])
+    except HomeportError as error:
+        asked = [_fail("market", error.message, error.hint)]
+    return [_pass("daemon", f"version {health['version']}, market {health['market']}"), *asked, _attention(client)]
+
+
+def _attention(client: Client) -> Check:
+    urgent = [item for item in client.jobs()["attention"] if item["urgent"]]
+    if urgent:
+        return _warn("attention", cleaned("; ".join(item["text"] for item in urgent)), "jobctl status")
+    return _pass("attention", "no held job, no machine without a job")
+
+
+CHECKS: tuple[Callable[[Settings], Sequence[Check]], ...] = (
+    _python,
+    _sqlite,
+    _verifier,
+    _disk,
+    _key,
+    _private_files,
+    _database,
+    _daemon,
+)
+
+
+def _existing(folder: Path) -> Path:
+    return next(path for path in (folder, *folder.parents) if path.exists())
+
+
+def _pass(name: str, detail: str) -> Check:
+    return Check(name=name, status="PASS", detail=detail, fix="")
+
+
+def _warn(name: str, detail: str, fix: str) -> Check:
+    return Check(name=name, status="WARN", detail=detail, fix=fix)
+
+
+def _fail(name: str, detail: str, fix: str) -> Check:
+    return Check(name=name, status="FAIL", detail=detail, fix=fix)
+
+
+def _skip(name: str, detail: str) -> Check:
+    return Check(name=name, status="SKIP", detail=detail, fix="")

@@ -1,0 +1,70 @@
+"""`leases`, `offers` and `write-off`: the market's side."""
+
+from __future__ import annotations
+
+import getpass
+import time
+
+import click
+
+from daemon.cli.exits import Exit
+from daemon.cli.source import client, read, warning
+from daemon.cli.terminal import cleaned, emit_json, examples, interactive, look, typed_number
+from daemon.errors import Refused
+
+
+@click.command(epilog=examples("jobctl leases", "jobctl leases --check"))
+@click.option("-a", "--all", "everything", is_flag=True, help="Also those that are gone.")
+@click.option("--check", is_flag=True, help="Exit 11 when a machine bills that should not.")
+@click.option("--json", "as_json", is_flag=True, help="Every lease as JSON.")
+def leases(everything: bool, check: bool, as_json: bool) -> None:
+    """Every machine that may bill, what it costs, and whose it is."""
+    from daemon.cli.screens import leases as leases_screen
+
+    reading = read(lambda source: source.leases())
+    if as_json:
+        emit_json(reading.wire())
+    else:
+        if not reading.live:
+            click.echo(look().paint(warning(reading.value["money"]), "warn"))
+        click.echo(leases_screen.screen(reading.value, look(), time.time(), everything=everything))
+    if check and any(item["urgent"] for item in reading.value["attention"]):
+        raise SystemExit(Exit.ATTENTION)
+    raise SystemExit(reading.exit_code)
+
+
+@click.command(epilog=examples("jobctl offers --gpu H100_SXM --count 8", "jobctl offers --max-price 0.50 --why"))
+@click.option("--gpu", multiple=True, metavar="NAME", help="Only this GPU; may be given several times.")
+@click.option("--count", type=click.IntRange(1), help="GPUs in one machine.")
+@click.option("--max-price", metavar="DOLLARS", help="Dollars per hour, all GPUs and the disk.")
+@click.option("--why", is_flag=True, help="List every offer that is not taken, with the reason.")
+@click.option("--json", "as_json", is_flag=True, help="The offers as JSON.")
+def offers(gpu: tuple[str, ...], count: int | None, max_price: str | None, why: bool, as_json: bool) -> None:
+    """What can be rented now, best first."""
+    from daemon.cli.screens import plan
+
+    asked = {"gpu": list(gpu) or None, "count": count, "max_price": max_price}
+    found = cleaned(client().offers(**{name: value for name, value in asked.items() if value is not None}))
+    if as_json:
+        emit_json({"schema": "homeport.offers/1", **found})
+    else:
+        click.echo(plan.offers(found["offers"], found["rejected"], look(), why=why))
+    if not found["offers"]:
+        raise SystemExit(Exit.NOTHING_FITS)
+
+
+@click.command(
+    name="write-off", epilog=examples("jobctl write-off 29481133", "jobctl write-off 29481133 --confirm 29481133")
+)
+@click.argument("instance", type=int)
+@click.option("--confirm", type=int, metavar="INSTANCE", help="The same id again, where nobody can be asked.")
+def write_off(instance: int, confirm: int | None) -> None:
+    """Stop counting on INSTANCE, which cannot be returned. It may go on billing; it is watched for ever."""
+    if confirm is None:
+        if not interactive():
+            raise click.UsageError(f"there is no terminal to ask on; give --confirm {instance}")
+        click.echo(f"Instance {instance} may go on billing: end it in the market's console too.", err=True)
+        confirm = typed_number("Type the instance id to write it off")
+    if confirm != instance:
+        raise Refused(f"{confirm} is not {instance}; nothing was done", hint="jobctl leases")
+    click.echo(cleaned(client().write_off(instance, getpass.getuser(), confirm))["message"])

@@ -1,0 +1,39 @@
+"""The money strip and what needs a person: the end of every screen."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+
+from daemon.cli.terminal import Look, dollars, duration, seconds_since
+from daemon.store.attention import Attention
+from daemon.store.readonly import MoneyStrip
+
+
+def money_strip(money: MoneyStrip, look: Look, now: float) -> list[str]:
+    count = money["machines"]
+    parts = [
+        f"Renting {count} machine{'' if count == 1 else 's'}, {dollars(money['rate'])}/h, "
+        f"{dollars(money['cost'])} so far."
+        if count
+        else "Nothing is being rented. $0.00/h."
+    ]
+    if money["credit"] is not None:
+        hours = money["hours_left"]
+        lasts = f" ({duration(hours * 3600)} at this rate)" if hours is not None else ""
+        parts.append(f"Balance {dollars(money['credit'])}{lasts}.")
+    age = seconds_since(money["as_of"], now)
+    if age is not None:
+        parts.append(f"Checked {duration(age)} ago.")
+    return textwrap.wrap(" ".join(parts), look.width)
+
+
+def attention(items: Sequence[Attention], look: Look) -> list[str]:
+    """One mark a thing, the command to type on a line of its own."""
+    lines = []
+    for item in items:
+        colour = "bad" if item["urgent"] else "warn"
+        text = textwrap.wrap(item["text"], look.width, initial_indent="! ", subsequent_indent="  ")
+        lines += [look.paint(line, colour) for line in text]
+        lines.append(f"  Try: {item['hint']}")
+    return lines

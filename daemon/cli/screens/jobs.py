@@ -1,0 +1,86 @@
+"""`jobctl status`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from daemon.cli.screens.footer import attention, money_strip
+from daemon.cli.terminal import Column, Look, dollars, duration, seconds_since, size, table
+from daemon.store.readonly import Jobs
+from daemon.store.views import JobView
+
+EMPTY = "No jobs. Nothing is being rented. $0.00/h.   Start with: jobctl demo"
+
+
+def screen(reading: Jobs, look: Look, now: float) -> str:
+    """Every job of `reading` in one line of at most `look.width`, then the money, then what needs a person."""
+    if not reading["jobs"] and not reading["money"]["machines"]:
+        return EMPTY
+    lines = []
+    if reading["jobs"]:
+        title, *rows = _table(reading["jobs"], look, now)
+        lines = [look.paint(title, "dim"), *rows, ""]
+    lines += money_strip(reading["money"], look, now)
+    lines += attention(reading["attention"], look)
+    return "\n".join(lines)
+
+
+def _table(jobs: Sequence[JobView], look: Look, now: float) -> list[str]:
+    leases = [job["lease"] for job in jobs]
+    return table(
+        [
+            Column("JOB", [job["id"] for job in jobs]),
+            Column("NAME", [job["name"] for job in jobs], shrink=True),
+            Column("STATE", [state(job) for job in jobs]),
+            Column("PROGRESS", [_progress(job, look, now) for job in jobs], shrink=True),
+            Column("LOSS", [_number(job["loss"]) for job in jobs], right=True, drop=4),
+            Column("GPU", [lease["gpu"] if lease else "" for lease in leases], drop=3),
+            Column("UTIL", [_percent(lease["gpu_util"]) if lease else "" for lease in leases], right=True, drop=2),
+            Column("$/H", [f"{float(lease['rate']):.2f}" if lease else "-" for lease in leases], right=True),
+            Column("COST", [dollars(job["cost"])[1:] for job in jobs], right=True),
+            Column("ETA", [_eta(job) for job in jobs], right=True),
+            Column("AGE", [duration(seconds_since(job["created_at"], now) or 0) for job in jobs], right=True, drop=1),
+        ],
+        look.width,
+    )
+
+
+def state(job: JobView) -> str:
+    """The state, and what goes on beside it: `GGUF > downloading`, `DPO (HELD)`."""
+    beside = f" > {job['activity'].lower().replace('_', ' ')}" if job["activity"] else ""
+    return job["state"] + (" (HELD)" if job["hold"] else "") + beside
+
+
+def _progress(job: JobView, look: Look, now: float) -> str:
+    if job["hold"]:
+        return job["hold"]["detail"] or job["hold"]["meaning"]
+    if job["activity"] == "OUT_OF_CONTACT":
+        return f"no contact {duration(seconds_since(job['out_of_contact_since'], now) or 0)}"
+    if progress := job["progress"]:
+        done, total = progress["done"], progress["total"]
+        return f"{look.bar(done, total)} {counted(done, total, progress['unit'])}"
+    lease = job["lease"]
+    return lease["status_message"] if lease and job["activity"] == "BOOTING" else ""
+
+
+def counted(done: int, total: int, unit: str) -> str:
+    """412/520, or 4.1/6.2 GB."""
+    if unit == "STEPS":
+        return f"{done}/{total}"
+    number, name = size(total).split(" ")
+    scale = {"B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9}[name]
+    return f"{done / scale:.1f}/{number} {name}"
+
+
+def _eta(job: JobView) -> str:
+    if job["hold"]:
+        return "you"
+    return duration(job["eta_s"]) if job["eta_s"] is not None else ""
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _percent(value: float | None) -> str:
+    return "?" if value is None else f"{value:.0f}%"

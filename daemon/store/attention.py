@@ -1,0 +1,65 @@
+"""What a person has to look at: something bills that should not, or a model may be lost. Exit code 11 under --check."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TypedDict
+
+from daemon.domain.lifecycle import TERMINAL
+from daemon.store.views import Activity, JobView, LeaseView
+
+
+class Attention(TypedDict):
+    kind: str  # HELD, MODEL_MISSING, OUT_OF_CONTACT, UNANSWERED, NOT_CONFIRMED, ORPHAN, REAPPEARED, LOST
+    urgent: bool  # counts for --check; the others are being dealt with
+    job: str | None
+    instance: int | None
+    text: str
+    hint: str
+
+
+def needed(jobs: Sequence[JobView], leases: Sequence[LeaseView]) -> list[Attention]:
+    """Urgent ones first, otherwise in the order of jobs, then leases."""
+    ended = {job["id"] for job in jobs if job["state"] in TERMINAL}
+    found = [item for job in jobs for item in _of_job(job)]
+    found += [item for lease in leases for item in _of_lease(lease, ended)]
+    return sorted(found, key=lambda item: not item["urgent"])
+
+
+def _of_job(job: JobView) -> Iterator[Attention]:
+    ref, lease = job["id"], job["lease"]
+    instance = lease["instance"] if lease else None
+    hint = f"jobctl show {ref}"
+    if hold := job["hold"]:
+        detail = f": {hold['detail']}" if hold["detail"] else ""
+        text = f"{ref} is HELD: {hold['meaning']}{detail}"
+        yield Attention(kind="HELD", urgent=True, job=ref, instance=instance, text=text, hint=hold["commands"][0])
+    if not job["safety"]["safe"] and job["safety"]["path"]:
+        text = f"{ref}: {job['safety']['text']}"
+        yield Attention(kind="MODEL_MISSING", urgent=False, job=ref, instance=instance, text=text, hint=hint)
+    if job["activity"] == Activity.OUT_OF_CONTACT:
+        text = f"{ref} is out of contact since {job['out_of_contact_since']}; training goes on, the machine is kept"
+        yield Attention(kind="OUT_OF_CONTACT", urgent=False, job=ref, instance=instance, text=text, hint=hint)
+    if job["activity"] == Activity.UNANSWERED:
+        text = f"{ref}: the reply to a rental was lost; it is looked for, and nothing else is rented meanwhile"
+        yield Attention(kind="UNANSWERED", urgent=False, job=ref, instance=None, text=text, hint=hint)
+
+
+def _of_lease(lease: LeaseView, ended: set[str]) -> Iterator[Attention]:
+    if lease["state"] not in ("LIVE", "LOST"):
+        return
+    instance, job = lease["instance"], lease["job"]
+    bills = f"may bill ${lease['price_per_hour']}/h"
+    hint = f"jobctl write-off {instance}"
+    if lease["destroy_requested"]:
+        text = f"instance {instance}: destroy requested, NOT confirmed, {bills}"
+        yield Attention(kind="NOT_CONFIRMED", urgent=False, job=job, instance=instance, text=text, hint="jobctl leases")
+    elif job is None:
+        text = f"instance {instance} carries our label and belongs to no job, {bills}"
+        yield Attention(kind="ORPHAN", urgent=True, job=None, instance=instance, text=text, hint=hint)
+    if job in ended:
+        text = f"instance {instance} of the ended job {job} reappeared, {bills}"
+        yield Attention(kind="REAPPEARED", urgent=True, job=job, instance=instance, text=text, hint=hint)
+    if lease["state"] == "LOST":
+        text = f"instance {instance} is lost from sight since {lease['last_seen']}, {bills}"
+        yield Attention(kind="LOST", urgent=False, job=job, instance=instance, text=text, hint="jobctl leases")

@@ -1,0 +1,396 @@
+"""The read model: what the database says, for the API's routes and for `jobctl` when the daemon is down.
+
+Standard library sqlite3, opened read-only: nothing here can change a row, take the writer's lock or import SQLAlchemy.
+Every function is a few queries whatever the number of jobs; what the rows mean is decided in views.py.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypedDict
+from urllib.parse import quote
+
+from daemon.domain import money
+from daemon.domain.lifecycle import TERMINAL
+from daemon.errors import NoSuchJob, StoreError
+from daemon.store import attention, views
+from daemon.store.attention import Attention
+from daemon.store.views import CURRENCY, JobRows, JobView, LeaseView, iso
+
+EVENTS_PAGE = 500  # rows
+METRICS_PAGE = 2_000  # rows
+LOG_PAGE = 256 << 10  # bytes
+RECENT_EVENTS = 6
+LOSS_POINTS = 40
+PACE_STEPS = 20  # the last steps whose pace gives the ETA
+
+
+class MoneyStrip(TypedDict):
+    """The line on every screen. `as_of` is when the daemon last looked at the market."""
+
+    machines: int
+    rate: str  # per hour, all of them
+    cost: str  # so far, of the machines that may bill now
+    credit: str | None
+    hours_left: float | None
+    currency: str
+    as_of: str | None
+
+
+class Jobs(TypedDict):
+    schema: str
+    jobs: list[JobView]
+    money: MoneyStrip
+    attention: list[Attention]
+
+
+class Move(TypedDict):
+    state: str
+    at: str
+
+
+class Event(TypedDict):
+    id: int  # the cursor
+    at: str
+    kind: str
+    by: str
+    job: str | None
+    lease: int | None
+    body: dict[str, Any]
+
+
+class JobPage(TypedDict):
+    schema: str
+    job: JobView
+    moves: list[Move]  # the states of the job, in order
+    recent: list[Event]
+    losses: list[float]  # of the stage that reported last, thinned out
+    money: MoneyStrip
+
+
+class Events(TypedDict):
+    schema: str
+    job: str
+    events: list[Event]
+
+
+class Metric(TypedDict):
+    cursor: int
+    attempt: int
+    stage: str
+    step: int
+    total: int | None
+    at: str
+    loss: float | None
+    lr: float | None
+    tokens: int | None
+    tok_s: float | None
+    body: dict[str, Any]
+
+
+class Metrics(TypedDict):
+    schema: str
+    job: str
+    metrics: list[Metric]
+
+
+class Log(TypedDict):
+    schema: str
+    job: str
+    text: str
+    offset: int  # where the next page begins, bytes
+
+
+class Leases(TypedDict):
+    schema: str
+    leases: list[LeaseView]
+    money: MoneyStrip
+    attention: list[Attention]
+
+
+@dataclass(frozen=True)
+class ReadModel:
+    """Every reading, straight from the files of one installation. `ref` is an id, a unique prefix, a name or @last.
+
+    Raises StoreError when the database cannot be read, NoSuchJob when `ref` means none or several.
+    """
+
+    database: Path
+    job_logs: Path
+
+    def jobs(self) -> Jobs:
+        """Every job, newest first."""
+        with connection(self.database) as db:
+            now = now_ms()
+            found = [views.job_view(rows, now) for rows in _job_rows(db)]
+            return Jobs(
+                schema="homeport.jobs/1",
+                jobs=found,
+                money=money_strip(db, now),
+                attention=attention.needed(found, _leases(db, now)),
+            )
+
+    def job(self, ref: str) -> JobPage:
+        with connection(self.database) as db:
+            now, job = now_ms(), resolve(db, ref)
+            (rows,) = _job_rows(db, job)
+            view = views.job_view(rows, now)
+            return JobPage(
+                schema="homeport.job/1",
+                job=view,
+                moves=_moves(db, view),
+                recent=_recent_events(db, job),
+                losses=_losses(db, rows),
+                money=money_strip(db, now),
+            )
+
+    def events(self, ref: str, after: int) -> Events:
+        """Events with id > `after`, oldest first, at most one page: ask again with the last id."""
+        with connection(self.database) as db:
+            job = resolve(db, ref)
+            query = "SELECT * FROM events WHERE job_id = ? AND id > ? ORDER BY id LIMIT ?"
+            rows = db.execute(query, (job, after, EVENTS_PAGE)).fetchall()
+        return Events(schema="homeport.events/1", job=job, events=[_event(row) for row in rows])
+
+    def metrics(self, ref: str, after: int) -> Metrics:
+        """Steps with cursor > `after`, in order of arrival, at most one page: ask again with the last cursor."""
+        with connection(self.database) as db:
+            job = resolve(db, ref)
+            query = "SELECT rowid AS cursor, * FROM metrics WHERE job_id = ? AND rowid > ? ORDER BY rowid LIMIT ?"
+            rows = db.execute(query, (job, after, METRICS_PAGE)).fetchall()
+        return Metrics(schema="homeport.metrics/1", job=job, metrics=[_metric(row) for row in rows])
+
+    def log(self, ref: str, offset: int) -> Log:
+        """What the stages printed, from byte `offset`, from the end when negative. A log not here yet is empty."""
+        with connection(self.database) as db:
+            job = resolve(db, ref)
+        text, following = _log_page(self.job_logs / f"{job}.log", offset)
+        return Log(schema="homeport.log/1", job=job, text=text, offset=following)
+
+    def leases(self) -> Leases:
+        """Every machine ever rented that we know of: those that may bill first, then the newest."""
+        with connection(self.database) as db:
+            now = now_ms()
+            found = [views.job_view(rows, now) for rows in _job_rows(db)]
+            machines = _leases(db, now)
+            urgent = [item for item in attention.needed(found, machines) if item["instance"] is not None]
+            return Leases(schema="homeport.leases/1", leases=machines, money=money_strip(db, now), attention=urgent)
+
+    def money(self) -> MoneyStrip:
+        with connection(self.database) as db:
+            return money_strip(db, now_ms())
+
+    def resolve(self, ref: str) -> str:
+        with connection(self.database) as db:
+            return resolve(db, ref)
+
+
+@contextmanager
+def connection(path: Path) -> Iterator[sqlite3.Connection]:
+    """A read-only connection in one read transaction, so that every query sees the same moment. Raises StoreError."""
+    try:
+        db = sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=5.0, isolation_level=None)
+        try:
+            db.row_factory = sqlite3.Row
+            db.execute("BEGIN")
+            yield db
+        finally:
+            db.close()
+    except sqlite3.Error as error:
+        raise StoreError(f"{path}: {error}", hint="jobctl doctor") from error
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def resolve(db: sqlite3.Connection, ref: str) -> str:
+    """The id that `ref` means: an id, `@last`, a name (unfinished jobs before finished ones), a unique prefix of an id.
+
+    Raises NoSuchJob when there is none, or several: then it lists them.
+    """
+    rows = db.execute("SELECT id, name, state FROM jobs ORDER BY created_at DESC, rowid DESC").fetchall()
+    if ref == "@last" and rows:
+        return str(rows[0]["id"])
+    named = [row for row in rows if row["name"] == ref]
+    choices = (
+        [row for row in rows if row["id"] == ref],
+        [row for row in named if row["state"] not in TERMINAL],
+        named,
+        [row for row in rows if ref and row["id"].startswith(ref.lower())],
+    )
+    matching = next((rows for rows in choices if rows), [])
+    if not matching:
+        raise NoSuchJob(f"no job {ref!r}", hint="jobctl status")
+    if len(matching) > 1:
+        listed = ", ".join(f"{row['id']} ({row['name']}, {row['state']})" for row in matching)
+        raise NoSuchJob(f"{ref!r} is ambiguous: {listed}", hint="give the id")
+    return str(matching[0]["id"])
+
+
+def money_strip(db: sqlite3.Connection, now: int) -> MoneyStrip:
+    """How many machines may bill, what they cost by the hour and so far, and how long the credit lasts."""
+    billing = [row for row in db.execute("SELECT * FROM leases") if views.is_billing(row)]
+    burn = sum(views.rate(row) for row in billing)
+    credit = _credit(db)
+    leader = db.execute("SELECT renewed FROM leader").fetchone()
+    return MoneyStrip(
+        machines=len(billing),
+        rate=money.decimal_string(burn),
+        cost=money.decimal_string(sum(views.cost_so_far(row, now) for row in billing)),
+        credit=None if credit is None else money.decimal_string(credit),
+        hours_left=round(credit / burn, 1) if credit is not None and burn else None,
+        currency=CURRENCY,
+        as_of=iso(leader["renewed"]) if leader else None,
+    )
+
+
+def integrity(path: Path) -> str:
+    """SQLite's own quick check: 'ok', or what it found. Raises StoreError when the file cannot be read at all."""
+    with connection(path) as db:
+        return str(db.execute("PRAGMA quick_check(1)").fetchone()[0])
+
+
+def _credit(db: sqlite3.Connection) -> int | None:
+    """The account's credit as the last trusted listing had it, micro-dollars."""
+    row = db.execute("SELECT value FROM meta WHERE key = 'credit'").fetchone()
+    return None if row is None else int(row["value"])
+
+
+def _job_rows(db: sqlite3.Connection, only: str = "") -> Iterator[JobRows]:
+    of_job = {
+        "leases": _by_job(db, "SELECT * FROM leases ORDER BY id"),
+        "reports": _by_job(db, "SELECT * FROM box_reports"),
+        "operations": _grouped(_open_operations(db)),
+        "downloads": _by_job(
+            db,
+            "SELECT d.* FROM downloads d JOIN jobs j ON j.id = d.job_id AND j.manifest_sha256 = d.manifest_sha256",
+        ),
+        "receipts": _by_job(
+            db,
+            "SELECT r.* FROM receipts r JOIN jobs j ON j.id = r.job_id AND j.manifest_sha256 = r.manifest_sha256"
+            " AND j.attempt = r.attempt WHERE r.id NOT IN (SELECT receipt_id FROM supersessions) ORDER BY r.id",
+        ),
+        # The last steps of the stage that reported last.
+        "metrics": _by_job(
+            db,
+            "SELECT * FROM (SELECT m.job_id, m.stage, m.step, m.at, m.total, m.loss, m.lr, m.tok_s,"
+            " row_number() OVER (PARTITION BY m.job_id ORDER BY m.at DESC, m.step DESC) AS back"
+            " FROM metrics m JOIN jobs j ON j.id = m.job_id AND j.attempt = m.attempt"
+            " WHERE m.stage = (SELECT x.stage FROM metrics x WHERE x.job_id = j.id AND x.attempt = j.attempt"
+            " ORDER BY x.at DESC LIMIT 1)) WHERE back <= ? ORDER BY job_id, step",
+            PACE_STEPS,
+        ),
+    }
+    credit = _credit(db)
+    burn = sum(views.rate(row) for row in db.execute("SELECT * FROM leases WHERE state IN ('LIVE', 'LOST')"))
+    rows = db.execute("SELECT * FROM jobs WHERE ? IN (id, '') ORDER BY created_at DESC, rowid DESC", (only,))
+    for row in rows:
+        of = {table: found.get(row["id"], []) for table, found in of_job.items()}
+        yield JobRows(
+            job=row,
+            leases=of["leases"],
+            operations=of["operations"],
+            downloads=of["downloads"],
+            report=of["reports"][0] if of["reports"] else None,
+            metrics=of["metrics"],
+            receipt=of["receipts"][-1] if of["receipts"] else None,
+            credit=credit,
+            burn=burn,
+            spec=json.loads(row["spec_json"]),
+        )
+
+
+def _open_operations(db: sqlite3.Connection) -> list[sqlite3.Row]:
+    """Creates that are not resolved, and the destroys of leases that are not gone."""
+    return db.execute(
+        "SELECT o.* FROM operations o LEFT JOIN leases l ON l.id = o.lease_id"
+        " WHERE (o.kind = 'create' AND o.state IN ('INTENT', 'SENT', 'UNKNOWN'))"
+        " OR (o.kind = 'destroy' AND l.state IN ('LIVE', 'LOST')) ORDER BY o.id"
+    ).fetchall()
+
+
+def _leases(db: sqlite3.Connection, now: int) -> list[LeaseView]:
+    rows = db.execute("SELECT * FROM leases ORDER BY state IN ('LIVE', 'LOST') DESC, id DESC").fetchall()
+    operations = _open_operations(db)
+    return [views.lease_view(row, operations, now) for row in rows]
+
+
+def _moves(db: sqlite3.Connection, job: JobView) -> list[Move]:
+    rows = db.execute("SELECT at, body FROM events WHERE job_id = ? AND kind = 'job.moved' ORDER BY id", (job["id"],))
+    later = [Move(state=json.loads(row["body"])["to"], at=iso(row["at"]) or "") for row in rows]
+    return [Move(state="QUEUED", at=job["created_at"]), *later]
+
+
+def _recent_events(db: sqlite3.Connection, job: str) -> list[Event]:
+    rows = db.execute("SELECT * FROM events WHERE job_id = ? ORDER BY id DESC LIMIT ?", (job, RECENT_EVENTS)).fetchall()
+    return [_event(row) for row in reversed(rows)]
+
+
+def _losses(db: sqlite3.Connection, rows: JobRows) -> list[float]:
+    if not rows.metrics:
+        return []
+    query = "SELECT loss FROM metrics WHERE job_id = ? AND attempt = ? AND stage = ? AND loss IS NOT NULL ORDER BY step"
+    of = (rows.job["id"], rows.job["attempt"], rows.metrics[-1]["stage"])
+    losses = [row["loss"] for row in db.execute(query, of)]
+    return losses[:: max(1, len(losses) // LOSS_POINTS)]
+
+
+def _event(row: sqlite3.Row) -> Event:
+    return Event(
+        id=row["id"],
+        at=iso(row["at"]) or "",
+        kind=row["kind"],
+        by=row["by"],
+        job=row["job_id"],
+        lease=row["lease_id"],
+        body=json.loads(row["body"]),
+    )
+
+
+def _metric(row: sqlite3.Row) -> Metric:
+    return Metric(
+        cursor=row["cursor"],
+        attempt=row["attempt"],
+        stage=row["stage"],
+        step=row["step"],
+        total=row["total"],
+        at=iso(row["at"]) or "",
+        loss=row["loss"],
+        lr=row["lr"],
+        tokens=row["tokens"],
+        tok_s=row["tok_s"],
+        body=json.loads(row["body"]),
+    )
+
+
+def _log_page(file: Path, offset: int) -> tuple[str, int]:
+    """(text, where the next page begins); whole lines, as long as a page holds one."""
+    if not file.exists():
+        return "", 0
+    with file.open("rb") as stream:
+        size = stream.seek(0, 2)
+        start = max(0, size + offset) if offset < 0 else min(offset, size)
+        stream.seek(start)
+        page = stream.read(LOG_PAGE)
+    if len(page) == LOG_PAGE:
+        page = page[: page.rfind(b"\n") + 1] or page
+    return page.decode("utf-8", "replace"), start + len(page)
+
+
+def _by_job(db: sqlite3.Connection, query: str, *args: int) -> dict[Any, list[sqlite3.Row]]:
+    return _grouped(db.execute(query, args).fetchall())
+
+
+def _grouped(rows: Sequence[sqlite3.Row]) -> dict[Any, list[sqlite3.Row]]:
+    groups: dict[Any, list[sqlite3.Row]] = defaultdict(list)
+    for row in rows:
+        groups[row["job_id"]].append(row)
+    return groups

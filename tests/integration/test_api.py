@@ -1,0 +1,193 @@
+"""The daemon's front door over a real socket: who is let in, what the routes answer, how errors travel."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from scripted import Scripted, running
+from stored import Stored
+
+from daemon import platform, settings
+from daemon.api.client import Client
+from daemon.errors import (
+    CredentialsRefused,
+    DaemonUnreachable,
+    HomeportError,
+    NoSuchJob,
+    NothingFits,
+    Refused,
+    SpecError,
+)
+from daemon.settings import Settings
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Settings:
+    return settings.load({"HOMEPORT_HOME": str(tmp_path)})
+
+
+@pytest.fixture
+def stored(config: Settings) -> Stored:
+    return Stored(config.paths.database)
+
+
+@pytest.fixture
+def commands() -> Scripted:
+    return Scripted()
+
+
+@pytest.fixture
+def client(config: Settings, stored: Stored, commands: Scripted) -> Iterator[Client]:
+    with running(config, commands):
+        yield Client(config.paths)
+
+
+def test_the_socket_is_private(client: Client) -> None:
+    """Nobody but this user can open the socket."""
+    assert stat.S_IMODE(client.paths.socket.stat().st_mode) == 0o600
+
+
+def test_a_foreign_host_name_is_refused(client: Client) -> None:
+    """A page that rebinds its own name to this computer gets 421 and nothing else."""
+    connection = http.client.HTTPConnection("evil.example")
+    connection.sock = platform.connect_unix(client.paths.socket, 5)
+
+    connection.request("GET", "/v1/jobs")
+
+    assert connection.getresponse().status == 421
+    connection.close()
+
+
+def test_where_a_unix_socket_cannot_be_loopback_wants_the_token(
+    config: Settings, stored: Stored, commands: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without unix sockets the port is on loopback, the token in a private file, and a call without it gets 401."""
+    monkeypatch.setattr(platform, "unix_socket_fits", lambda path: False)
+    with running(config, commands):
+        address = json.loads(config.paths.address.read_text())
+        connection = http.client.HTTPConnection("127.0.0.1", address["port"])
+        connection.request("GET", "/v1/jobs")
+
+        assert connection.getresponse().status == 401
+        assert Client(config.paths).jobs()["jobs"] == []
+        assert os.name != "posix" or stat.S_IMODE(config.paths.address.stat().st_mode) == 0o600
+        connection.close()
+
+
+def test_a_socket_left_by_a_killed_daemon_is_replaced(config: Settings, stored: Stored, commands: Scripted) -> None:
+    """A daemon that was killed leaves its socket behind; the next one listens all the same."""
+    platform.listen_unix(config.paths.socket).close()
+    assert config.paths.socket.exists()
+
+    with pytest.raises(DaemonUnreachable):
+        Client(config.paths).jobs()
+    with running(config, commands):
+        assert Client(config.paths).health()["version"] == "0.1.0"
+
+
+def test_stopping_takes_the_socket_away(config: Settings, stored: Stored, commands: Scripted) -> None:
+    """After a stop there is nothing to connect to."""
+    with running(config, commands):
+        pass
+
+    assert not config.paths.socket.exists()
+
+
+def test_readings_come_from_the_database(client: Client, stored: Stored) -> None:
+    """Jobs, one job, events, metrics, log and leases are what the tables say."""
+    stored.job("k7f3qd", state="SFT")
+    stored.lease("k7f3qd")
+    stored.steps("k7f3qd", "SFT", 1, 12, 520)
+    stored.insert("events", job_id="k7f3qd", at=0, kind="job.moved", by="daemon", body='{"from":"QUEUED","to":"SFT"}')
+    client.paths.job_logs.mkdir()
+    (client.paths.job_logs / "k7f3qd.log").write_text("step 12\n")
+
+    assert [job["id"] for job in client.jobs()["jobs"]] == ["k7f3qd"]
+    assert client.job("k7f")["job"]["progress"] == {"stage": "SFT", "done": 12, "total": 520, "unit": "STEPS"}
+    assert [event["kind"] for event in client.events("k7f", 0)["events"]] == ["job.moved"]
+    assert [step["step"] for step in client.metrics("k7f", 10)["metrics"]] == [11, 12]
+    assert client.log("k7f", 5) == {"schema": "homeport.log/1", "job": "k7f3qd", "text": "12\n", "offset": 8}
+    assert [lease["instance"] for lease in client.leases()["leases"]] == [29481133]
+
+
+def test_verbs_reach_the_commands_with_the_whole_id(client: Client, stored: Stored, commands: Scripted) -> None:
+    """A prefix is resolved once, at the door: the commands see ids."""
+    stored.job("k7f3qd")
+
+    client.hold("k7f", "ann")
+    client.resume("name-k7f3qd", "ann")
+    client.retry("@last", "ann", "GGUF")
+    client.cancel("k7f3qd", "ann", discard=True)
+    client.abandon("k7f", "ann", 29481133)
+    client.write_off(29481133, "ann", 29481133)
+
+    assert commands.calls == [
+        ("hold", "k7f3qd", "ann"),
+        ("resume", "k7f3qd", "ann"),
+        ("retry", "k7f3qd", "ann", "GGUF"),
+        ("cancel", "k7f3qd", "ann", True),
+        ("abandon", "k7f3qd", "ann", 29481133),
+        ("write_off", 29481133, "ann", 29481133),
+    ]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        SpecError(["job.yaml:3: lr: not a number", "job.yaml:9: machine: unknown key"], hint="jobctl plan job.yaml"),
+        CredentialsRefused("the market refuses the key", hint="jobctl doctor"),
+        NothingFits("no offer fits", hint="jobctl offers --why"),
+        Refused("a destroy is unresolved"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_error_arrives_as_it_was_raised(client: Client, commands: Scripted, error: HomeportError) -> None:
+    """Class, message, hint, problems and exit code survive the socket."""
+    commands.answers["plan"] = error
+
+    with pytest.raises(type(error)) as caught:
+        client.plan("", "job.yaml", "/")
+
+    assert caught.value.args == error.args
+    assert (caught.value.hint, caught.value.exit_code) == (error.hint, error.exit_code)
+
+
+def test_an_unknown_job_is_404(client: Client) -> None:
+    """A reference that means nothing is NoSuchJob, whatever the verb."""
+    with pytest.raises(NoSuchJob):
+        client.job("zzz")
+    with pytest.raises(NoSuchJob):
+        client.hold("zzz", "ann")
+
+
+@pytest.mark.parametrize(
+    "body", [b"[]", b"{", b'{"by": 3}', b"{}", b"x" * (5 << 20)], ids=["list", "cut", "number", "empty", "huge"]
+)
+def test_a_malformed_request_is_refused(client: Client, stored: Stored, commands: Scripted, body: bytes) -> None:
+    """Bytes that are not the expected object change nothing and are answered with an error."""
+    stored.job("k7f3qd")
+    connection = http.client.HTTPConnection("localhost")
+    connection.sock = platform.connect_unix(client.paths.socket, 5)
+
+    connection.request("POST", "/v1/jobs/k7f3qd/hold", body)
+
+    assert connection.getresponse().status in (409, 422)
+    assert commands.calls == []
+    connection.close()
+
+
+def test_an_unexpected_error_is_named_not_shown(client: Client, commands: Scripted) -> None:
+    """A bug answers 500 with its class; its text, which may hold anything, stays in the daemon's log."""
+    commands.answers["doctor"] = RuntimeError("canary-secret")
+
+    with pytest.raises(Refused) as caught:
+        client.doctor()
+
+    assert "RuntimeError" in caught.value.message
+    assert "canary" not in caught.value.message
