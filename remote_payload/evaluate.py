@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 from remote_payload import llama, outbox, prompts, reference, script
 from remote_payload.contract import Exit, JobFile, Quality, Stage, write_whole
@@ -24,6 +25,7 @@ from remote_payload.gguf import final_adapter
 from remote_payload.layout import Layout
 from remote_payload.merge import Delta, merge_into, read_deltas
 from remote_payload.progress import Events
+from remote_payload.prompts import Prompt
 from remote_payload.reference import Answer, Logs
 from remote_payload.script import ScriptFailed
 
@@ -76,8 +78,8 @@ def evaluate(layout: Layout, job: JobFile, events: Events) -> Exit:
     return Exit.OK
 
 
-def _answers(layout: Layout, job: JobFile, tokenizer: Any, questions: list[prompts.Prompt]) -> tuple[list[Answer], list[Logs]]:
-    """The merged model's answers, and the base model's distributions over the same ids; one model in memory at a time."""
+def _answers(layout: Layout, job: JobFile, tokenizer: Any, questions: list[Prompt]) -> tuple[list[Answer], list[Logs]]:
+    """The merged model's answers, and the base model's view of the same ids; one model in memory at a time."""
     work = layout.stage(Stage.GGUF)
     if (work / "merged").exists():
         merged = _load(work / "merged", {})
@@ -92,13 +94,14 @@ def _answers(layout: Layout, job: JobFile, tokenizer: Any, questions: list[promp
 
 
 def _load(folder: Path, deltas: dict[str, Delta]) -> Any:
-    """float32 where it fits: the weights then are those of the GGUF's source to the last bit, and so is the arithmetic."""
+    """float32 where it fits: the weights are then those that were converted, to the last bit."""
     dtype, place = torch.float32, None
     if torch.cuda.is_available():
         free = sum(torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count()))
         stored = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
         place = "auto"
         dtype = torch.float32 if free > 3 * stored else torch.bfloat16  # twice the stored 16 bits, and room to work
+    disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map=place).eval()
     merge_into(model, deltas)
     print(f"evaluate: {folder.name} with {len(deltas)} merged weights, {dtype}", flush=True)

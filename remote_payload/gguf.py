@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -207,7 +207,7 @@ class Converting:
 
 
 def _merging(kind: Any, deltas: dict[str, Delta], pre_tokenizer: str | None, limit: float | None) -> Any:
-    """The converter's class for this architecture, with the merge and the number check put before everything it does."""
+    """The converter's class for this architecture, with the merge and the number check before all that it does."""
     from conversion.base import LazyTorchTensor
 
     def loaded(name: str, load: Callable[[], Any]) -> Any:
@@ -220,7 +220,7 @@ def _merging(kind: Any, deltas: dict[str, Delta], pre_tokenizer: str | None, lim
 
     class Merging(kind):
         model_arch = kind.model_arch  # the converter asks for it on every class
-        seen: set[str] = set()
+        seen: ClassVar[set[str]] = set()
 
         @classmethod
         def filter_tensors(cls, item: tuple[str, Callable[[], Any]]) -> Any:
@@ -293,7 +293,7 @@ def finish(part: Path, path: Path, *promised: int | None) -> int:
     wrong = [promise for promise in promised if promise not in (size, None)]
     if wrong:
         raise ScriptFailed(Exit.GGUF_GATE, f"{path.name} has {size} bytes, {wrong[0]} were predicted")
-    os.replace(part, path)
+    part.replace(path)
     return size
 
 

@@ -35,7 +35,7 @@ def available(root: Path) -> ModuleType | None:
         import llama_cpp
     except ImportError:
         return None
-    logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)  # it reads the level at every line
+    logging.getLogger("llama-cpp-python").setLevel(logging.CRITICAL)  # its WARN is our ERROR
     module: ModuleType = llama_cpp
     return module
 

@@ -32,7 +32,8 @@ def choose(layout: Layout, job: JobFile, tokenizer: Any) -> list[Prompt]:
     """Up to MOST different prompts in the order of the file, long ones only where there are no short ones."""
     found = _rows(layout, job)
     spread = found[:: max(1, len(found) // CANDIDATES)][:CANDIDATES]
-    prompts = list({prompt.text: prompt for row in spread if (prompt := _prompt(tokenizer, row, job.reasoning)).ids}.values())
+    rendered = [_prompt(tokenizer, row, job.reasoning) for row in spread]
+    prompts = list({prompt.text: prompt for prompt in rendered if prompt.ids}.values())
     short = [prompt for prompt in prompts if len(prompt.ids) <= SHORT]
     return short[:MOST] or sorted(prompts, key=lambda prompt: len(prompt.ids))[:MOST]
 

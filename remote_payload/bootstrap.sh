@@ -1,0 +1,70 @@
+#!/usr/bin/env bash
+# Makes ready what the image lacks; run in the image's root: bash payload/remote_payload/bootstrap.sh PYTHON
+#
+# The last line of stdout is PYTHON=<the interpreter to use from now on>: the one given, when it has every requirement,
+# else ROOT/env, which sees the image's packages and adds the missing ones. torch is the image's and never reinstalled.
+# llama-cpp-python compiles for minutes; that goes on in the background while the model trains (llama.py waits for it).
+# Everything else is said on stderr. Exit 30: this machine cannot be made ready. May be called again.
+set -euo pipefail
+
+image=$1
+root=$PWD
+payload=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+requirements=$payload/requirements.txt
+
+unfit() { echo "bootstrap: $*" >&2; exit 30; }
+
+# The requirements that the interpreter $1 does not have in exactly the pinned version, one a line.
+missing() {
+    "$1" - "$requirements" <<'PY'
+import re
+import sys
+from importlib.metadata import PackageNotFoundError, version
+
+for raw in open(sys.argv[1], encoding="utf-8"):
+    if requirement := raw.partition("#")[0].strip():
+        name, pin = re.fullmatch(r"([\w.-]+)==(\S+)", requirement).groups()
+        try:
+            if version(name) == pin:
+                continue
+        except PackageNotFoundError:
+            pass
+        print(requirement)
+PY
+}
+
+"$image" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || unfit "$image is not Python 3.11 or newer"
+torch=$("$image" -c 'from importlib.metadata import version; print(version("torch"))') || unfit "$image has no torch"
+
+python=$image
+lacking=$(missing "$image")
+if [[ -n $lacking ]]; then
+    python=$root/env/bin/python
+    if [[ ! -x $python ]]; then
+        "$image" -m venv "$root/env" >&2 || unfit "no virtual environment could be made over $image"
+        # Not --system-site-packages: where the image's Python is itself a virtual environment, that would mean its base.
+        site=$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+        "$image" -c 'import sys; print(*(p for p in sys.path if p.endswith("-packages")), sep="\n")' \
+            >"$site/homeport-image.pth"
+    fi
+    echo "torch==$torch" >"$root/env/constraints.txt"
+    pip=("$python" -m pip install --quiet --disable-pip-version-check --constraint "$root/env/constraints.txt")
+    now=$(missing "$python" | grep -v '^llama-cpp-python==' || true)
+    if [[ -n $now ]]; then
+        echo "bootstrap: installing" $now >&2
+        "${pip[@]}" $now >&2 || unfit "pip could not install" $now
+    fi
+    later=$(missing "$python" | grep '^llama-cpp-python==' || true)
+    if [[ -n $later ]] && ! kill -0 "$(cat "$root/llama-build.pid" 2>/dev/null)" 2>/dev/null; then
+        echo "bootstrap: compiling $later in the background, see llama-build.log" >&2
+        setsid bash -c 'echo $$ >"$0.pid.new" && mv "$0.pid.new" "$0.pid"; "$@"; rm -f "$0.pid"' \
+            "$root/llama-build" "${pip[@]}" "$later" >"$root/llama-build.log" 2>&1 </dev/null &
+        # The stage that waits for the build must find it begun.
+        until [[ -e $root/llama-build.pid ]] || ! kill -0 $! 2>/dev/null; do sleep 0.1; done
+    fi
+fi
+
+PYTHONPATH=$(dirname "$payload") "$python" -m remote_payload.converter --root "$root" >&2 ||
+    unfit "llama.cpp's converter could not be fetched"
+
+echo "PYTHON=$(cd "$(dirname "$python")" && pwd)/$(basename "$python")"

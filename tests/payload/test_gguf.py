@@ -1,0 +1,160 @@
+"""The GGUF stage on the nano model: real adapters, llama.cpp's converter, llama_model_quantize."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from nano_box import NanoBox
+
+from remote_payload.contract import Exit, Stage
+from remote_payload.quants import QUANTS, data_bytes
+
+NANO_SHAPES: dict[str, tuple[int, ...]] = {
+    "token_embd.weight": (512, 256),
+    "output.weight": (512, 256),
+    "output_norm.weight": (256,),
+} | {
+    f"blk.{i}.{name}.weight": shape
+    for i in range(2)
+    for name, shape in {
+        "attn_norm": (256,),
+        "ffn_norm": (256,),
+        "attn_q": (256, 256),
+        "attn_k": (128, 256),
+        "attn_v": (128, 256),
+        "attn_output": (256, 256),
+        "ffn_gate": (512, 256),
+        "ffn_up": (512, 256),
+        "ffn_down": (256, 512),
+    }.items()
+}
+
+
+@pytest.fixture(scope="module")
+def adapted(box_python: Path, tmp_path_factory: pytest.TempPathFactory) -> NanoBox:
+    """A box that has its adapter; tests fork it."""
+    return NanoBox.make(tmp_path_factory.mktemp("adapted") / "box", box_python, ["Q8_0"])
+
+
+@pytest.fixture(scope="module")
+def converted(adapted: NanoBox, tmp_path_factory: pytest.TempPathFactory) -> NanoBox:
+    """A box with a GGUF of every kind."""
+    box = adapted.fork(tmp_path_factory.mktemp("converted") / "box")
+    box.set(gguf=list(QUANTS))
+    box.succeed("gguf")
+    return box
+
+
+def test_streamed_merge_equals_pefts(converted: NanoBox, tmp_path: Path) -> None:
+    """The file made by merging tensor by tensor is, byte for byte, the one made from PEFT's merged model."""
+    converted.aside("peft-gguf", str(tmp_path / "peft.gguf"))
+
+    assert converted.gguf("Q8_0").read_bytes() == (tmp_path / "peft.gguf").read_bytes()
+
+
+def test_every_file_is_a_common_header_and_the_predicted_tensors(converted: NanoBox) -> None:
+    """What is left of each file beside its predicted tensors is the same header, so no kind is predicted wrongly."""
+    sizes = {quant: converted.gguf(quant).stat().st_size for quant in QUANTS}
+
+    headers = {size - data_bytes(QUANTS[quant], NANO_SHAPES) for quant, size in sizes.items()}
+
+    assert len(headers) == 1
+    assert 0 < headers.pop() < 32_768
+
+
+def test_result_names_files_and_their_sizes(converted: NanoBox) -> None:
+    """result.json lists the GGUFs relative to the root with their sizes, and only they are in run/out."""
+    result = json.loads(converted.layout.result(Stage.GGUF).read_text())
+
+    assert sorted(result["outputs"]) == sorted(f"run/out/forex-{quant}.gguf" for quant in QUANTS)
+    assert sorted(path.name for path in converted.layout.out.iterdir()) == sorted(f"forex-{q}.gguf" for q in QUANTS)
+    assert result["metrics"]["Q4_K_M_bytes"] == converted.gguf("Q4_K_M").stat().st_size
+
+
+def test_a_second_start_writes_the_same_bytes(converted: NanoBox, tmp_path: Path) -> None:
+    """Starting the stage again after it ended changes nothing about the file."""
+    box = converted.fork(tmp_path / "box")
+    box.set(gguf=["Q8_0", "Q4_K_M"])
+    box.succeed("gguf")
+
+    for quant in box.job.gguf:
+        assert box.gguf(quant).read_bytes() == converted.gguf(quant).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"), [("stray", "layers.7.mlp.up_proj.weight"), ("nan", "values that are not numbers")]
+)
+def test_an_adapter_that_does_not_fit_is_refused(adapted: NanoBox, tmp_path: Path, damage: str, message: str) -> None:
+    """A target that the model lacks, and a value that is not a number, end the stage with 60 and no file."""
+    box = adapted.fork(tmp_path / "box")
+    box.aside("break", damage)
+
+    done = box.call("gguf")
+
+    assert done.returncode == Exit.MERGE_GATE
+    assert message in done.stderr
+    assert not list(box.layout.out.glob("*.gguf"))
+
+
+def test_an_unusual_adapter_is_merged_by_peft(adapted: NanoBox, tmp_path: Path) -> None:
+    """rsLoRA scales otherwise than plain LoRA, so PEFT merges it, and the tools of the manifest say so."""
+    box = adapted.fork(tmp_path / "box")
+    box.edit(box.adapter_config, use_rslora=True)
+    box.succeed("gguf")
+    box.aside("peft-gguf", str(tmp_path / "peft.gguf"))
+
+    assert box.gguf("Q8_0").read_bytes() == (tmp_path / "peft.gguf").read_bytes()
+    assert json.loads((box.layout.stage(Stage.GGUF) / "tools.json").read_text())["merge"] == "peft-fp32"
+
+
+def test_code_of_the_model_folder_is_never_run(adapted: NanoBox, tmp_path: Path) -> None:
+    """The converter trusts remote code, so it is shown a folder without Python files and without auto_map."""
+    box = adapted.fork(tmp_path / "box")
+    model, trace = box.layout.model, tmp_path / "ran"
+    (model / "evil.py").write_text(f"open({str(trace)!r}, 'w')\n")
+    box.edit(model / "config.json", auto_map={"AutoConfig": "evil.Evil"})
+    box.edit(model / "tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.Evil", None]})
+
+    box.succeed("gguf")
+
+    assert not trace.exists()
+    seen = box.layout.stage(Stage.GGUF) / "base"
+    assert not list(seen.glob("*.py"))
+    assert "auto_map" not in (seen / "config.json").read_text() + (seen / "tokenizer_config.json").read_text()
+
+
+def test_an_unknown_tokenizer_without_a_declaration_is_refused(adapted: NanoBox, tmp_path: Path) -> None:
+    """A vocabulary that llama.cpp does not know is not guessed at: 61, naming the tokenizer."""
+    box = adapted.fork(tmp_path / "box")
+    box.edit(box.layout.model / "tokenizer_config.json", homeport_pre_tokenizer=None)
+
+    done = box.call("gguf")
+
+    assert done.returncode == Exit.GGUF_GATE
+    assert "does not know this tokenizer" in done.stderr
+
+
+def test_weights_beyond_float16_take_the_way_over_bfloat16(adapted: NanoBox, tmp_path: Path) -> None:
+    """K-quants start from float16 unless a merged weight would become infinite there."""
+    box = adapted.fork(tmp_path / "box")
+    box.set(gguf=["Q6_K"])
+    box.edit(box.adapter_config, lora_alpha=50_000_000)
+
+    done = box.call("gguf")
+
+    assert done.returncode == Exit.OK, done.stderr
+    assert "too large for float16" in done.stdout
+    assert box.gguf("Q6_K").exists()
+
+
+def test_a_quantised_base_is_refused(adapted: NanoBox, tmp_path: Path) -> None:
+    """An adapter cannot be merged into weights that are stored quantised."""
+    box = adapted.fork(tmp_path / "box")
+    box.edit(box.layout.model / "config.json", quantization_config={"quant_method": "fp8"})
+
+    done = box.call("gguf")
+
+    assert done.returncode == Exit.MERGE_GATE
+    assert "16-bit" in done.stderr

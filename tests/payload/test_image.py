@@ -1,0 +1,125 @@
+"""The sandbox's box image, and what bootstrap.sh adds to an image that lacks something."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+from payload_box import REPOSITORY
+
+from daemon.sandbox import image
+from daemon.sandbox.models import nano_folder
+from remote_payload.contract import Exit
+
+
+@pytest.fixture
+def image_folder(box_python: Path) -> Path:
+    return box_python.parent.parent
+
+
+def test_the_image_the_tests_run_with_is_current(image_folder: Path) -> None:
+    """The stamp names the present requirements, and a second build returns at once, saying nothing."""
+    said: list[str] = []
+    assert image.image_problem(image_folder) is None
+
+    built = image.build_image(image_folder, said.append)
+
+    assert built.python == image_folder / "bin" / "python"
+    assert built.without == ()
+    assert said == []
+
+
+def test_an_image_of_other_requirements_is_a_problem(tmp_path: Path) -> None:
+    """A stamp of another recipe is not taken for this one, nor is an empty folder."""
+    assert "holds no box image" in str(image.image_problem(tmp_path))
+
+    (tmp_path / image.STAMP).write_text(json.dumps({"recipe": "older", "without": []}))
+
+    assert "other requirements" in str(image.image_problem(tmp_path))
+
+
+def test_without_a_compiler_it_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing compiles, llama-cpp-python is left out and the person told what that costs and what to install."""
+    bare = tmp_path / "bare"
+    venv.create(bare)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    said: list[str] = []
+
+    without = image._compile(bare / "bin" / "python", ["llama-cpp-python==0"], said.append)
+
+    assert without == ["llama-cpp-python==0"]
+    assert "no C compiler" in said[0]
+    assert "build-essential" in said[-1]
+
+
+def test_the_committed_nano_is_small_and_whole() -> None:
+    """The nano model is in the package: weights under 4 MB and everything a tokenizer needs."""
+    files = {file.name: file.stat().st_size for file in nano_folder().iterdir()}
+
+    assert files["model.safetensors"] < 4 << 20
+    assert {"config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"} <= files.keys()
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """An image root with the payload uploaded to it."""
+    root = tmp_path / "root"
+    shutil.copytree(REPOSITORY / "remote_payload", root / "payload" / "remote_payload")
+    return root
+
+
+def bootstrap(root: Path, python: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["bash", "payload/remote_payload/bootstrap.sh", python],
+        cwd=root,
+        env={"PATH": os.environ["PATH"], "HOME": str(root), **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_bootstrap_leaves_a_complete_image_alone(root: Path, box_python: Path) -> None:
+    """Nothing is missing, so the given interpreter is the one to use and nothing is made."""
+    done = bootstrap(root, box_python)
+
+    assert done.returncode == Exit.OK, done.stderr
+    assert done.stdout.splitlines()[-1] == f"PYTHON={box_python}"
+    assert [path.name for path in root.iterdir()] == ["payload"]
+
+
+def test_bootstrap_adds_what_is_missing_over_the_images_torch(root: Path, box_python: Path, tmp_path: Path) -> None:
+    """A missing requirement goes into ROOT/env, which has the image's own torch and needs no second one."""
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    with zipfile.ZipFile(wheels / "absentee-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("absentee.py", "")
+        wheel.writestr("absentee-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: absentee\nVersion: 1.0\n")
+        wheel.writestr("absentee-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr("absentee-1.0.dist-info/RECORD", "")
+    requirements = root / "payload" / "remote_payload" / "requirements.txt"
+    requirements.write_text(requirements.read_text() + "absentee==1.0\n")
+    shutil.copytree(box_python.parent.parent / "share" / "llama.cpp-converter", root / "converter")
+
+    done = bootstrap(root, box_python, PIP_NO_INDEX="1", PIP_FIND_LINKS=str(wheels))
+
+    assert done.returncode == Exit.OK, done.stderr
+    assert done.stdout.splitlines()[-1] == f"PYTHON={root}/env/bin/python"
+    ask = "import absentee, transformers, torch; print(torch.__file__)"
+    where = subprocess.run([root / "env/bin/python", "-c", ask], capture_output=True, text=True, check=True).stdout
+    assert where.startswith(str(box_python.parent.parent))
+    assert not (root / "env/lib").joinpath("torch").exists()
+
+
+def test_bootstrap_refuses_an_image_without_torch(root: Path) -> None:
+    """torch is the image's to bring: an interpreter without it is unfit, 30."""
+    done = bootstrap(root, Path(sys.executable))
+
+    assert done.returncode == Exit.PREFLIGHT
+    assert "has no torch" in done.stderr
