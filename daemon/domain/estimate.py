@@ -1,0 +1,176 @@
+"""What a job will take, before anything is rented: steps, time, money, bytes. Pure, and open about what it assumes.
+
+The figures are for choosing and for refusing what cannot fit its limits, not for billing. Where nothing is known they
+lean to the dear side.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from daemon.domain import model_size, money, units
+from daemon.domain.market import Offer
+from daemon.domain.spec import JobSpec, Training
+
+PARAMETERS = 8e9  # of a model whose size is not known
+ROW_TOKENS = 0.5  # share of max_length that an average row fills
+FLOP_PER_TOKEN = (
+    6.0  # per parameter: LoRA with gradient checkpointing, forward twice and backward without weight gradients
+)
+PAIR_COST = 8 / 3  # a preference pair beside one row: two sequences, and a frozen reference pass over both
+USE = 0.25  # share of the card's dense bf16 rate that such training reaches
+
+# Dense bf16 TFLOP/s by the beginning of the market's GPU name, longest first. Source: the makers' data sheets.
+TFLOPS = {
+    "H100 PCIE": 756.0, "H100 NVL": 835.0, "H100": 989.0, "H200": 989.0, "B200": 2250.0, "A100": 312.0, "L40S": 362.0,
+    "L40": 181.0, "RTX 6000Ada": 364.0, "RTX A6000": 155.0, "RTX 5090": 210.0, "RTX 4090": 165.0, "RTX 3090": 71.0,
+}  # fmt: skip
+UNKNOWN_TFLOPS = 70.0
+
+BOOT_S = 480.0  # image pull, sshd, payload, environment
+PREPARE_S = 60.0
+HUB_MBPS = 500.0  # what a model hub delivers to a data centre
+CONVERT_S = 120.0  # plus what follows, for each pass over the weights
+CONVERT_BYTES_PER_S = 0.2e9
+VERIFY_S = 60.0
+VERIFY_BYTES_PER_S = 0.2e9  # sha256 from disk, the number scan, and the behaviour check
+LINE_MBPS = 50.0  # of a home connection that nothing is known about
+RESERVE = 1.5  # of the time that rescue needs
+
+BOX_BASE_GB = 20  # of disk: environment, payload, converter, logs
+GPU_BASE_GB = 4  # of GPU memory: activations with checkpointing, and the CUDA context
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """`steps` by stage, times in seconds, money in micro-dollars. `cost` is everything, bandwidth included.
+
+    `reserve` must still be there when training ends, to bring the model home; `model_bytes` is what comes home;
+    `disk_gb` and `vram_gb` (per GPU) are what the box needs. `assumed` names what was not known.
+    """
+
+    steps: Mapping[str, int]
+    stage_s: Mapping[str, float]
+    download_s: float
+    total_s: float
+    cost: int
+    reserve: int
+    model_bytes: int
+    disk_gb: int
+    vram_gb: int
+    parameters: float
+    assumed: tuple[str, ...]
+
+    @property
+    def minutes(self) -> float:
+        return self.total_s / 60
+
+
+def estimate(
+    spec: JobSpec,
+    rows: Mapping[str, int],
+    offer: Offer | None = None,
+    *,
+    line_mbps: float | None = None,
+    parameters: float | None = None,
+) -> Estimate:
+    """What `spec` takes with so many rows by kind (sft, dpo), on `offer` or on the first GPU it names.
+
+    `line_mbps` is this workstation's download speed, `parameters` the base model's size where it is known better than
+    from its name.
+    """
+    assumed = [f"rows fill {ROW_TOKENS:.0%} of max_length on average"]
+    size = parameters or model_size.named_parameters(spec.model)
+    if size is None:
+        size = PARAMETERS
+        assumed.append(f"the model has {PARAMETERS / 1e9:g}B parameters")
+    line = spec.limits.line or line_mbps
+    if line is None:
+        line = LINE_MBPS
+        assumed.append(f"your line brings {LINE_MBPS:g} Mbit/s")
+    gpu = offer.gpu_name if offer else " ".join(spec.machine.gpu[:1])
+    if _tflops(gpu) is None:
+        assumed.append(f"the GPU reaches {UNKNOWN_TFLOPS:g} TFLOP/s")
+    if offer is None and spec.limits.price is None:
+        assumed.append("no price: cost is that of bandwidth only")
+
+    model_bytes = sum(model_size.gguf_bytes(size, quant) for quant in spec.export.gguf)
+    adapter = model_size.adapter_bytes(size, spec.lora.r)
+    weights = size * model_size.WEIGHT_BYTES
+    steps = {kind: steps_of(stage, rows.get(kind, 0), spec.batch_size) for kind, stage in _stages(spec)}
+    stage_s = {kind: _training_s(spec, kind, count, size, gpu) for kind, count in steps.items()}
+    stage_s["gguf"] = CONVERT_S + (1 + len(spec.export.gguf)) * weights / CONVERT_BYTES_PER_S
+    up_mbps = min(line, offer.inet_up_mbps) if offer and offer.inet_up_mbps else line
+    home_bytes = model_bytes + adapter
+    download_s = home_bytes * 8 / (up_mbps * 1e6)
+    rescue_s = download_s + VERIFY_S + model_bytes / VERIFY_BYTES_PER_S
+    fetch_s = weights * 8 / (HUB_MBPS * 1e6)
+    total_s = BOOT_S + PREPARE_S + fetch_s + sum(stage_s.values()) + rescue_s
+
+    price = offer.price_per_hour if offer else (spec.limits.price or 0)
+    up_price, down_price = (offer.inet_up_per_gb, offer.inet_down_per_gb) if offer else (0, 0)
+    home_cost = round(home_bytes / 1e9 * up_price)
+    return Estimate(
+        steps=steps,
+        stage_s=stage_s,
+        download_s=download_s,
+        total_s=total_s,
+        cost=money.accrued(price, round(total_s * 1000)) + home_cost + round(weights / 1e9 * down_price),
+        reserve=money.accrued(price, round(RESERVE * rescue_s * 1000)) + home_cost,
+        model_bytes=round(home_bytes),
+        vram_gb=spec.machine.vram or _vram_gb(spec, weights),
+        disk_gb=spec.machine.disk or _disk_gb(spec, weights, model_bytes, adapter),
+        parameters=size,
+        assumed=tuple(assumed),
+    )
+
+
+def steps_of(training: Training, rows: int, batch_size: int) -> int:
+    """Optimizer steps: rows times epochs over the global batch, rounded up, capped by max_steps. As the box counts."""
+    derived = math.ceil(rows * training.epochs / batch_size)
+    return min(derived, training.max_steps or derived)
+
+
+def over_limits(spec: JobSpec, expected: Estimate) -> list[str]:
+    """The limits that the estimate exceeds, in words; renting would only waste money."""
+    limits = spec.limits
+    found = []
+    if limits.cost is not None and expected.cost > limits.cost:
+        found.append(f"expected cost {money.show(expected.cost)} is over limits.cost {money.show(limits.cost)}")
+    if limits.time is not None and expected.total_s > limits.time:
+        needed, allowed = units.show_duration(expected.total_s), units.show_duration(limits.time)
+        found.append(f"expected time {needed} is over limits.time {allowed}")
+    return found
+
+
+def _stages(spec: JobSpec) -> list[tuple[str, Training]]:
+    return [(kind, stage) for kind, stage in (("sft", spec.sft), ("dpo", spec.dpo)) if stage is not None]
+
+
+def _training_s(spec: JobSpec, kind: str, steps: int, parameters: float, gpu: str) -> float:
+    """Several GPUs hold the model together and take turns (auto_map), so they are no faster than one."""
+    tokens = steps * spec.batch_size * spec.max_length * ROW_TOKENS * (PAIR_COST if kind == "dpo" else 1)
+    return tokens * FLOP_PER_TOKEN * parameters / ((_tflops(gpu) or UNKNOWN_TFLOPS) * 1e12 * USE)
+
+
+def _tflops(gpu: str) -> float | None:
+    return next((rate for name, rate in TFLOPS.items() if _squeezed(gpu).startswith(_squeezed(name))), None)
+
+
+def _squeezed(gpu: str) -> str:
+    return "".join(c for c in gpu.upper() if c.isalnum())
+
+
+def _vram_gb(spec: JobSpec, weights: float) -> int:
+    """Per GPU. The model is spread over all of them, unless one is to hold it alone."""
+    holders = 1 if spec.placement == "single" else spec.machine.count
+    return math.ceil(1.15 * weights / 1e9 / holders) + GPU_BASE_GB
+
+
+def _disk_gb(spec: JobSpec, weights: float, model_bytes: float, adapter: float) -> int:
+    """Base and merged model, a 16-bit GGUF where one is quantised from it, the outputs, adapters with optimizer."""
+    copies = 2 + any(quant.endswith(("_K", "_K_M")) for quant in spec.export.gguf)
+    checkpoints = 3 * adapter * (spec.checkpoint.keep + 1) * len(_stages(spec))
+    return BOX_BASE_GB + math.ceil(1.1 * (copies * weights + model_bytes + checkpoints) / 1e9)
