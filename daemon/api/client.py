@@ -13,7 +13,7 @@ from daemon import platform
 from daemon.api.messages import Answer, Checks, Offers, Plan, Submitted, Terms, error_from
 from daemon.errors import DaemonUnreachable
 from daemon.settings import Paths
-from daemon.store.readonly import Events, JobPage, Jobs, Leases, Log, Metrics
+from daemon.store.shapes import Events, JobPage, Jobs, Leases, Log, Metrics
 
 READ_S = 10.0  # a reading is milliseconds; more means that the daemon hangs
 ASK_S = 180.0  # a plan or a submit asks the market, which may make us wait for our turn
@@ -72,13 +72,16 @@ class Client:
     def retry(self, ref: str, by: str, stage: str | None) -> Answer:
         return cast(Answer, self._post(_job(ref, "retry"), by=by, stage=stage))
 
-    def cancel(self, ref: str, by: str, discard: bool) -> Answer:
-        return cast(Answer, self._post(_job(ref, "cancel"), by=by, discard=discard))
+    def accept(self, ref: str, by: str) -> Answer:
+        return cast(Answer, self._post(_job(ref, "accept"), by=by))
+
+    def cancel(self, ref: str, by: str, discard: bool, confirm: int | None) -> Answer:
+        return cast(Answer, self._post(_job(ref, "cancel"), by=by, discard=discard, confirm=confirm))
 
     def abandon_terms(self, ref: str) -> Terms:
         return cast(Terms, self._get(_job(ref, "abandon")))
 
-    def abandon(self, ref: str, by: str, confirm: int) -> Answer:
+    def abandon(self, ref: str, by: str, confirm: int | None) -> Answer:
         return cast(Answer, self._post(_job(ref, "abandon"), by=by, confirm=confirm))
 
     def write_off(self, instance: int, by: str, confirm: int) -> Answer:

@@ -37,15 +37,19 @@ class Commands(Protocol):
 
     async def retry(self, job: str, by: str, stage: str | None) -> dict[str, Any]: ...
 
-    async def cancel(self, job: str, by: str, discard: bool) -> dict[str, Any]: ...
+    async def accept(self, job: str, by: str) -> dict[str, Any]: ...
+
+    async def cancel(self, job: str, by: str, discard: bool, confirm: int | None = None) -> dict[str, Any]:
+        """`discard` gives up what is not verified here, and wants the instance id as `abandon` does."""
+        ...
 
     async def abandon_terms(self, job: str) -> dict[str, Any]:
         """-> Terms"""
         ...
 
-    async def abandon(self, job: str, by: str, confirm: int) -> dict[str, Any]: ...
+    async def abandon(self, job: str, by: str, confirm: int | None) -> dict[str, Any]: ...
 
-    async def write_off(self, instance: int, by: str, confirm: int) -> dict[str, Any]:
+    async def write_off(self, instance: int, by: str, confirm: int | None) -> dict[str, Any]:
         """-> Answer"""
         ...
 
@@ -100,11 +104,11 @@ class Answer(TypedDict):
 
 
 class Terms(TypedDict):
-    """What an abandon costs: `instance` has to be typed."""
+    """What giving a job up costs. `instance` has to be typed; None: no machine is rented."""
 
     job: str
     name: str
-    instance: int
+    instance: int | None
     lost: list[str]
 
 

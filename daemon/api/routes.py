@@ -92,8 +92,11 @@ class _Asking:
             "hold": lambda job, by, body: commands.hold(job, by),
             "resume": lambda job, by, body: commands.resume(job, by),
             "retry": lambda job, by, body: commands.retry(job, by, _optional_text(body, "stage")),
-            "cancel": lambda job, by, body: commands.cancel(job, by, body.get("discard") is True),
-            "abandon": lambda job, by, body: commands.abandon(job, by, _integer(body, "confirm")),
+            "accept": lambda job, by, body: commands.accept(job, by),
+            "cancel": lambda job, by, body: commands.cancel(
+                job, by, body.get("discard") is True, _optional_integer(body, "confirm")
+            ),
+            "abandon": lambda job, by, body: commands.abandon(job, by, _optional_integer(body, "confirm")),
         }
 
     async def submit(self, request: Request) -> Response:
@@ -126,7 +129,8 @@ class _Asking:
     async def write_off(self, request: Request) -> Response:
         body = await _body(request)
         instance = request.path_params["instance"]
-        return JSONResponse(await self.commands.write_off(instance, _text(body, "by"), _integer(body, "confirm")))
+        confirm = _optional_integer(body, "confirm")
+        return JSONResponse(await self.commands.write_off(instance, _text(body, "by"), confirm))
 
     def _resolve(self, request: Request) -> str:
         return self.model.resolve(request.path_params["ref"])
@@ -170,8 +174,9 @@ def _optional_text(body: Mapping[str, Any], key: str) -> str | None:
     return None if body.get(key) is None else _text(body, key)
 
 
-def _integer(body: Mapping[str, Any], key: str) -> int:
-    if type(value := body.get(key)) is not int:
+def _optional_integer(body: Mapping[str, Any], key: str) -> int | None:
+    value = body.get(key)
+    if value is not None and type(value) is not int:
         raise SpecError([f"request: {key} must be an integer"])
     return value
 

@@ -13,9 +13,9 @@ from daemon.cli.source import Readings, read
 from daemon.cli.terminal import cleaned, emit_json, examples, look
 from daemon.cli.watch import detaching
 from daemon.domain.holds import HoldReason
-from daemon.domain.lifecycle import JobState
-from daemon.store.readonly import LOG_PAGE, Log, Metric, Metrics
-from daemon.store.views import JobView, reached
+from daemon.domain.lifecycle import MAIN_LINE, JobState
+from daemon.store.readonly import LOG_PAGE
+from daemon.store.shapes import JobView, Log, Metric, Metrics
 
 POLL_S = 0.3
 
@@ -150,13 +150,21 @@ def wait_for(job: str, wanted: str, *, timeout_s: float | None) -> Exit:
 
 def verdict(view: JobView, wanted: str) -> Exit | None:
     """How the waiting ends, None while it goes on."""
-    if reached(view["state"], wanted):
+    if _reached(view["state"], wanted):
         return Exit.OK
     if view["state"] in ENDED:
         return ENDED[view["state"]]
     if view["hold"] is None:
         return None
     return Exit.NOT_VERIFIED if view["hold"]["reason"] == HoldReason.VERIFY_FAILED else Exit.ATTENTION
+
+
+def _reached(state: str, wanted: str) -> bool:
+    """Whether `state` is `wanted` or lies behind it on the main line."""
+    if state == wanted:
+        return True
+    line = [str(s) for s in MAIN_LINE]
+    return state in line and wanted in line and line.index(state) >= line.index(wanted)
 
 
 def _say_why(view: JobView, end: Exit) -> None:

@@ -11,7 +11,7 @@ from daemon.cli.source import Reading, read, warning
 from daemon.cli.terminal import Look, emit_json, examples, look
 from daemon.cli.watch import watch
 from daemon.domain.lifecycle import TERMINAL
-from daemon.store.readonly import JobPage, Jobs
+from daemon.store.shapes import JobPage, Jobs
 
 RECENT_ENDED = 3  # ended jobs on the screen without --all
 

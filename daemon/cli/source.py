@@ -12,7 +12,8 @@ from daemon.api.client import Client
 from daemon.cli.exits import Exit
 from daemon.cli.terminal import cleaned, duration, seconds_since
 from daemon.errors import DaemonUnreachable
-from daemon.store.readonly import Events, JobPage, Jobs, Leases, Log, Metrics, MoneyStrip, ReadModel
+from daemon.store.readonly import ReadModel
+from daemon.store.shapes import Events, JobPage, Jobs, Leases, Log, Metrics, MoneyStrip
 
 _T = TypeVar("_T")
 

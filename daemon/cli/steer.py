@@ -6,9 +6,9 @@ import getpass
 
 import click
 
+from daemon.api.client import Client
 from daemon.cli.source import client
 from daemon.cli.terminal import cleaned, examples, interactive, typed_number
-from daemon.domain.holds import HoldReason
 from daemon.errors import Refused
 
 _JOB = click.argument("job")
@@ -40,46 +40,49 @@ def retry(job: str, stage: str | None) -> None:
 @_JOB
 def accept(job: str) -> None:
     """Accept a verified model whose spec says `destroy: ask`: its machine is returned."""
-    daemon = client()
-    view = daemon.job(job)["job"]
-    held_for = view["hold"]["reason"] if view["hold"] else None
-    if held_for != HoldReason.ASK_DESTROY:
-        why = f"it is held for {held_for}" if held_for else f"it is {view['state']} and not held"
-        raise Refused(f"{view['id']} does not wait to be accepted: {why}", hint=f"jobctl show {view['id']}")
-    _say(daemon.resume(view["id"], _me()))
+    _say(client().accept(job, _me()))
+
+
+_CONFIRM = click.option("--confirm", type=int, metavar="INSTANCE", help="The instance id, where nobody can be asked.")
 
 
 @click.command(epilog=examples("jobctl cancel k7f", "jobctl cancel k7f --discard"))
 @_JOB
-@click.option("--discard", is_flag=True, help="Do not save outputs that are not verified here.")
-@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
-def cancel(job: str, discard: bool, yes: bool) -> None:
+@click.option("--discard", is_flag=True, help="Save nothing; asks for the instance id, as abandon does.")
+@_CONFIRM
+def cancel(job: str, discard: bool, confirm: int | None) -> None:
     """End JOB. Outputs that are not verified here are saved and the job is held, unless --discard."""
-    if discard and not yes:
-        _require_terminal("--yes")
-        click.confirm(f"Throw away what {job} has made so far?", default=False, abort=True, err=True)
-    _say(client().cancel(job, _me(), discard))
+    daemon = client()
+    if discard:
+        confirm = _confirmed(daemon, job, confirm)
+    _say(daemon.cancel(job, _me(), discard, confirm))
 
 
 @click.command(epilog=examples("jobctl abandon k7f", "jobctl abandon k7f --confirm 29481133"))
 @_JOB
-@click.option("--confirm", type=int, metavar="INSTANCE", help="The instance id, where nobody can be asked.")
+@_CONFIRM
 def abandon(job: str, confirm: int | None) -> None:
     """Give JOB and its model up, and return its machine. Says what is lost; the instance id has to be typed."""
     daemon = client()
+    _say(daemon.abandon(job, _me(), _confirmed(daemon, job, confirm)))
+
+
+def _confirmed(daemon: Client, job: str, confirm: int | None) -> int | None:
+    """The instance id, typed or given, after what is lost was said; None where no machine is rented."""
     terms = cleaned(daemon.abandon_terms(job))
-    instance = terms["instance"]
-    click.echo(
-        f"Abandoning {terms['name']} ({terms['job']}) destroys instance {instance} and loses for ever:", err=True
-    )
+    instance: int | None = terms["instance"]
+    click.echo(f"Giving up {terms['name']} ({terms['job']}) loses for ever:", err=True)
     for thing in terms["lost"]:
         click.echo(f"  - {thing}", err=True)
+    if instance is None:
+        return None
     if confirm is None:
-        _require_terminal(f"--confirm {instance}")
+        if not interactive():
+            raise click.UsageError(f"there is no terminal to ask on; give --confirm {instance}")
         confirm = typed_number(f"Type the instance id ({instance}) to give it up")
     if confirm != instance:
         raise Refused(f"{confirm} is not the instance of {terms['job']}; nothing was done", hint=f"jobctl show {job}")
-    _say(daemon.abandon(job, _me(), confirm))
+    return confirm
 
 
 def _say(answer: object) -> None:
@@ -88,8 +91,3 @@ def _say(answer: object) -> None:
 
 def _me() -> str:
     return getpass.getuser()
-
-
-def _require_terminal(flag: str) -> None:
-    if not interactive():
-        raise click.UsageError(f"there is no terminal to ask on; give {flag}")

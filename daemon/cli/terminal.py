@@ -31,7 +31,7 @@ class Look:
     width: int = 80
     colour: bool = False
     blocks: bool = True  # the encoding has block characters
-    terminal: bool = False
+    live: bool = False  # a terminal, where a line may be drawn over
 
     def paint(self, text: str, colour: str) -> str:
         return f"\x1b[{COLOURS[colour]}m{text}\x1b[0m" if self.colour else text
@@ -57,7 +57,7 @@ def look() -> Look:
         width=shutil.get_terminal_size().columns,
         colour=terminal and "NO_COLOR" not in os.environ,
         blocks="utf" in (sys.stdout.encoding or "").lower(),
-        terminal=terminal,
+        live=terminal,
     )
 
 

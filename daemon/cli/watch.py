@@ -31,7 +31,7 @@ def watch(draw: Callable[[Look], Exit], *, come_back: str, clear: bool) -> NoRet
     with detaching(come_back):
         while True:
             drawn = look()
-            if clear and drawn.terminal:
+            if clear and drawn.live:
                 click.echo(HOME_AND_CLEAR, nl=False)
             draw(drawn)
             time.sleep(EVERY_S)

@@ -3,19 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TypedDict
 
 from daemon.domain.lifecycle import TERMINAL
-from daemon.store.views import Activity, JobView, LeaseView
-
-
-class Attention(TypedDict):
-    kind: str  # HELD, MODEL_MISSING, OUT_OF_CONTACT, UNANSWERED, NOT_CONFIRMED, ORPHAN, REAPPEARED, LOST
-    urgent: bool  # counts for --check; the others are being dealt with
-    job: str | None
-    instance: int | None
-    text: str
-    hint: str
+from daemon.store.shapes import Activity, Attention, JobView, LeaseView
 
 
 def needed(jobs: Sequence[JobView], leases: Sequence[LeaseView]) -> list[Attention]:

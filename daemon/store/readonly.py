@@ -14,15 +14,30 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 from urllib.parse import quote
 
 from daemon.domain import money
 from daemon.domain.lifecycle import TERMINAL
 from daemon.errors import NoSuchJob, StoreError
 from daemon.store import attention, views
-from daemon.store.attention import Attention
-from daemon.store.views import CURRENCY, JobRows, JobView, LeaseView, iso
+from daemon.store.job_rows import JobRows, cost_so_far, is_billing, rate
+from daemon.store.shapes import (
+    CURRENCY,
+    Event,
+    Events,
+    JobPage,
+    Jobs,
+    JobView,
+    Leases,
+    LeaseView,
+    Log,
+    Metric,
+    Metrics,
+    MoneyStrip,
+    Move,
+    iso,
+)
 
 EVENTS_PAGE = 500  # rows
 METRICS_PAGE = 2_000  # rows
@@ -30,89 +45,6 @@ LOG_PAGE = 256 << 10  # bytes
 RECENT_EVENTS = 6
 LOSS_POINTS = 40
 PACE_STEPS = 20  # the last steps whose pace gives the ETA
-
-
-class MoneyStrip(TypedDict):
-    """The line on every screen. `as_of` is when the daemon last looked at the market."""
-
-    machines: int
-    rate: str  # per hour, all of them
-    cost: str  # so far, of the machines that may bill now
-    credit: str | None
-    hours_left: float | None
-    currency: str
-    as_of: str | None
-
-
-class Jobs(TypedDict):
-    schema: str
-    jobs: list[JobView]
-    money: MoneyStrip
-    attention: list[Attention]
-
-
-class Move(TypedDict):
-    state: str
-    at: str
-
-
-class Event(TypedDict):
-    id: int  # the cursor
-    at: str
-    kind: str
-    by: str
-    job: str | None
-    lease: int | None
-    body: dict[str, Any]
-
-
-class JobPage(TypedDict):
-    schema: str
-    job: JobView
-    moves: list[Move]  # the states of the job, in order
-    recent: list[Event]
-    losses: list[float]  # of the stage that reported last, thinned out
-    money: MoneyStrip
-
-
-class Events(TypedDict):
-    schema: str
-    job: str
-    events: list[Event]
-
-
-class Metric(TypedDict):
-    cursor: int
-    attempt: int
-    stage: str
-    step: int
-    total: int | None
-    at: str
-    loss: float | None
-    lr: float | None
-    tokens: int | None
-    tok_s: float | None
-    body: dict[str, Any]
-
-
-class Metrics(TypedDict):
-    schema: str
-    job: str
-    metrics: list[Metric]
-
-
-class Log(TypedDict):
-    schema: str
-    job: str
-    text: str
-    offset: int  # where the next page begins, bytes
-
-
-class Leases(TypedDict):
-    schema: str
-    leases: list[LeaseView]
-    money: MoneyStrip
-    attention: list[Attention]
 
 
 @dataclass(frozen=True)
@@ -237,18 +169,18 @@ def resolve(db: sqlite3.Connection, ref: str) -> str:
 
 def money_strip(db: sqlite3.Connection, now: int) -> MoneyStrip:
     """How many machines may bill, what they cost by the hour and so far, and how long the credit lasts."""
-    billing = [row for row in db.execute("SELECT * FROM leases") if views.is_billing(row)]
-    burn = sum(views.rate(row) for row in billing)
-    credit = _credit(db)
-    leader = db.execute("SELECT renewed FROM leader").fetchone()
+    billing = [row for row in db.execute("SELECT * FROM leases") if is_billing(row)]
+    burn = sum(rate(row) for row in billing)
+    credit, listed = _meta(db, "credit"), _meta(db, "last_listing")
     return MoneyStrip(
         machines=len(billing),
         rate=money.decimal_string(burn),
-        cost=money.decimal_string(sum(views.cost_so_far(row, now) for row in billing)),
+        cost=money.decimal_string(sum(cost_so_far(row, now) for row in billing)),
         credit=None if credit is None else money.decimal_string(credit),
         hours_left=round(credit / burn, 1) if credit is not None and burn else None,
         currency=CURRENCY,
-        as_of=iso(leader["renewed"]) if leader else None,
+        as_of=iso(listed),
+        problem=_problem(db),
     )
 
 
@@ -258,10 +190,15 @@ def integrity(path: Path) -> str:
         return str(db.execute("PRAGMA quick_check(1)").fetchone()[0])
 
 
-def _credit(db: sqlite3.Connection) -> int | None:
-    """The account's credit as the last trusted listing had it, micro-dollars."""
-    row = db.execute("SELECT value FROM meta WHERE key = 'credit'").fetchone()
+def _meta(db: sqlite3.Connection, key: str) -> int | None:
+    """What the reconcile loop noted last: `credit` in micro-dollars, `last_listing` in UTC milliseconds."""
+    row = db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
     return None if row is None else int(row["value"])
+
+
+def _problem(db: sqlite3.Connection) -> str | None:
+    row = db.execute("SELECT value FROM meta WHERE key = 'last_probe_error' AND value <> ''").fetchone()
+    return None if row is None else str(row["value"])
 
 
 def _job_rows(db: sqlite3.Connection, only: str = "") -> Iterator[JobRows]:
@@ -289,8 +226,8 @@ def _job_rows(db: sqlite3.Connection, only: str = "") -> Iterator[JobRows]:
             PACE_STEPS,
         ),
     }
-    credit = _credit(db)
-    burn = sum(views.rate(row) for row in db.execute("SELECT * FROM leases WHERE state IN ('LIVE', 'LOST')"))
+    credit = _meta(db, "credit")
+    burn = sum(rate(row) for row in db.execute("SELECT * FROM leases WHERE state IN ('LIVE', 'LOST')"))
     rows = db.execute("SELECT * FROM jobs WHERE ? IN (id, '') ORDER BY created_at DESC, rowid DESC", (only,))
     for row in rows:
         of = {table: found.get(row["id"], []) for table, found in of_job.items()}

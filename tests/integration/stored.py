@@ -20,6 +20,7 @@ SPEC = {
     "sft": {"data": "sft.jsonl"},
     "dpo": {"data": "dpo.jsonl"},
     "limits": {"cost": 8_000_000},
+    "verify": {"level": "full"},
 }
 
 
@@ -114,6 +115,7 @@ class Stored:
         row = {"job_id": job, "attempt": 1, "manifest_sha256": "m", "folder": str(folder), "files": listed}
         self.insert("receipts", **row | {"levels": "[]", "level": "full", "created_at": NOW} | given)
 
-    def leader(self, renewed: int = NOW) -> None:
-        row = {"id": 1, "epoch": 1, "pid": 1, "host": "here", "since": NOW - HOUR, "renewed": renewed}
-        self.insert("leader", **row)
+    def listing(self, credit: int = 31_400_000, at: int = NOW, error: str = "") -> None:
+        """The last trusted listing of the market."""
+        for key, value in (("credit", credit), ("last_listing", at), ("last_probe_error", error)):
+            self.insert("meta", key=key, value=str(value))

@@ -123,7 +123,8 @@ def test_verbs_reach_the_commands_with_the_whole_id(client: Client, stored: Stor
     client.hold("k7f", "ann")
     client.resume("name-k7f3qd", "ann")
     client.retry("@last", "ann", "GGUF")
-    client.cancel("k7f3qd", "ann", discard=True)
+    client.accept("k7f", "ann")
+    client.cancel("k7f3qd", "ann", discard=True, confirm=29481133)
     client.abandon("k7f", "ann", 29481133)
     client.write_off(29481133, "ann", 29481133)
 
@@ -131,7 +132,8 @@ def test_verbs_reach_the_commands_with_the_whole_id(client: Client, stored: Stor
         ("hold", "k7f3qd", "ann"),
         ("resume", "k7f3qd", "ann"),
         ("retry", "k7f3qd", "ann", "GGUF"),
-        ("cancel", "k7f3qd", "ann", True),
+        ("accept", "k7f3qd", "ann"),
+        ("cancel", "k7f3qd", "ann", True, 29481133),
         ("abandon", "k7f3qd", "ann", 29481133),
         ("write_off", 29481133, "ann", 29481133),
     ]

@@ -6,8 +6,7 @@ import textwrap
 from collections.abc import Sequence
 
 from daemon.cli.terminal import Look, dollars, duration, seconds_since
-from daemon.store.attention import Attention
-from daemon.store.readonly import MoneyStrip
+from daemon.store.shapes import Attention, MoneyStrip
 
 
 def money_strip(money: MoneyStrip, look: Look, now: float) -> list[str]:
@@ -25,6 +24,8 @@ def money_strip(money: MoneyStrip, look: Look, now: float) -> list[str]:
     age = seconds_since(money["as_of"], now)
     if age is not None:
         parts.append(f"Checked {duration(age)} ago.")
+    if money["problem"]:
+        parts.append(f"The market cannot be asked: {money['problem']}.")
     return textwrap.wrap(" ".join(parts), look.width)
 
 

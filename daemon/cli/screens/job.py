@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from daemon.cli.screens.jobs import counted, state
 from daemon.cli.terminal import Look, dollars, duration, local, seconds_since
 from daemon.domain.lifecycle import MAIN_LINE
-from daemon.store.readonly import Event, JobPage
-from daemon.store.views import JobView, LeaseView
+from daemon.store.shapes import Event, JobPage, JobView, LeaseView
 
 LABEL = 11  # width of the left column
 DEADLINES = {"CONTRACT_ENDS": "the rental contract ends", "CREDIT_ENDS": "the account's credit ends at this rate"}

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from daemon.cli.screens.footer import attention, money_strip
 from daemon.cli.terminal import Column, Look, dollars, duration, seconds_since, size, table
-from daemon.store.readonly import Jobs
-from daemon.store.views import JobView
+from daemon.store.shapes import Jobs, JobView
 
 EMPTY = "No jobs. Nothing is being rented. $0.00/h.   Start with: jobctl demo"
 

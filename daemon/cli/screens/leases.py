@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from daemon.cli.screens.footer import attention, money_strip
 from daemon.cli.terminal import Column, Look, dollars, duration, local, seconds_since, table
-from daemon.store.readonly import Leases
+from daemon.store.shapes import Leases
 
 
 def screen(reading: Leases, look: Look, now: float, *, everything: bool) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from daemon.cli.terminal import Column, Look, table
-from daemon.store.readonly import Metric
+from daemon.store.shapes import Metric
 
 PLOT_ROWS = 8
 EIGHTHS = " ▁▂▃▄▅▆▇█"
