@@ -13,7 +13,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from shlex import quote
 
+from . import replay
+
 FILE = "images.json"
+REPLAYS = "replay"
 ANY = "*"
 
 
@@ -28,17 +31,24 @@ class Image:
         """Lay out `home` as this image's containers start."""
         wrapper = home / "bin" / "python"
         wrapper.parent.mkdir(parents=True, exist_ok=True)
-        wrapper.write_text(self._wrapper())
+        if REPLAYS in self.name:
+            tape = home / ".tape"
+            replay.unpack(replay.RECORDING, tape)
+            wrapper.write_text(self._player(wrapper, tape))
+        else:
+            wrapper.write_text(f'#!/bin/sh\nexec {quote(self.python)} "$@"\n')
         wrapper.chmod(0o755)
 
-    def _wrapper(self) -> str:
-        if "replay" not in self.name:
-            return f'#!/bin/sh\nexec {quote(self.python)} "$@"\n'
-        play = Path(__file__).with_name("replay.py")
+    def _player(self, wrapper: Path, tape: Path) -> str:
+        """A launcher that plays what needs torch and runs all else; the payload starts its stages by it too."""
+        played = "|".join(f"remote_payload.{module}" for module in replay.PLAYED)
         return (
             "#!/bin/sh\n"
-            'case "$1 $2" in\n'
-            f'"-m remote_payload."*) exec {quote(self.python)} -P {quote(str(play))} play "$0" "$@" ;;\n'
+            f"export HOMEPORT_PYTHON={quote(str(wrapper))}\n"
+            f'export PYTHONPATH={quote(str(tape / "installed"))}"${{PYTHONPATH:+:$PYTHONPATH}}"\n'
+            f'case "$2" in {played})\n'
+            "    module=${2#remote_payload.}; shift 2\n"
+            f'    exec {quote(self.python)} -P {quote(replay.__file__)} play {quote(str(tape))} "$module" "$@" ;;\n'
             "esac\n"
             f'exec {quote(self.python)} "$@"\n'
         )

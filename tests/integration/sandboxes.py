@@ -94,14 +94,24 @@ class SandboxProcess:
     async def destroy(self, instance: int) -> httpx.Response:
         return await self.http.request("DELETE", f"/api/v0/instances/{instance}/", json={})
 
+    async def ask(self, path: str) -> dict[str, Any]:
+        """GET, as often as the rate limit wants."""
+
+        async def served() -> httpx.Response | None:
+            reply = await self.http.get(path)
+            return None if reply.status_code == 429 else reply
+
+        reply = await until(served)
+        assert reply is not None
+        body: dict[str, Any] = reply.json()
+        return body
+
     async def show(self, instance: int) -> dict[str, Any] | None:
-        row: dict[str, Any] | None = (await self.http.get(f"/api/v0/instances/{instance}/?owner=me")).json()[
-            "instances"
-        ]
+        row: dict[str, Any] | None = (await self.ask(f"/api/v0/instances/{instance}/?owner=me"))["instances"]
         return row
 
     async def listed(self) -> list[int]:
-        return [row["id"] for row in (await self.http.get("/api/v1/instances/")).json()["instances"]]
+        return [row["id"] for row in (await self.ask("/api/v1/instances/"))["instances"]]
 
     async def status(self, instance: int) -> str | None:
         row = await self.show(instance)
