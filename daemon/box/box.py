@@ -162,7 +162,7 @@ class Box:
         await self._contact.payload("run", "stop")
 
     async def read_lines(self, name: LineFile, offset: int, limit: int) -> tuple[bytes, int]:
-        """Whole lines from `offset` on, at most `limit` bytes, and the offset to go on from. Show them by clean_line."""
+        """Whole lines from `offset` on, at most `limit` bytes, and the offset to go on from. Show by clean_line."""
         block = await self._contact.read(f"{contract.RUN_DIR}/{_LINE_FILES[name]}", limit, offset)
         lines = whole_lines(block or b"", limit)
         return lines, offset + len(lines)

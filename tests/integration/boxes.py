@@ -6,12 +6,10 @@ import asyncio
 import hashlib
 import json
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-
-import asyncssh
 
 from daemon.box import challenge
 from daemon.box.address import BoxAddress
@@ -118,5 +116,8 @@ class DurableFile:
             self.complete.add(path)
 
 
-def public_line(key: Path) -> str:
-    return " ".join(asyncssh.read_private_key(key).export_public_key("openssh").decode().split()[:2])
+async def until(condition: Callable[[], bool], within_s: float = 20.0) -> None:
+    """Wait for something that happens outside of this process."""
+    async with asyncio.timeout(within_s):
+        while not condition():  # noqa: ASYNC110 - no event tells what another process does
+            await asyncio.sleep(0.01)

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from boxes import LoopbackBox, loopback_box
+from boxes import LoopbackBox, loopback_box, until
 from tcp_proxy import CuttingProxy
 
 from daemon.box.box import Box
@@ -56,8 +56,7 @@ async def test_a_cut_during_a_command_is_a_lost_link_and_the_next_call_works(tmp
         box = Box(there.address(port=proxy.port), there.key)
         await box.prove()
         running = asyncio.create_task(box.run("touch begun; sleep 60"))
-        while not (there.root / "begun").exists():
-            await asyncio.sleep(0.02)
+        await until((there.root / "begun").exists)
 
         proxy.cut()
 
