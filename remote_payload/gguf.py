@@ -69,7 +69,8 @@ def make(layout: Layout, job: JobFile, events: Events) -> Exit:
     work = layout.stage(Stage.GGUF)
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    layout.out.mkdir(exist_ok=True)
+    shutil.rmtree(layout.out, ignore_errors=True)  # what an earlier try left must not go home with this one
+    layout.out.mkdir()
 
     source, deltas = merge_source(layout, job)
     converting = Converting(converter.locate(layout.root), source, deltas, job.name)
