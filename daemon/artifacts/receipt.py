@@ -66,8 +66,8 @@ def take(at: Path, final: Path, manifest: Manifest, manifest_sha256: str, report
         name = local_name(promised.path)
         status = (at / name).lstat()
         files.append(ReceiptFile(str(name), status.st_size, status.st_mtime_ns, status.st_ino, promised.sha256))
-    levels = tuple(asdict(level) for level in report.levels)
-    return Receipt(str(final), manifest_sha256, report.depth, tuple(files), levels)
+    levels = json.loads(json.dumps([asdict(level) for level in report.levels]))  # as it will be read back
+    return Receipt(str(final), manifest_sha256, report.depth, tuple(files), tuple(levels))
 
 
 def recheck(receipt: Receipt) -> str | None:
