@@ -50,7 +50,7 @@ print(json.dumps({name: version(name) for name in (*names, "torch")}))
 
 
 def record(root: Path, python: str, to: Path) -> None:
-    """Write the recording of the finished run that `python` made under `root`. Raises ValueError when it is too large."""
+    """Write the recording of the run that `python` finished under `root`. Raises ValueError when it is too large."""
     run = root / contract.RUN_DIR
     payload = root / contract.PAYLOAD_DIR
     requirements = payload / "remote_payload" / "requirements.txt"
@@ -59,6 +59,7 @@ def record(root: Path, python: str, to: Path) -> None:
         tape = Path(folder)
         for name in (contract.JOB_FILE, contract.PREPARED_FILE, contract.EVENTS_FILE):
             shutil.copyfile(run / name, tape / name)
+        shutil.copytree(root / contract.DATA_DIR, tape / contract.DATA_DIR)  # with it, the recorded job can be run again
         (tape / "preflight.json").write_text(_ask(root, payload, python, "-m", "remote_payload.preflight"))
         (tape / "versions.json").write_text(_ask(root, payload, python, "-c", VERSIONS, str(requirements)))
         for plan in job.stages:
