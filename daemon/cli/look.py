@@ -7,7 +7,7 @@ import time
 import click
 
 from daemon.cli.exits import Exit
-from daemon.cli.source import Reading, read, warning
+from daemon.cli.source import Reading, banner, read
 from daemon.cli.terminal import Look, emit_json, examples, look
 from daemon.cli.watch import watch
 from daemon.domain.lifecycle import TERMINAL
@@ -66,14 +66,12 @@ def _print_jobs(reading: Reading[Jobs], everything: bool, drawn: Look) -> None:
     live = [job for job in value["jobs"] if job["state"] not in TERMINAL]
     ended = [job for job in value["jobs"] if job["state"] in TERMINAL]
     shown: Jobs = {**value, "jobs": live + (ended if everything else ended[:RECENT_ENDED])}
-    if not reading.live:
-        click.echo(drawn.paint(warning(value["money"]), "warn"))
-    click.echo(jobs.screen(shown, drawn, time.time()))
+    lines = [*banner(reading, value["money"], drawn), jobs.screen(shown, drawn, time.time())]
+    click.echo("\n".join(lines))
 
 
 def _print_job(reading: Reading[JobPage], drawn: Look) -> None:
     from daemon.cli.screens import job
 
-    if not reading.live:
-        click.echo(drawn.paint(warning(reading.value["money"]), "warn"))
-    click.echo(job.screen(reading.value, drawn, time.time()))
+    lines = [*banner(reading, reading.value["money"], drawn), job.screen(reading.value, drawn, time.time())]
+    click.echo("\n".join(lines))

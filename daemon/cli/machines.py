@@ -8,7 +8,7 @@ import time
 import click
 
 from daemon.cli.exits import Exit
-from daemon.cli.source import client, read, warning
+from daemon.cli.source import banner, client, read
 from daemon.cli.terminal import cleaned, emit_json, examples, interactive, look, typed_number
 from daemon.errors import Refused
 
@@ -25,9 +25,9 @@ def leases(everything: bool, check: bool, as_json: bool) -> None:
     if as_json:
         emit_json(reading.wire())
     else:
-        if not reading.live:
-            click.echo(look().paint(warning(reading.value["money"]), "warn"))
-        click.echo(leases_screen.screen(reading.value, look(), time.time(), everything=everything))
+        drawn = look()
+        screen = leases_screen.screen(reading.value, drawn, time.time(), everything=everything)
+        click.echo("\n".join([*banner(reading, reading.value["money"], drawn), screen]))
     if check and any(item["urgent"] for item in reading.value["attention"]):
         raise SystemExit(Exit.ATTENTION)
     raise SystemExit(reading.exit_code)

@@ -10,7 +10,7 @@ from typing import Any, Generic, Protocol, TypeVar, cast
 from daemon import settings
 from daemon.api.client import Client
 from daemon.cli.exits import Exit
-from daemon.cli.terminal import cleaned, duration, seconds_since
+from daemon.cli.terminal import Look, cleaned, duration, seconds_since
 from daemon.errors import DaemonUnreachable
 from daemon.store.readonly import ReadModel
 from daemon.store.shapes import Events, JobPage, Jobs, Leases, Log, Metrics, MoneyStrip
@@ -33,6 +33,7 @@ class Readings(Protocol):
 class Reading(Generic[_T]):
     value: _T
     live: bool  # the daemon answered; else the database did
+    demo: bool
 
     @property
     def exit_code(self) -> Exit:
@@ -49,19 +50,26 @@ def client() -> Client:
 
 def read(ask: Callable[[Readings], _T]) -> Reading[_T]:
     """`ask` the daemon, or the database when nobody answers. Raises DaemonUnreachable where there is neither."""
-    where = settings.load().paths
+    loaded = settings.load()
+    where = loaded.paths
     try:
-        return Reading(cleaned(ask(Client(where))), live=True)
+        return Reading(cleaned(ask(Client(where))), live=True, demo=loaded.demo)
     except DaemonUnreachable:
         if not where.database.exists():
             raise
-        return Reading(cleaned(ask(ReadModel(where.database, where.job_logs))), live=False)
+        return Reading(cleaned(ask(ReadModel(where.database, where.job_logs))), live=False, demo=loaded.demo)
 
 
-def warning(money: MoneyStrip) -> str:
-    """The first line of a screen that the daemon did not draw."""
-    age = seconds_since(money["as_of"], time.time())
-    old = f"figures are {duration(age)} old" if age is not None else "nothing was ever rented"
-    count = money["machines"]
-    bills = f" and {count} machine{'s' if count > 1 else ''} may be billing" if count else ""
-    return f"! the daemon is not running; {old}{bills}.   Try: jobctl serve"
+def banner(reading: Reading[Any], money: MoneyStrip, drawn: Look) -> list[str]:
+    """What a screen says before anything else: that it is the demo's, that the daemon did not draw it."""
+    lines = []
+    if reading.demo:
+        lines.append(drawn.paint("DEMO: market and machines are on this computer, and the money is not real.", "warn"))
+    if not reading.live:
+        age = seconds_since(money["as_of"], time.time())
+        old = f"figures are {duration(age)} old" if age is not None else "it never saw the market"
+        count = money["machines"]
+        bills = f" and {count} machine{'s' if count > 1 else ''} may be billing" if count else ""
+        lines.append(drawn.paint(f"! the daemon is not running; {old}{bills}.", "warn"))
+        lines.append("  Try: jobctl serve")
+    return lines

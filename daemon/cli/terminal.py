@@ -111,7 +111,7 @@ class Column:
     cells: list[str]
     right: bool = False
     drop: int = 0  # on a narrow terminal the lowest goes first; 0 stays
-    shrink: bool = False  # may be clipped
+    least: int = 0  # may be clipped to so many characters; 0: never
 
 
 def table(columns: Sequence[Column], width: int) -> list[str]:
@@ -135,7 +135,7 @@ def _wanted(column: Column) -> int:
 
 
 def _least(column: Column) -> int:
-    return min(_wanted(column), max(len(column.title), 10)) if column.shrink else _wanted(column)
+    return min(_wanted(column), max(len(column.title), column.least)) if column.least else _wanted(column)
 
 
 def _fit(cell: str, width: int, right: bool) -> str:

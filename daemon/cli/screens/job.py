@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from daemon.cli.screens.jobs import counted, state
 from daemon.cli.terminal import Look, dollars, duration, local, seconds_since
 from daemon.domain.lifecycle import MAIN_LINE
 from daemon.store.shapes import Event, JobPage, JobView, LeaseView
 
-LABEL = 11  # width of the left column
+LABEL = 12  # width of the left column
+NO_BREAK = "\xa0"
 DEADLINES = {"CONTRACT_ENDS": "the rental contract ends", "CREDIT_ENDS": "the account's credit ends at this rate"}
 
 
@@ -21,7 +22,7 @@ def screen(page: JobPage, look: Look, now: float) -> str:
     lines += _stepper(page, look, now)
     lines += [f"  {line}" for line in _training(page, look, now)]
     for label, text, colour in _facts(page, now):
-        first, *rest = _wrapped(f"{label:<{LABEL}}{text}", look, indent=LABEL)
+        first, *rest = _wrapped(f"{label:<{LABEL - 2}}  {text}", look, indent=LABEL)
         lines += [look.paint(first, colour) if colour else first, *rest]
     return "\n".join(lines)
 
@@ -81,7 +82,7 @@ def _facts(page: JobPage, now: float) -> Iterator[tuple[str, str, str | None]]:
     if hold := job["hold"]:
         detail = f": {hold['detail']}" if hold["detail"] else ""
         yield "HELD", f"{hold['meaning']}{detail} (since {local(hold['since'], now)}, by {hold['by']})", "bad"
-        yield "", f"{hold['advice']}.   {'   or   '.join(hold['commands'])}", None
+        yield "", f"{hold['advice']}:   {_listed(hold['commands'])}", None
     if job["wish"]:
         yield "Wish", f"{job['wish']} is asked for and not done yet", "warn"
     yield "Model safe here?", job["safety"]["text"], "good" if job["safety"]["safe"] else "warn"
@@ -99,7 +100,7 @@ def _facts(page: JobPage, now: float) -> Iterator[tuple[str, str, str | None]]:
         yield "Finish", f"{job['state']} ends in about {duration(job['eta_s'])}", None
     for i, event in enumerate(reversed(page["recent"])):
         yield "Recent" if i == 0 else "", f"{local(event['at'], now)}  {_told(event)}", None
-    yield "Next", "   ".join(_next(job)), None
+    yield "Next", _listed(_next(job)), None
 
 
 def _machine(lease: LeaseView, now: float) -> str:
@@ -134,8 +135,14 @@ def _next(job: JobView) -> list[str]:
     return [f"jobctl logs {ref} -f", f"jobctl metrics {ref} --plot loss", f"jobctl hold {ref}"]
 
 
+def _listed(commands: Sequence[str]) -> str:
+    """Commands side by side, never broken inside."""
+    return "   ".join(command.replace(" ", NO_BREAK) for command in commands)
+
+
 def _wrapped(text: str, look: Look, indent: int) -> list[str]:
     lead = text[: len(text) - len(text.lstrip())]
-    return textwrap.wrap(
+    lines = textwrap.wrap(
         text.lstrip(), look.width, initial_indent=lead, subsequent_indent=" " * indent, break_on_hyphens=False
-    ) or [""]
+    )
+    return [line.replace(NO_BREAK, " ") for line in lines]

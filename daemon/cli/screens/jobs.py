@@ -29,9 +29,9 @@ def _table(jobs: Sequence[JobView], look: Look, now: float) -> list[str]:
     return table(
         [
             Column("JOB", [job["id"] for job in jobs]),
-            Column("NAME", [job["name"] for job in jobs], shrink=True),
+            Column("NAME", [job["name"] for job in jobs], least=11),
             Column("STATE", [state(job) for job in jobs]),
-            Column("PROGRESS", [_progress(job, look, now) for job in jobs], shrink=True),
+            Column("PROGRESS", [_progress(job, look, now) for job in jobs], least=21),
             Column("LOSS", [_number(job["loss"]) for job in jobs], right=True, drop=4),
             Column("GPU", [lease["gpu"] if lease else "" for lease in leases], drop=3),
             Column("UTIL", [_percent(lease["gpu_util"]) if lease else "" for lease in leases], right=True, drop=2),

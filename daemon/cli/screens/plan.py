@@ -52,7 +52,7 @@ def _offers(
                 Column("$/H", [f"{float(offer['price_per_hour']):.2f}" for offer in listed], right=True),
                 Column("RELIABLE", [f"{offer['reliability']:.1%}" for offer in listed], right=True, drop=1),
                 Column("WHERE", [offer["location"] for offer in listed], drop=2),
-                Column("NOT TAKEN BECAUSE" if why else "", [offer["reason"] for offer in listed], shrink=True),
+                Column("NOT TAKEN BECAUSE" if why else "", [offer["reason"] for offer in listed], least=24),
             ],
             look.width,
         )
