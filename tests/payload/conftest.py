@@ -31,14 +31,26 @@ def tiny_model(box_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return folder
 
 
+@pytest.fixture(scope="session")
+def warm(box_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The socket of a box python whose imports are done."""
+    path = tmp_path_factory.mktemp("warm") / "socket"
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    process = subprocess.Popen([box_python, Path(__file__).with_name("warm_python.py"), path], env=environment)
+    wait_for(path.exists, "the warm python listens")
+    yield path
+    process.kill()
+    process.wait()
+
+
 @pytest.fixture
-def make_box(tmp_path: Path, box_python: Path, tiny_model: Path) -> Iterator[Callable[..., Box]]:
+def make_box(tmp_path: Path, box_python: Path, warm: Path, tiny_model: Path) -> Iterator[Callable[..., Box]]:
     """A maker of boxes; whatever still runs in one of them at the end of the test is killed."""
     made: list[Box] = []
 
-    def make(name: str = "box", sft: list[Any] | None = None, dpo: list[Any] | None = None, **changes: Any) -> Box:
-        sft, dpo = sft_rows(24) if sft is None else sft, dpo_rows(16) if dpo is None else dpo
-        made.append(build_box(tmp_path / name, box_python, tiny_model, sft, dpo, **changes))
+    def make(rows: list[Any] | None = None, pairs: list[Any] | None = None, **changes: Any) -> Box:
+        rows, pairs = sft_rows(24) if rows is None else rows, dpo_rows(16) if pairs is None else pairs
+        made.append(build_box(tmp_path / "box", box_python, warm, tiny_model, rows, pairs, **changes))
         return made[-1]
 
     yield make
@@ -47,10 +59,10 @@ def make_box(tmp_path: Path, box_python: Path, tiny_model: Path) -> Iterator[Cal
 
 
 @pytest.fixture(scope="session")
-def trained(box_python: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Box:
+def trained(box_python: Path, warm: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Box:
     """A box whose chain ran SFT and DPO without any disturbance: what disturbed runs must come to."""
     root = tmp_path_factory.mktemp("trained") / "box"
-    box = build_box(root, box_python, tiny_model, sft_rows(24), dpo_rows(16))
+    box = build_box(root, box_python, warm, tiny_model, sft_rows(24), dpo_rows(16))
     box.prepare()
     box.start("nonce-sft")
     wait_for(lambda: box.status()["status"]["phase"] in ("DONE", "FAILED"), "both stages over")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from warm_client import PATIENCE_S, Running
 
 from remote_payload import contract
 from remote_payload.contract import (
@@ -34,7 +35,6 @@ from remote_payload.layout import Layout
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TAG = "V2 FOREX INTEGRATION"
-PATIENCE_S = 90.0
 
 
 @dataclass
@@ -43,6 +43,7 @@ class Box:
 
     layout: Layout
     python: Path
+    warm: Path
     job: JobFile
 
     def set(self, **changes: Any) -> None:
@@ -57,27 +58,42 @@ class Box:
         clean = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
         return {**clean, **own, **more}
 
-    def popen(self, *command: str, **environment: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [self.python, "-m", f"remote_payload.{command[0]}", *command[1:]],
+    def begin(self, module: str, *arguments: str, **environment: str) -> Running:
+        """A module of the payload in a child of the warm python, its output in files of the root."""
+        with open(self.layout.root / "stdout", "w") as out, open(self.layout.root / "stderr", "w") as err:
+            return Running(
+                str(self.warm),
+                module,
+                arguments,
+                self.layout.root,
+                self.environment(**environment),
+                out.fileno(),
+                err.fileno(),
+            )
+
+    def call(self, script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """A script of the payload to its end."""
+        code = self.begin(f"remote_payload.{script}", *arguments, **environment).wait()
+        out, err = ((self.layout.root / name).read_text() for name in ("stdout", "stderr"))
+        return subprocess.CompletedProcess([script], code, out, err)
+
+    def evaluate(self, code: str) -> str:
+        """What `code` prints, run in the box's root."""
+        (self.layout.root / "probe.py").write_text(code)
+        ended = self.begin("probe").wait()
+        assert ended == 0, (self.layout.root / "stderr").read_text()
+        return (self.layout.root / "stdout").read_text()
+
+    def run(self, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """`python -m remote_payload.run`, a process of its own as the daemon starts it."""
+        return subprocess.run(
+            [self.python, "-m", "remote_payload.run", *command],
             cwd=self.layout.root,
             env=self.environment(**environment),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            capture_output=True,
             text=True,
+            timeout=PATIENCE_S,
         )
-
-    def call(self, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        process = self.popen(*command, **environment)
-        out, err = process.communicate(timeout=PATIENCE_S)
-        return subprocess.CompletedProcess(command, process.returncode, out, err)
-
-    def python_code(self, code: str) -> str:
-        """What `code` prints, run in the box's root by the box's python."""
-        command = [self.python, "-c", code]
-        ran = subprocess.run(command, cwd=self.layout.root, env=self.environment(), capture_output=True, text=True)
-        assert ran.returncode == 0, ran.stderr
-        return ran.stdout
 
     def prepare(self) -> None:
         done = self.call("prepare")
@@ -89,12 +105,12 @@ class Box:
         assert done.returncode == Exit.OK, done.stdout + done.stderr
 
     def start(self, nonce: str, **environment: str) -> dict[str, Any]:
-        started = self.call("run", "start", "--nonce", nonce, **environment)
+        started = self.run("start", "--nonce", nonce, **environment)
         assert started.returncode == Exit.OK, started.stderr
         return dict(json.loads(started.stdout))
 
     def status(self) -> dict[str, Any]:
-        return dict(json.loads(self.call("run", "status").stdout))
+        return dict(json.loads(self.run("status").stdout))
 
     def events(self, kind: str) -> list[dict[str, Any]]:
         if not self.layout.events.exists():
@@ -131,7 +147,9 @@ def wait_for(condition: Callable[[], Any], what: str) -> Any:
     pytest.fail(f"not within {PATIENCE_S} s: {what}")
 
 
-def build_box(root: Path, python: Path, model: Path, sft: list[Any], dpo: list[Any], **changes: Any) -> Box:
+def build_box(
+    root: Path, python: Path, warm: Path, model: Path, rows: list[Any], pairs: list[Any], **changes: Any
+) -> Box:
     """A box with `model`, the rows as uploaded data, and a job of both training stages; `changes` are of the job."""
     (root / contract.RUN_DIR).mkdir(parents=True)
     (root / contract.MODEL_DIR).symlink_to(model)
@@ -141,11 +159,11 @@ def build_box(root: Path, python: Path, model: Path, sft: list[Any], dpo: list[A
         name="tiny",
         model=ModelSource("tiny"),
         stages=[StagePlan(Stage.SFT, "nonce-sft"), StagePlan(Stage.DPO, "nonce-dpo")],
-        integration=Integration(TAG, len(sft), len(dpo)),
+        integration=Integration(TAG, len(rows), len(pairs)),
         lora=Lora(r=4, alpha=8, dropout=0.05),
         gguf=["Q8_0"],
-        sft_data=write_rows(root, sft),
-        dpo_data=write_rows(root, dpo),
+        sft_data=write_rows(root, rows),
+        dpo_data=write_rows(root, pairs),
         sft=StageTraining(epochs=2, lr=1e-3),
         dpo=StageTraining(epochs=2, lr=1e-3),
         batch_size=4,
@@ -154,7 +172,7 @@ def build_box(root: Path, python: Path, model: Path, sft: list[Any], dpo: list[A
         checkpoint_every=3,
         checkpoint_keep=2,
     )
-    box = Box(Layout(root), python, dataclasses.replace(job, **changes))
+    box = Box(Layout(root), python, warm, dataclasses.replace(job, **changes))
     box.write_job()
     return box
 

@@ -23,7 +23,10 @@ BAD_SFT = [
     ({"question": "?"}, "has none of messages, prompt, text (has question)"),
     ({"text": " "}, "text is empty"),
     ({"prompt": "one?"}, "completion is missing"),
-    ({"prompt": "one?", "completion": [{"role": "assistant", "content": "two"}]}, "must all be strings or all be lists"),
+    (
+        {"prompt": "one?", "completion": [{"role": "assistant", "content": "two"}]},
+        "must all be strings or all be lists",
+    ),
     ({"messages": []}, "messages is not a list of messages"),
     ({"messages": [{"role": "robot", "content": "beep"}]}, "messages[0] has no role of assistant, system, user"),
     ({"messages": [{"role": "user", "content": 7}]}, "messages[0].content is not text"),
@@ -39,7 +42,7 @@ BAD_DPO = [
 @pytest.mark.parametrize(("row", "message"), BAD_SFT)
 def test_bad_sft_row(make_box: MakeBox, row: Any, message: str) -> None:
     """An unsound row is named by file and line, and the sound ones around it are still counted."""
-    box = make_box(sft=[*sft_rows(2), row, *sft_rows(1)])
+    box = make_box(rows=[*sft_rows(2), row, *sft_rows(1)])
     assert box.job.sft_data
 
     table = read_sft(box.layout, box.job.sft_data)
@@ -52,7 +55,7 @@ def test_bad_sft_row(make_box: MakeBox, row: Any, message: str) -> None:
 @pytest.mark.parametrize(("row", "message"), BAD_DPO)
 def test_bad_dpo_row(make_box: MakeBox, row: Any, message: str) -> None:
     """A pair that cannot teach a preference is refused."""
-    box = make_box(dpo=[row])
+    box = make_box(pairs=[row])
     assert box.job.dpo_data
 
     assert message in read_dpo(box.layout, box.job.dpo_data).problems[0].message
@@ -60,7 +63,7 @@ def test_bad_dpo_row(make_box: MakeBox, row: Any, message: str) -> None:
 
 def test_line_separator_inside_a_row_ends_no_line(make_box: MakeBox) -> None:
     """Only a line feed ends a row: text may hold the other characters that count as line ends elsewhere."""
-    box = make_box(sft=['{"text": "one\u2028two\u0085three"}'])
+    box = make_box(rows=['{"text": "one\u2028two\u0085three"}'])
     assert box.job.sft_data
 
     assert len(read_sft(box.layout, box.job.sft_data).rows) == 1
@@ -82,10 +85,10 @@ def test_steps_are_derived(rows: int, training: StageTraining, expected: int) ->
 
 
 def test_says_what_it_read(make_box: MakeBox) -> None:
-    """The integration line stands alone on its line, on stdout and in the log; the counts are of the tokens to train."""
+    """The integration line stands alone on its line in stdout and log; the counts are of the tokens to train."""
     long = {"prompt": "one? ", "completion": "two " * 400}
     wholly_cut = {"prompt": "why? " * 400, "completion": "so"}
-    box = make_box(sft=[*sft_rows(10), long, wholly_cut], dpo=dpo_rows(8))
+    box = make_box(rows=[*sft_rows(10), long, wholly_cut], pairs=dpo_rows(8))
 
     done = box.call("prepare")
 
@@ -121,7 +124,7 @@ def test_wrong_counts_or_tag(make_box: MakeBox, integration: Integration, proble
 
 def test_bad_row_is_bad_data(make_box: MakeBox) -> None:
     """A bad row ends in exit 20 with file:line, although the counts differ as well."""
-    box = make_box(sft=[*sft_rows(3), "{broken"])
+    box = make_box(rows=[*sft_rows(3), "{broken"])
     assert box.job.sft_data
 
     done = box.call("prepare")
@@ -163,7 +166,7 @@ def test_template_without_end_is_refused(make_box: MakeBox, tmp_path: Path) -> N
 
 def test_doubled_beginning_is_refused(make_box: MakeBox) -> None:
     """Text that already holds the beginning-of-text token would get it twice."""
-    box = make_box(sft=[{"text": "<s>On day one the rate rose."}] * 4)
+    box = make_box(rows=[{"text": "<s>On day one the rate rose."}] * 4)
 
     done = box.call("prepare")
 
@@ -184,7 +187,7 @@ def test_tokenizer_unlike_its_file_is_refused(make_box: MakeBox, tmp_path: Path)
         "print(parity_problems(file, tokenizer, ['the rate rose']))"
     )
 
-    before, after = box.python_code(code).splitlines()
+    before, after = box.evaluate(code).splitlines()
 
     assert before == "[]"
     assert "unlike the model's tokenizer.json" in after
@@ -202,11 +205,11 @@ DELETING = (
 
 def test_reasoning_is_trained_although_the_template_deletes_it(make_box: MakeBox, tmp_path: Path) -> None:
     """Training keeps the reasoning that the shipped template drops, and the shipped template stays as it is."""
-    box = make_box(sft=[{"messages": REASONED}] * 4, max_length=256)
+    box = make_box(rows=[{"messages": REASONED}] * 4, max_length=256)
     own_model(box, tmp_path, template=("{{ '<|' + message['role'] + '|>' + message['content'] }}", DELETING))
     shipped = (box.layout.model / "chat_template.jinja").read_bytes()
 
-    trained = json.loads(box.python_code(TRAINED))
+    trained = json.loads(box.evaluate(TRAINED))
 
     assert trained == ["<think>\nIt rose before.\n</think>\n\nYes.</s>"]
     assert (box.layout.model / "chat_template.jinja").read_bytes() == shipped
@@ -229,9 +232,9 @@ def test_unreasoned_answers_need_a_choice(make_box: MakeBox, tmp_path: Path) -> 
 def test_every_assistant_turn_is_trained(make_box: MakeBox) -> None:
     """Of a conversation of several turns each answer with its end token is learned, and no question is."""
     turns = [{"role": role, "content": f"{role} {i}"} for i in range(2) for role in ("user", "assistant")]
-    box = make_box(sft=[{"messages": turns}])
+    box = make_box(rows=[{"messages": turns}])
 
-    assert json.loads(box.python_code(TRAINED)) == ["assistant 0</s>", "assistant 1</s>"]
+    assert json.loads(box.evaluate(TRAINED)) == ["assistant 0</s>", "assistant 1</s>"]
 
 
 # Prints what the first SFT row trains, as text, one piece for every stretch of labels.

@@ -1,0 +1,90 @@
+"""Training that is interrupted comes to the very same adapter as training that is not."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import signal
+from collections.abc import Callable
+
+import pytest
+from payload_box import Box, wait_for
+
+from remote_payload.contract import Exit, Stage, StageTraining
+
+MakeBox = Callable[..., Box]
+
+
+def ready(make_box: MakeBox, trained: Box, stage: Stage) -> Box:
+    """A box that has been through everything before `stage`."""
+    box = make_box()
+    shutil.copy(trained.layout.prepared, box.layout.prepared)
+    if stage is Stage.DPO:
+        shutil.copytree(trained.layout.adapter(Stage.SFT), box.layout.adapter(Stage.SFT))
+    return box
+
+
+def kill_after(box: Box, stage: Stage, step: int) -> None:
+    """Start the stage and kill -9 it once `step` has been reported."""
+    process = box.begin(f"remote_payload.{stage.lower()}")
+    wait_for(lambda: any(line["step"] >= step for line in box.events("step")), f"step {step}")
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("stage", [Stage.SFT, Stage.DPO])
+def test_kill_and_resume_is_exact(make_box: MakeBox, trained: Box, stage: Stage) -> None:
+    """kill -9 between two checkpoints, then a second start: same bytes, same losses, resumed and not repeated."""
+    box = ready(make_box, trained, stage)
+    kill_after(box, stage, step=4)
+
+    box.train(stage)
+
+    assert box.adapter_hash(stage) == trained.adapter_hash(stage)
+    assert box.events("resume")[0]["step"] >= 3
+    undisturbed = {line["step"]: line["loss"] for line in trained.events("step") if line["stage"] == stage}
+    assert all(line["loss"] == undisturbed[line["step"]] for line in box.events("step"))
+
+
+def test_damaged_checkpoint_is_not_used(make_box: MakeBox, trained: Box) -> None:
+    """A damaged newest checkpoint is kept as evidence, and the one before it leads to the same bytes."""
+    box = ready(make_box, trained, Stage.SFT)
+    shutil.copytree(
+        trained.layout.stage(Stage.SFT), box.layout.stage(Stage.SFT), ignore=shutil.ignore_patterns("adapter")
+    )
+    optimizer = box.layout.stage(Stage.SFT) / "checkpoint-12/optimizer.pt"
+    optimizer.write_bytes(optimizer.read_bytes()[:-1])
+
+    box.train(Stage.SFT)
+
+    assert box.events("resume")[0]["step"] == 9
+    assert (box.layout.stage(Stage.SFT) / "bad-checkpoint-12-1/optimizer.pt").exists()
+    assert box.adapter_hash(Stage.SFT) == trained.adapter_hash(Stage.SFT)
+
+
+def test_other_settings_do_not_resume(make_box: MakeBox, trained: Box) -> None:
+    """Checkpoints of another learning rate are refused with exit 50 and left alone."""
+    box = ready(make_box, trained, Stage.SFT)
+    shutil.copytree(trained.layout.stage(Stage.SFT), box.layout.stage(Stage.SFT))
+    box.set(sft=dataclasses.replace(StageTraining(epochs=2, lr=1e-3), lr=2e-3))
+
+    refused = box.call("sft")
+
+    assert refused.returncode == Exit.CHECKPOINT_MISMATCH, refused.stderr
+    assert (box.layout.stage(Stage.SFT) / "checkpoint-12").is_dir()
+
+
+def test_stop_leaves_a_checkpoint(make_box: MakeBox, trained: Box) -> None:
+    """A request to stop ends the stage after the step with a checkpoint and exit 75; going on loses nothing."""
+    box = ready(make_box, trained, Stage.SFT)
+    box.layout.stop.touch()
+    stopped = box.call("sft")
+    box.layout.stop.unlink()
+
+    box.train(Stage.SFT)
+
+    assert stopped.returncode == Exit.STOPPED, stopped.stderr
+    assert [line["step"] for line in box.events("resume")] == [1]
+    assert [line["step"] for line in box.events("step")] == list(range(1, 13))
+    assert box.adapter_hash(Stage.SFT) == trained.adapter_hash(Stage.SFT)

@@ -1,0 +1,327 @@
+"""The runner: idempotent, detached, and back on its feet after any kill."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from payload_box import Box, wait_for
+
+from remote_payload import contract
+from remote_payload.chain import advance
+from remote_payload.contract import Exit, Phase, Stage, StagePlan, Status
+from remote_payload.processes import Identity, boot_id, start_ticks
+
+MakeBox = Callable[..., Box]
+SFT_ONLY = [StagePlan(Stage.SFT, "nonce-sft")]
+
+# Stands for a stage that takes for ever, in tests of who may live beside whom.
+ENDLESS = '#!/bin/sh\ncase "$*" in *remote_payload.sft*) echo endless; exec sleep 600;; *) exec {python} "$@";; esac\n'
+
+
+def prepared(make_box: MakeBox, trained: Box, **changes: Any) -> Box:
+    box = make_box(**changes)
+    shutil.copy(trained.layout.prepared, box.layout.prepared)
+    return box
+
+
+def launcher(box: Box, script: str) -> str:
+    """A python of the image's that is a shell script, as images may have; `script` decides what it does."""
+    path = box.layout.root / "python"
+    path.write_text(script.format(python=box.python))
+    path.chmod(0o755)
+    return str(path)
+
+
+def warm(box: Box) -> str:
+    """A launcher that runs the real stages in the warm python, for tests that kill none of them."""
+    client = Path(__file__).with_name("warm_client.py")
+    stages = f'case "$*" in *remote_payload.run*) exec {box.python} "$@";; esac; exec {sys.executable} -S {client}'
+    return launcher(box, f'#!/bin/sh\n{stages} {box.warm} "$@"\n')
+
+
+def stage_pid(box: Box) -> int:
+    """The process of the running SFT stage."""
+    started = box.layout.markers("nonce-sft") / contract.STARTED_FILE
+    wait_for(started.exists, "SFT started")
+    return int(json.loads(started.read_text())["pid"])
+
+
+def test_a_whole_run(trained: Box) -> None:
+    """Two stages end in two done.json that hash every output, and a status that says so."""
+    status = trained.status()
+
+    assert status["alive"] is False
+    assert status["status"]["phase"] == Phase.DONE
+    assert status["status"]["step"] == status["status"]["total_steps"] == 8
+    assert status["status"]["checkpoint"] == "run/dpo/checkpoint-8"
+    assert status["log_size"] == trained.layout.log.stat().st_size
+    for plan in trained.job.stages:
+        done = trained.done(plan.nonce)
+        assert (done.stage, done.nonce, done.attempt) == (plan.stage, plan.nonce, 1)
+        hashed = {output.path: output.sha256 for output in done.outputs}
+        assert hashed[f"run/{plan.stage.lower()}/adapter/adapter_model.safetensors"] == trained.adapter_hash(plan.stage)
+
+
+def test_start_again_changes_nothing(trained: Box) -> None:
+    """Every nonce of a finished job may be started again: the status comes back and nothing runs."""
+    before = trained.layout.events.stat().st_size
+
+    for plan in trained.job.stages:
+        assert trained.start(plan.nonce)["phase"] == Phase.DONE
+
+    assert trained.status()["alive"] is False
+    assert trained.layout.events.stat().st_size == before
+
+
+def test_foreign_nonce_is_refused(make_box: MakeBox) -> None:
+    """A nonce that job.json does not list starts nothing."""
+    box = make_box()
+
+    refused = box.run("start", "--nonce", "nonce-of-another")
+
+    assert refused.returncode == Exit.BAD_CONFIG
+    assert not box.layout.chain.exists()
+
+
+def test_one_chain_at_a_time(make_box: MakeBox, trained: Box) -> None:
+    """While a chain lives its own nonces are a no-op and a new attempt's are refused."""
+    box = prepared(make_box, trained, stages=SFT_ONLY)
+    python = launcher(box, ENDLESS)
+    first = box.start("nonce-sft", HOMEPORT_PYTHON=python)
+    again = box.start("nonce-sft", HOMEPORT_PYTHON=python)
+    box.set(attempt=2, stages=[StagePlan(Stage.SFT, "nonce-2")])
+
+    refused = box.run("start", "--nonce", "nonce-2")
+
+    assert again["pid"] == first["pid"]
+    assert refused.returncode == Exit.BAD_CONFIG
+    assert "another job or attempt is alive" in refused.stderr
+
+
+def test_two_starts_at_once(make_box: MakeBox, trained: Box) -> None:
+    """Starts that race leave one chain."""
+    box = prepared(make_box, trained, stages=SFT_ONLY)
+    python = launcher(box, ENDLESS)
+    starters = [
+        subprocess.Popen(
+            [box.python, "-m", "remote_payload.run", "start", "--nonce", "nonce-sft"],
+            cwd=box.layout.root,
+            env=box.environment(HOMEPORT_PYTHON=python),
+            stdout=subprocess.DEVNULL,
+        )
+        for _ in range(4)
+    ]
+
+    assert [starter.wait(60) for starter in starters] == [0, 0, 0, 0]
+    stage_pid(box)
+    assert len(box.events("stage_start")) == 1
+    assert box.status()["alive"] is True
+
+
+def test_killed_chain_resumes(make_box: MakeBox, trained: Box) -> None:
+    """kill -9 of the chain alone: the same start ends the orphaned stage, resumes it, and the result is the same."""
+    box = prepared(make_box, trained, stages=SFT_ONLY)
+    chain = box.start("nonce-sft")["pid"]
+    wait_for(lambda: box.events("checkpoint"), "a checkpoint")
+    orphan = stage_pid(box)
+    os.kill(chain, signal.SIGKILL)
+    wait_for(lambda: box.status()["alive"] is False, "the chain's death seen")
+
+    box.start("nonce-sft")
+
+    wait_for(lambda: box.status()["status"]["phase"] == Phase.DONE, "SFT done")
+    assert start_ticks(orphan) is None
+    assert box.events("resume")
+    assert box.adapter_hash(Stage.SFT) == trained.adapter_hash(Stage.SFT)
+
+
+def test_orphaned_stage_is_ended_first(make_box: MakeBox, trained: Box) -> None:
+    """Two trainers never write one folder: what a killed chain left running is dead before the new one begins."""
+    box = prepared(make_box, trained, stages=SFT_ONLY)
+    python = launcher(box, ENDLESS)
+    chain = box.start("nonce-sft", HOMEPORT_PYTHON=python)["pid"]
+    orphan = stage_pid(box)
+    os.kill(chain, signal.SIGKILL)
+    wait_for(lambda: start_ticks(chain) is None, "the chain's death")
+    assert start_ticks(orphan) is not None
+
+    again = box.start("nonce-sft", HOMEPORT_PYTHON=python)
+
+    assert start_ticks(orphan) is None
+    assert again["pid"] != chain
+
+
+def test_killed_stage_is_resumed_once(make_box: MakeBox, trained: Box) -> None:
+    """A stage that a signal ends is started once more by itself; the second time it is a failure with its reason."""
+    box = prepared(make_box, trained, stages=SFT_ONLY)
+    python = launcher(box, ENDLESS.replace("exec sleep 600", "kill -9 $$"))
+
+    box.start("nonce-sft", HOMEPORT_PYTHON=python)
+
+    failed_file = box.layout.markers("nonce-sft") / contract.FAILED_FILE
+    wait_for(failed_file.exists, "failed.json")
+    failed = box.failed("nonce-sft")
+    assert (failed.exit_code, failed.reason) == (128 + signal.SIGKILL, "killed by signal 9")
+    assert failed.detail.splitlines() == ["endless", "endless"]
+    wait_for(lambda: box.status()["status"]["phase"] == Phase.FAILED, "the last status")
+    assert box.start("nonce-sft")["phase"] == Phase.FAILED
+
+
+def test_failure_tells_the_reason(make_box: MakeBox) -> None:
+    """A stage that refuses leaves its own words and the end of its log in failed.json; later stages do not start."""
+    box = make_box()  # prepare has not run
+
+    box.start("nonce-sft", HOMEPORT_PYTHON=warm(box))
+
+    wait_for(lambda: (box.layout.markers("nonce-sft") / contract.FAILED_FILE).exists(), "failed.json")
+    failed = box.failed("nonce-sft")
+    assert failed.exit_code == Exit.INTERNAL
+    assert "prepared.json" in failed.reason
+    assert "Traceback" in failed.detail
+    assert not box.layout.markers("nonce-dpo").exists()
+
+
+def test_stop_and_go_on(make_box: MakeBox, trained: Box) -> None:
+    """`stop` ends the chain with a whole checkpoint and no failure; `start` goes on to the same result."""
+    box = prepared(make_box, trained, stages=SFT_ONLY)
+    box.start("nonce-sft", HOMEPORT_PYTHON=warm(box))
+    wait_for(lambda: box.events("step"), "a step")
+    box.run("stop")
+    wait_for(lambda: box.status()["alive"] is False, "the chain's end")
+    stopped = box.status()["status"]
+
+    box.start("nonce-sft", HOMEPORT_PYTHON=warm(box))
+
+    wait_for(lambda: box.status()["status"]["phase"] == Phase.DONE, "SFT done")
+    assert stopped["phase"] == Phase.STOPPED
+    assert stopped["checkpoint"] is not None
+    assert box.adapter_hash(Stage.SFT) == trained.adapter_hash(Stage.SFT)
+
+
+def test_fresh_stage_sets_the_old_one_aside(make_box: MakeBox, trained: Box) -> None:
+    """A fresh plan starts at step one and keeps what an earlier nonce left beside it."""
+    box = prepared(make_box, trained, stages=[StagePlan(Stage.SFT, "nonce-2", fresh=True)])
+    shutil.copytree(trained.layout.stage(Stage.SFT), box.layout.stage(Stage.SFT))
+
+    box.start("nonce-2", HOMEPORT_PYTHON=warm(box))
+
+    wait_for(lambda: box.status()["status"]["phase"] == Phase.DONE, "SFT done")
+    assert [line["step"] for line in box.events("step")] == list(range(1, 13))
+    assert (box.layout.run / "sft.before-nonce-2/checkpoint-12").is_dir()
+
+
+@pytest.fixture
+def market() -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """The address of a server that answers 503 once and 200 afterwards, and the requests it got."""
+    requests: list[dict[str, Any]] = []
+
+    class Market(BaseHTTPRequestHandler):
+        def do_PUT(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+            key = self.headers.get("Authorization")
+            requests.append({"method": self.command, "path": self.path, "body": body, "key": key})
+            puts = sum(request["method"] == "PUT" for request in requests)
+            self.send_response(503 if self.command == "PUT" and puts == 1 else 200)
+            self.end_headers()
+
+        do_POST = do_PUT
+
+        def log_message(self, *_: Any) -> None:
+            """Tests print nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Market) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", requests
+        server.shutdown()
+
+
+def test_alone_for_too_long(make_box: MakeBox, market: tuple[str, list[dict[str, Any]]]) -> None:
+    """Its work over and nobody calling, the box tells its owner and stops its own instance, trying until heard."""
+    url, requests = market
+    box = make_box(stages=SFT_ONLY, away_limit_s=0.5, notify_url=f"{url}/topic")
+    own = {"VAST_URL": url, "CONTAINER_ID": "4242", "CONTAINER_API_KEY": "key-of-this-box"}
+
+    box.start("nonce-sft", **own, HOMEPORT_PYTHON=warm(box))
+
+    puts = wait_for(lambda: [r for r in requests if r["method"] == "PUT"][1:], "a second try to stop")
+    assert puts[0]["path"] == "/api/v0/instances/4242/"
+    assert json.loads(puts[0]["body"]) == {"state": "stopped"}
+    assert puts[0]["key"] == "Bearer key-of-this-box"
+    assert requests[0]["path"] == "/topic"
+    assert requests[0]["body"].startswith("homeport tiny (j00001): failed - SFT: ")
+    written = box.layout.log.read_text() + box.layout.events.read_text()
+    assert "key-of-this-box" not in written
+
+
+def test_calls_keep_the_box_awake(make_box: MakeBox, market: tuple[str, list[dict[str, Any]]]) -> None:
+    """As long as somebody asks for the status the instance is not stopped, and a new chain ends the watch."""
+    url, requests = market
+    box = make_box(stages=SFT_ONLY, away_limit_s=3.0)
+    own = {"VAST_URL": url, "CONTAINER_ID": "4242", "CONTAINER_API_KEY": "key"}
+    watcher = box.start("nonce-sft", **own, HOMEPORT_PYTHON=warm(box))["pid"]
+    for _ in range(20):
+        wait_for(lambda: box.status()["status"]["phase"] == Phase.FAILED, "the failure")
+    assert not requests
+    assert start_ticks(watcher) is not None
+    box.set(stages=[StagePlan(Stage.SFT, "nonce-2")], away_limit_s=None)
+
+    box.start("nonce-2", HOMEPORT_PYTHON=warm(box))
+
+    wait_for(lambda: start_ticks(watcher) is None, "the watcher's end")
+    assert not requests
+
+
+STATUS = Status("j00001", 1, Phase.RUNNING, Stage.SFT, "mine", 0.0, "boot", 1)
+STEP = {"kind": "step", "nonce": "mine", "step": 4, "total": 9, "loss": 1.5, "lr": 1e-4, "tokens": 99, "tok_s": 8.0}
+
+
+@pytest.mark.parametrize(
+    ("line", "changed"),
+    [
+        (STEP, {"step": 4, "total_steps": 9, "loss": 1.5, "lr": 1e-4, "tokens": 99, "tok_s": 8.0}),
+        (STEP | {"loss": "nan"}, {"step": 4, "total_steps": 9, "loss": None, "lr": 1e-4, "tokens": 99, "tok_s": 8.0}),
+        (STEP | {"nonce": "another"}, {}),
+        (
+            {"kind": "checkpoint", "nonce": "mine", "step": 3, "path": "run/sft/checkpoint-3"},
+            {"checkpoint": "run/sft/checkpoint-3", "checkpoint_step": 3},
+        ),
+        ({"kind": "resume", "nonce": "mine", "step": 3}, {"step": 3}),
+        ({"kind": "warn", "nonce": "mine", "msg": "x"}, {}),
+    ],
+)
+def test_status_follows_the_events(line: dict[str, Any], changed: dict[str, Any]) -> None:
+    """status.json is a fold over the events of its own nonce."""
+    assert advance(STATUS, line) == dataclasses.replace(STATUS, **changed)
+
+
+def test_a_pid_alone_proves_nothing() -> None:
+    """The same PID with another start time or boot is another process."""
+    own = Identity.own(["n"])
+
+    assert own.is_alive()
+    assert not dataclasses.replace(own, pid_start=own.pid_start - 1).is_alive()
+    assert not dataclasses.replace(own, boot_id="another").is_alive()
+    assert own.boot_id == boot_id()
+
+
+def test_a_zombie_is_dead() -> None:
+    """A process that has ended but was not reaped yet does not count as alive."""
+    child = subprocess.Popen(["true"])
+    wait_for(lambda: Path(f"/proc/{child.pid}/stat").read_text().split()[2] == "Z", "the child's end")
+
+    assert start_ticks(child.pid) is None
+    with contextlib.suppress(ChildProcessError):
+        child.wait()

@@ -1,0 +1,191 @@
+"""SFT and DPO as they really run: what is trained, what is left behind, what is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+
+import pytest
+from payload_box import Box
+
+from remote_payload import placement
+from remote_payload.contract import Exit, Stage, StagePlan, StageTraining
+from remote_payload.script import ScriptFailed
+
+MakeBox = Callable[..., Box]
+
+# Prints the names of an adapter's tensors and whether any is not finite or untouched since its start (B begins at 0).
+TENSORS = """
+import json
+from safetensors.torch import load_file
+found = load_file("run/{stage}/adapter/adapter_model.safetensors")
+whole = all(bool(t.isfinite().all()) and bool((t != 0).any()) for t in found.values())
+print(json.dumps([sorted(found), whole]))
+"""
+
+
+def test_only_the_adapter_is_trained(trained: Box) -> None:
+    """Both adapters hold trained LoRA weights of all seven linear layers of each block, and nothing else."""
+    for stage in ("sft", "dpo"):
+        names, whole = json.loads(trained.evaluate(TENSORS.format(stage=stage)))
+
+        assert len(names) == 2 * 7 * 2
+        assert all(".lora_A." in name or ".lora_B." in name for name in names)
+        assert whole
+
+
+def test_adapter_folder_tells_nothing_of_the_box(trained: Box) -> None:
+    """An adapter is two files: no reference copy, no path of the rented machine."""
+    folder = trained.layout.adapter(Stage.DPO)
+
+    assert sorted(p.name for p in folder.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert str(trained.layout.root) not in (folder / "adapter_config.json").read_text()
+    assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == "tiny"
+
+
+def test_dpo_starts_from_its_own_reference(trained: Box) -> None:
+    """The first DPO loss is ln 2, and the loss falls from there: the policy is the SFT model and learns."""
+    losses = [step["loss"] for step in trained.events("step") if step["stage"] == "DPO"]
+
+    assert losses[0] == pytest.approx(math.log(2), abs=1e-3)
+    assert losses[-1] < losses[0]
+
+
+def test_every_step_is_told(trained: Box) -> None:
+    """Each optimizer step has one event with its figures, and events are numbered without a gap."""
+    steps = [step for step in trained.events("step") if step["stage"] == "SFT"]
+    lines = [json.loads(line) for line in trained.layout.events.read_text().splitlines()]
+
+    assert [step["step"] for step in steps] == list(range(1, 13))
+    assert {step["total"] for step in steps} == {12}
+    assert all(step[name] > 0 for step in steps for name in ("loss", "grad_norm", "tokens", "tok_s"))
+    assert all("lr" in step for step in steps)
+    assert [line["seq"] for line in lines] == list(range(1, len(lines) + 1))
+    assert steps[-1]["tokens"] == 2 * trained.layout.read_prepared().tokens["SFT"]
+
+
+def test_newest_checkpoints_are_kept(trained: Box) -> None:
+    """After the last step there are `keep` sealed checkpoints, the newest of the last step."""
+    kept = sorted(p.name for p in trained.layout.stage(Stage.SFT).glob("checkpoint-*"))
+
+    assert kept == ["checkpoint-12", "checkpoint-9"]
+
+
+def test_dpo_without_sft(make_box: MakeBox) -> None:
+    """A job without SFT aligns a fresh adapter against the base model."""
+    box = make_box(rows=[], sft=None, sft_data=None, stages=[StagePlan(Stage.DPO, "nonce-dpo")])
+    box.prepare()
+
+    box.train(Stage.DPO)
+
+    assert box.events("step")[0]["loss"] == pytest.approx(math.log(2), abs=1e-3)
+    assert len(box.events("step")) == 8
+
+
+def test_other_reference_is_refused(make_box: MakeBox, trained: Box) -> None:
+    """A first DPO loss that is not ln 2 means another reference than the SFT model: exit 42."""
+    box = make_box()
+    code = (
+        "from types import SimpleNamespace; from pathlib import Path; from remote_payload.callback import Progress;"
+        "from remote_payload.contract import Stage; from remote_payload.layout import Layout;"
+        "from remote_payload.progress import Events; from remote_payload.script import ScriptFailed\n"
+        "layout = Layout(Path().resolve())\n"
+        "state = SimpleNamespace(global_step=1, max_steps=8, num_input_tokens_seen=10)\n"
+        "for loss in (0.6931, 0.6990):\n"
+        "    progress = Progress(layout, Stage.DPO, Events(layout.events), 'mark', keep=2)\n"
+        "    try:\n"
+        "        progress.on_log(None, state, None, logs={'loss': loss, 'grad_norm': 1.0})\n"
+        "        print('passed')\n"
+        "    except ScriptFailed as failure:\n"
+        "        print(int(failure.code))\n"
+    )
+
+    assert box.evaluate(code).split() == ["passed", str(int(Exit.DPO_GATE))]
+
+
+def test_divergence_ends_the_stage(make_box: MakeBox) -> None:
+    """A loss that is no number any more is reported as such and ends the stage with exit 40."""
+    box = make_box(sft=StageTraining(epochs=2, lr=1e30))
+    box.prepare()
+
+    failed = box.call("sft")
+
+    assert failed.returncode == Exit.DIVERGED, failed.stderr
+    assert box.events("error")[0]["code"] == Exit.DIVERGED
+    assert not box.layout.result(Stage.SFT).exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ACCELERATE_USE_DEEPSPEED", "true"),
+        ("ACCELERATE_USE_FSDP", "1"),
+        ("ACCELERATE_MIXED_PRECISION", "bf16"),
+        ("LOCAL_RANK", "0"),
+    ],
+)
+def test_launchers_are_refused(name: str, value: str) -> None:
+    """Training under accelerate launch, DeepSpeed, FSDP or torchrun is refused with the reason."""
+    with pytest.raises(ScriptFailed, match=name) as failure:
+        placement.refuse_launchers({name: value, "PATH": "/bin"})
+
+    assert failure.value.code is Exit.PLACEMENT
+
+
+def test_a_launcher_really_stops_the_stage(make_box: MakeBox) -> None:
+    """The refusal is where the training starts, not only in a rule beside it."""
+    box = make_box()
+    box.prepare()
+
+    refused = box.call("sft", ACCELERATE_USE_FSDP="true")
+
+    assert refused.returncode == Exit.PLACEMENT
+    assert "FSDP" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("asked", "cards", "expected"),
+    [
+        ("auto_map", 0, None),
+        ("auto_map", 1, {"": 0}),
+        ("auto_map", 8, "auto"),
+        ("auto", 8, "auto"),
+        ("single", 8, {"": 0}),
+    ],
+)
+def test_device_map(asked: str, cards: int, expected: object) -> None:
+    """Where the model lies follows from the placement and the cards; with several cards it is never left open."""
+    assert placement.device_map(asked, cards) == expected
+
+
+def test_placement_not_built_yet_is_refused() -> None:
+    """A reserved placement is refused and not quietly replaced by another."""
+    with pytest.raises(ScriptFailed, match="ddp") as failure:
+        placement.device_map("ddp", 8)
+
+    assert failure.value.code is Exit.PLACEMENT
+
+
+@pytest.mark.parametrize("mapped", [None, {"": 0}, {"model": 0, "lm_head": 0}])
+def test_replicas_are_refused(mapped: dict[str, object] | None) -> None:
+    """Several visible cards and a model on one of them would become broken replicas."""
+    with pytest.raises(ScriptFailed, match="would replicate it"):
+        placement.refuse_replicas(mapped, cards=8)
+    placement.refuse_replicas({"model": 0, "lm_head": 1}, cards=8)
+
+
+@pytest.mark.parametrize(
+    ("batch", "asked", "device", "expected"),
+    [
+        (32, None, "cuda", 16),
+        (32, None, "cpu", 8),
+        (32, 12, "cuda", 8),
+        (30, 8, "cpu", 6),
+        (7, 4, "cpu", 1),
+        (2, 8, "cpu", 2),
+    ],
+)
+def test_micro_batch_divides_the_global_one(batch: int, asked: int | None, device: str, expected: int) -> None:
+    """However many rows one forward takes, the optimizer sees the global batch."""
+    assert placement.micro_batch(batch, asked, device) == expected
