@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
-from daemon.box.lanes import BLOCK_BYTES, Dial, Lane, Traffic, end_all, lanes_for
+from daemon.box.lanes import BLOCK_BYTES, READS, Dial, Lane, Traffic, end_all, lanes_for
 from daemon.box.part import PartFile
 from daemon.errors import TransferFailed
 from remote_payload import contract
@@ -130,7 +130,9 @@ class Download:
     async def run(self) -> None:
         """Raises LinkLost, TransferFailed, or OSError of the local disk; what is durable then is kept."""
         arriving = [part for part in self._parts if not await self._already_home(part)]
-        await Traffic(deque(arriving), self._check_source, self._dial, count=1, patience_s=self._patience_s).run()
+        await Traffic(
+            deque(arriving), self._check_source, self._dial, count=1, outstanding=READS, patience_s=self._patience_s
+        ).run()
         while arriving:
             self._todo.extend(block for part in arriving for chunk in part.missing for block in _blocks(part, chunk))
             await self._carry(arriving)
@@ -162,6 +164,7 @@ class Download:
             self._move,
             self._dial,
             count=lanes_for(sum(block.size for block in self._todo)),
+            outstanding=READS,
             patience_s=self._patience_s,
             on_lost=self._count_resent,
         )
@@ -181,7 +184,9 @@ class Download:
         offset, size = block.part.span(block.chunk)
         content = await lane.read(f"{self._root}/{block.part.file.path}", offset + block.start, block.size)
         key = (block.part.file.path, block.chunk)
-        chunk = self._open.setdefault(key, _OpenChunk(size))
+        if key not in self._open:
+            self._open[key] = _OpenChunk(size)
+        chunk = self._open[key]
         chunk.fill(block.start, content)
         if chunk.left:
             return

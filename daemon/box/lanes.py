@@ -18,7 +18,8 @@ from daemon.box.link import Link, translated
 from daemon.errors import LinkLost, TransferFailed
 
 BLOCK_BYTES = 261_120  # OpenSSH's longest read or write; a longer read comes back short and stalls the pipeline
-OUTSTANDING = 24  # blocks per lane: 6.3 MB in flight, so that four lanes fill 1 Gbit/s at 150 ms
+READS = 24  # outstanding per lane: 6.3 MB in flight, so that four lanes fill 1 Gbit/s at 150 ms
+WRITES = 8  # outstanding per lane: sshd's own window of 2 MiB lets no more through, and a cut costs what is in flight
 MAX_LANES = 4  # more at once meet sshd's MaxStartups
 LANE_BYTES = 16 << 20  # a further lane pays from here on
 STALL_S = 30.0  # requests outstanding and not one block moved: the server hangs though its keepalives may answer
@@ -90,7 +91,7 @@ class Lane:
 
 
 class Traffic(Generic[Block]):
-    """`todo` worked off by `count` lanes.
+    """`todo` worked off by `count` lanes with `outstanding` blocks under way on each.
 
     `move` carries one block and may append to `todo`. `on_lost` hears of each block that has to be carried again.
     After `patience_s` without one block moved anywhere, `run` raises the LinkLost it met; every other error at once.
@@ -103,6 +104,7 @@ class Traffic(Generic[Block]):
         dial: Dial,
         *,
         count: int,
+        outstanding: int,
         patience_s: float,
         on_lost: Callable[[Block], None] = lambda block: None,
     ) -> None:
@@ -110,6 +112,7 @@ class Traffic(Generic[Block]):
         self._move = move
         self._dial = dial
         self._count = count
+        self._outstanding = outstanding
         self._patience_s = patience_s
         self._on_lost = on_lost
         self._last_moved = 0.0
@@ -143,8 +146,8 @@ class Traffic(Generic[Block]):
             link.abort()
 
     async def _drive(self, lane: Lane) -> None:
-        """Keep OUTSTANDING requests going until nothing is left; raise LinkLost once all of them came to an end."""
-        movers = [asyncio.create_task(self._mover(lane)) for _ in range(OUTSTANDING)]
+        """Keep `outstanding` requests going until nothing is left; raise LinkLost once all of them came to an end."""
+        movers = [asyncio.create_task(self._mover(lane)) for _ in range(self._outstanding)]
         waiting, seen, lost = set(movers), -1, None
         try:
             while waiting:

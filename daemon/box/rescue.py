@@ -19,7 +19,7 @@ import asyncssh
 
 from daemon import platform
 from daemon.box.contact import Contact
-from daemon.box.lanes import BLOCK_BYTES, Lane, Traffic, lanes_for
+from daemon.box.lanes import BLOCK_BYTES, READS, Lane, Traffic, lanes_for
 from daemon.box.link import translated
 from daemon.errors import TransferFailed
 from remote_payload import contract
@@ -52,28 +52,36 @@ async def fetch_folder(
     """Copy the files under `remote` whose names end in one of `only` (empty: all) into `folder`.
 
     Returns what now lies there, paths relative to `folder`. A file already there with the right hash is not fetched.
-    A checkpoint's manifest gets its name last, so a checkpoint.json at home means a whole checkpoint. Raises
+    Checkpoint manifests come last: a checkpoint.json at home means that all asked for of it is there. Raises
     TransferFailed when a file vanishes meanwhile or hashes wrong TRIES times; may be called again.
     """
     contract.checked_path(remote)
     wanted = await _list(contact, remote, tuple(only))
-    wanted.sort(key=lambda file: file.path.name == contract.CHECKPOINT_MANIFEST)
+    manifests = [file for file in wanted if file.path.name == contract.CHECKPOINT_MANIFEST]
+    others = [file for file in wanted if file.path.name != contract.CHECKPOINT_MANIFEST]
+    home = await _bring(contact, remote, folder, others, patience_s)
+    return home + await _bring(contact, remote, folder, manifests, patience_s)
+
+
+async def _bring(contact: Contact, remote: str, folder: Path, files: list[_Wanted], patience_s: float) -> list[Output]:
     home: list[Output] = []
     missing: list[_Wanted] = []
-    for file in wanted:
+    for file in files:
         sha256 = await asyncio.to_thread(_hash_of, folder / file.path, file.size)
         if sha256 is not None and sha256 == file.sha256:
             home.append(Output(str(file.path), file.size, sha256))
         else:
             missing.append(file)
-    for _ in range(TRIES):
+    tries = 0
+    while missing:
+        if tries == TRIES:
+            raise TransferFailed(f"{contact.name}: {remote}/{missing[0].path} is not what its checkpoint.json promises")
+        tries += 1
         await _carry(contact, remote, folder, missing, patience_s)
         arrived = [await asyncio.to_thread(_accept, folder, file) for file in missing]
         home += [output for output in arrived if output is not None]
         missing = [file for file, output in zip(missing, arrived, strict=True) if output is None]
-        if not missing:
-            return home
-    raise TransferFailed(f"{contact.name}: {remote}/{missing[0].path} is not what its checkpoint.json promises")
+    return home
 
 
 async def _list(contact: Contact, remote: str, only: tuple[str, ...]) -> list[_Wanted]:
@@ -142,7 +150,7 @@ async def _carry(contact: Contact, remote: str, folder: Path, files: list[_Wante
             for offset in range(0, file.size, BLOCK_BYTES):
                 todo.append(_Block(fd, source, offset, min(BLOCK_BYTES, file.size - offset)))
         count = lanes_for(sum(file.size for file in files))
-        await Traffic(todo, _move, contact.dial, count=count, patience_s=patience_s).run()
+        await Traffic(todo, _move, contact.dial, count=count, outstanding=READS, patience_s=patience_s).run()
 
 
 async def _move(lane: Lane, block: _Block) -> None:

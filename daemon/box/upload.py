@@ -16,7 +16,7 @@ from pathlib import Path
 
 from daemon import platform
 from daemon.box.contact import Contact
-from daemon.box.lanes import BLOCK_BYTES, Lane, Traffic, lanes_for
+from daemon.box.lanes import BLOCK_BYTES, WRITES, Lane, Traffic, lanes_for
 from daemon.errors import TransferFailed
 from remote_payload.contract import Output, checked_path
 
@@ -83,7 +83,7 @@ async def _carry(contact: Contact, files: Sequence[Upload], patience_s: float) -
             for offset in range(0, file.size, BLOCK_BYTES):
                 todo.append(_Block(fd, path, offset, min(BLOCK_BYTES, file.size - offset)))
         count = lanes_for(sum(file.size for file in files))
-        await Traffic(todo, _move, contact.dial, count=count, patience_s=patience_s).run()
+        await Traffic(todo, _move, contact.dial, count=count, outstanding=WRITES, patience_s=patience_s).run()
 
 
 async def _move(lane: Lane, block: _Block) -> None:

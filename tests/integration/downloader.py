@@ -15,15 +15,16 @@ from remote_payload import contract
 from remote_payload.contract import Manifest
 
 
-async def main(folder: Path, port: int, manifest: Path, home: Path, durable: Path) -> None:
+async def main(folder: Path, port: int, manifest: str, home: Path, durable: Path) -> None:
     endpoints = (("127.0.0.1", port),)
     box = Box(BoxAddress(7001, endpoints, None, SECRET, "homeport", sys.executable), folder / "id_ed25519")
     await box.prove()
-    wanted = contract.load(Manifest, manifest.read_text())
+    wanted = contract.load(Manifest, manifest)
     await box.download(wanted, home, DurableFile(durable), lambda progress: None)
     await box.aclose()
 
 
 if __name__ == "__main__":
     download.COMMIT_S = 0.05  # so that a few megabytes see several commits
-    asyncio.run(main(Path(sys.argv[1]), int(sys.argv[2]), *map(Path, sys.argv[3:])))
+    folder, port, manifest, home, durable = sys.argv[1:]
+    asyncio.run(main(Path(folder), int(port), Path(manifest).read_text(), Path(home), Path(durable)))

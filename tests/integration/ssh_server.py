@@ -51,7 +51,6 @@ async def serve(args: argparse.Namespace) -> None:
         encoding=None,
         line_editor=False,
         compression_algs=None,
-        window=16 << 20,
     )
     print(server.get_port(), flush=True)
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)  # the test closes it, or died

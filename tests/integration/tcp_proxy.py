@@ -45,6 +45,11 @@ class CuttingProxy:
         self.cut()
         await asyncio.gather(*self._pumps, return_exceptions=True)
 
+    def cut_each(self, further: int, times: int) -> None:
+        """From here on, reset all connections after each `further` bytes, so many times."""
+        self._cut_every, self.cuts_left = further, times
+        self._next_cut = self.up + self.down + further
+
     def cut(self) -> None:
         """Reset every connection that is open now."""
         self._is_down = self._stay_down

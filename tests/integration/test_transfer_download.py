@@ -45,6 +45,12 @@ def ignore(progress: TransferProgress) -> None:
     """For tests that look at the files instead."""
 
 
+def damage(path: Path, offset: int) -> None:
+    with open(path, "rb+") as file:
+        file.seek(offset)
+        file.write(b"rot")
+
+
 def assert_home(there: LoopbackBox, manifest: Manifest, home: Path) -> None:
     """Every file lies under its own name with the source's bytes, and nothing else is left."""
     names = {file.path.removeprefix("run/out/") for file in manifest.files}
@@ -73,17 +79,19 @@ async def test_a_manifest_comes_home_under_its_own_names(tmp_path: Path) -> None
 async def test_cuts_cost_only_the_requests_in_flight(tmp_path: Path) -> None:
     """Four resets in 48 MiB: the file is right and the wire carried at most 1.1 times its size."""
     size = 48 * MIB
-    async with box_with_model(tmp_path, size) as (there, manifest):
-        async with CuttingProxy(there.port, cut_every=10 * MIB, cuts=4) as proxy:
-            box = Box(there.address(port=proxy.port), there.key)
-            await box.prove()
+    async with (
+        box_with_model(tmp_path, size) as (there, manifest),
+        CuttingProxy(there.port, cut_every=10 * MIB, cuts=4) as proxy,
+    ):
+        box = Box(there.address(port=proxy.port), there.key)
+        await box.prove()
 
-            await box.download(manifest, tmp_path / "home", DurableFile(tmp_path / "durable.json"), ignore)
+        await box.download(manifest, tmp_path / "home", DurableFile(tmp_path / "durable.json"), ignore)
 
-            assert_home(there, manifest, tmp_path / "home")
-            assert proxy.cuts_left == 0
-            assert proxy.down <= 1.1 * size
-            await box.aclose()
+        assert_home(there, manifest, tmp_path / "home")
+        assert proxy.cuts_left == 0
+        assert proxy.down <= 1.1 * size
+        await box.aclose()
 
 
 async def test_a_link_that_stays_dead_is_given_up_and_what_arrived_is_kept(tmp_path: Path) -> None:
@@ -145,9 +153,7 @@ async def test_a_damaged_durable_chunk_is_found_at_resume(tmp_path: Path) -> Non
         await box.download(manifest, home, durable, ignore)
         part = home / "tiny-Q8_0.gguf.part"
         (home / "tiny-Q8_0.gguf").rename(part)
-        with open(part, "rb+") as file:
-            file.seek(3 * MIB + 7)
-            file.write(b"rot")
+        damage(part, 3 * MIB + 7)
 
         await box.download(manifest, home, durable, ignore)
 
@@ -164,9 +170,7 @@ async def test_a_damaged_file_under_its_final_name_is_mended(tmp_path: Path) -> 
         home = tmp_path / "home"
         durable = DurableFile(tmp_path / "durable.json")
         await box.download(manifest, home, durable, ignore)
-        with open(home / "tiny-Q8_0.gguf", "rb+") as file:
-            file.seek(5 * MIB)
-            file.write(b"rot")
+        damage(home / "tiny-Q8_0.gguf", 5 * MIB)
         before = proxy.down
 
         await box.download(manifest, home, durable, ignore)
@@ -179,9 +183,7 @@ async def test_a_damaged_file_under_its_final_name_is_mended(tmp_path: Path) -> 
 async def test_a_source_that_hashes_wrong_three_times_fails(tmp_path: Path) -> None:
     """A corrupt chunk at the source never gets the final name; the good ones are kept."""
     async with box_with_model(tmp_path, 4 * MIB) as (there, manifest):
-        with open(there.root / MODEL, "rb+") as file:
-            file.seek(2 * MIB)
-            file.write(b"\0\0\0\0")
+        damage(there.root / MODEL, 2 * MIB)
         box = Box(there.address(), there.key)
         await box.prove()
         durable = DurableFile(tmp_path / "durable.json")
@@ -213,8 +215,16 @@ async def test_a_source_of_another_size_is_another_file(tmp_path: Path, change: 
 
 @pytest.mark.parametrize(
     "path",
-    ["/etc/passwd", "run/out/../../x", "run/sft/x", "run/out", "run/out/a\\b", "run/out/adapter", "run/out/TINY-q8_0.gguf.part"],
-)  # fmt: skip
+    [
+        "/etc/passwd",
+        "run/out/../../x",
+        "run/sft/x",
+        "run/out",
+        "run/out/a\\b",
+        "run/out/adapter",
+        "run/out/TINY-q8_0.gguf.part",
+    ],
+)
 async def test_a_manifest_with_a_path_out_of_place_is_refused(tmp_path: Path, path: str) -> None:
     """No path of the box leaves the folder, nor shadows another file: refused before anything is written."""
     async with box_with_model(tmp_path, MIB) as (there, manifest):

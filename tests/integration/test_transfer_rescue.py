@@ -1,0 +1,101 @@
+"""What a rescue brings home: whole checkpoints by their own manifests, logs as they are."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from boxes import LoopbackBox, loopback_box
+
+from daemon.box.box import Box
+from daemon.errors import TransferFailed
+from remote_payload import contract
+from remote_payload.contract import Checkpoint, Output, Stage
+
+
+@asynccontextmanager
+async def proven(folder: Path) -> AsyncIterator[tuple[LoopbackBox, Box]]:
+    async with loopback_box(folder) as there:
+        box = Box(there.address(), there.key)
+        await box.prove()
+        yield there, box
+        await box.aclose()
+
+
+def save_checkpoint(there: LoopbackBox, step: int, *, whole: bool = True) -> Path:
+    folder = there.root / f"run/sft/checkpoint-{step}"
+    folder.mkdir(parents=True)
+    outputs = []
+    for name in ("adapter_model.safetensors", "optimizer.pt"):
+        content = f"{name} of {step}".encode() * 100_000
+        (folder / name).write_bytes(content)
+        outputs.append(Output(name, len(content), hashlib.sha256(content).hexdigest()))
+    if whole:
+        (folder / "checkpoint.json").write_text(contract.dump(Checkpoint(Stage.SFT, step, "print", outputs)))
+    return folder
+
+
+async def test_whole_checkpoints_and_logs_come_home(tmp_path: Path) -> None:
+    """Every promised file arrives with its hash; a checkpoint without its manifest is left where it is."""
+    async with proven(tmp_path) as (there, box):
+        source = save_checkpoint(there, 100)
+        save_checkpoint(there, 200, whole=False)
+        (source / "stranger.bin").write_bytes(b"not promised")
+        (there.root / "run/sft/trainer.log").write_text("step 100\n")
+
+        outputs = await box.fetch_folder("run/sft", tmp_path / "home")
+
+        home = {str(p.relative_to(tmp_path / "home")) for p in (tmp_path / "home").rglob("*") if p.is_file()}
+        names = {"adapter_model.safetensors", "optimizer.pt", "checkpoint.json"}
+        assert home == {"trainer.log", *(f"checkpoint-100/{name}" for name in names)} == {o.path for o in outputs}
+        for output in outputs:
+            assert hashlib.sha256((tmp_path / "home" / output.path).read_bytes()).hexdigest() == output.sha256
+
+
+async def test_only_the_asked_suffixes_come_and_nothing_comes_twice(tmp_path: Path) -> None:
+    """An adapter-only rescue leaves the optimizer; what is already home with the right hash is not fetched."""
+    async with proven(tmp_path) as (there, _):
+        save_checkpoint(there, 100)
+        down = 0
+
+        def count(up: int, more: int) -> None:
+            nonlocal down
+            down += more
+
+        box = Box(there.address(), there.key, on_bytes=count)
+        await box.prove()
+        await box.fetch_folder("run/sft", tmp_path / "home", (".safetensors",))
+        first, down = down, 0
+
+        again = await box.fetch_folder("run/sft", tmp_path / "home", (".safetensors",))
+
+        assert {o.path for o in again} == {"checkpoint-100/adapter_model.safetensors", "checkpoint-100/checkpoint.json"}
+        assert not (tmp_path / "home/checkpoint-100/optimizer.pt").exists()
+        assert down < 16_384 < first
+        await box.aclose()
+
+
+async def test_a_checkpoint_that_hashes_wrong_fails(tmp_path: Path) -> None:
+    """A damaged checkpoint never gets its names at home."""
+    async with proven(tmp_path) as (there, box):
+        folder = save_checkpoint(there, 100)
+        size = (folder / "optimizer.pt").stat().st_size
+        (folder / "optimizer.pt").write_bytes(b"\0" * size)
+
+        with pytest.raises(TransferFailed, match=r"optimizer\.pt"):
+            await box.fetch_folder("run/sft", tmp_path / "home")
+
+        assert not (tmp_path / "home/checkpoint-100/checkpoint.json").exists()
+
+
+async def test_links_of_the_box_are_not_followed(tmp_path: Path) -> None:
+    """A link to a file outside the folder is not taken for a log."""
+    async with proven(tmp_path) as (there, box):
+        (there.root / "run/sft").mkdir(parents=True)
+        (tmp_path / "secret").write_text("of the machine")
+        (there.root / "run/sft/trainer.log").symlink_to(tmp_path / "secret")
+
+        assert await box.fetch_folder("run/sft", tmp_path / "home") == []
