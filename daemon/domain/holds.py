@@ -29,6 +29,7 @@ class HoldReason(StrEnum):
     PROVISIONING = "PROVISIONING"
     CANCEL_WISH = "CANCEL_WISH"
     ASK_DESTROY = "ASK_DESTROY"
+    ARTIFACT_LOST = "ARTIFACT_LOST"
     RESTORED = "RESTORED"
     INTERNAL = "INTERNAL"
 
@@ -140,6 +141,13 @@ HOLDS: dict[HoldReason, Hold] = {
     ),
     HoldReason.ASK_DESTROY: Hold(
         "verified; the spec says `destroy: ask`", N, R, "look at the model, then resume destroys", (_RESUME, _ABANDON)
+    ),
+    HoldReason.ARTIFACT_LOST: Hold(
+        "the verified model was deleted or changed on this disk before the machine was let go",
+        N,
+        R,
+        "the machine still has it; resume fetches and verifies it again",
+        (_RESUME, _ABANDON),
     ),
     HoldReason.RESTORED: Hold(
         "the database was restored or copied", N, R, "check the leases, then resume", ("jobctl leases", _RESUME)

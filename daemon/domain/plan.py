@@ -42,7 +42,6 @@ MACHINES_BEFORE_HOLD = 3  # returned unused in one attempt
 class Rules:
     """What the spec and the settings fix for this job. Money in micro-dollars, time in seconds."""
 
-    stages: tuple[JobState, ...]
     cost_limit: int | None
     time_limit_s: float | None
     hold_limit: int
@@ -312,7 +311,7 @@ def _returned_unused(s: Snapshot) -> int:
     return sum(
         1
         for lease in s.leases
-        if lease.state is LeaseState.GONE and not s.work_started(lease) and lease.created_at >= s.job.state_since
+        if lease.state is LeaseState.GONE and not s.work_started(lease) and lease.created_at >= s.job.spoken_at
     )
 
 

@@ -73,9 +73,11 @@ class Job:
     wish_by: str | None
     manifest_sha256: str | None
     manifest_json: str | None
+    data_json: str | None
     prepared_json: str | None
     created_at: int
     state_since: int
+    spoken_at: int
     model_dir: str | None
     request_id: str = ""
 

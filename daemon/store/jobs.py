@@ -1,4 +1,4 @@
-"""The jobs table. Every change is a compare-and-swap on (id, state, version): LostRace means reload and decide again."""
+"""The jobs table. Every change is a compare-and-swap on (id, state, version): LostRace means reload, decide again."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _J = schema.jobs.c
 def add(c: Connection, now_ms: int, by: str, **values: Any) -> None:
     c.execute(
         insert(schema.jobs).values(
-            state=JobState.QUEUED.value, created_at=now_ms, updated_at=now_ms, state_since=now_ms, **values
+            state=JobState.QUEUED.value, created_at=now_ms, updated_at=now_ms, state_since=now_ms, spoken_at=now_ms, **values
         )
     )
     events.add(c, "job.submitted", now_ms, job=values["id"], by=by, name=values["name"], spec=values["spec_sha256"])
@@ -86,7 +86,7 @@ def hold(
 
 
 def release(c: Connection, job: Job, now_ms: int, epoch: int | None, *, by: str) -> None:
-    change(c, job, now_ms, epoch, hold_reason=None, hold_detail=None, hold_since=None, hold_by=None)
+    change(c, job, now_ms, epoch, hold_reason=None, hold_detail=None, hold_since=None, hold_by=None, spoken_at=now_ms)
     events.add(c, "job.released", now_ms, job=job.id, by=by, reason=job.hold_reason)
 
 

@@ -137,3 +137,9 @@ def observe(c: Connection, lease: Lease, seen: Instance, now_ms: int) -> None:
 def miss(c: Connection, lease: Lease, now_ms: int) -> None:
     """A trusted listing does not show it."""
     change(c, lease.id, absent_count=lease.absent_count + 1, absent_first=lease.absent_first or now_ms)
+
+
+def recheck_due(c: Connection, now_ms: int) -> list[Lease]:
+    """Leases confirmed gone a day ago, to be looked for once more."""
+    rows = c.execute(select(schema.leases).where(_L.state == LeaseState.GONE.value, _L.recheck_at <= now_ms))
+    return [record(Lease, row) for row in rows]

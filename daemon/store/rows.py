@@ -28,7 +28,7 @@ def _enums(kind: Any) -> dict[str, type[enum.Enum]]:
 def record(kind: type[_T], row: Row[Any]) -> _T:
     """`row` as `kind`; columns that `kind` does not name are left out."""
     values = row._mapping
-    enums = _enums(kind)
+    enums = _enums(kind)  # type: ignore[arg-type]
     picked = {}
     for field in dataclasses.fields(kind):  # type: ignore[arg-type]
         value = values[field.name]

@@ -63,11 +63,12 @@ jobs = _table(
     Column("wish_by", TEXT),
     Column("manifest_sha256", TEXT),  # of the current artifact set; `retry` clears it
     Column("manifest_json", TEXT),
+    Column("data_json", TEXT),  # the canonical data sets: {"sft": {"sha256", "rows", "original_sha256"}, ...}
     Column("prepared_json", TEXT),
-    Column("steps_json", TEXT),
     _required("created_at", INTEGER),
     _required("updated_at", INTEGER),
     Column("state_since", INTEGER, nullable=False, server_default="0"),
+    Column("spoken_at", INTEGER, nullable=False, server_default="0"),  # the person's last submit, resume or retry
     Column("finished_at", INTEGER),
     Column("model_dir", TEXT),  # where the verified model lies
     UniqueConstraint("request_id"),

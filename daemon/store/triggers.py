@@ -28,11 +28,11 @@ _RECEIPT = """(NEW.permit = 'receipt' AND EXISTS (
     WHERE r.id = NEW.permit_ref AND r.job_id = NEW.job_id AND r.attempt = j.attempt
       AND r.manifest_sha256 = j.manifest_sha256
       AND NOT EXISTS (SELECT 1 FROM supersessions s WHERE s.receipt_id = r.id)))"""
-_TOKEN = """(NEW.permit = 'token' AND EXISTS (
+_TYPED = """(NEW.permit = 'token' AND EXISTS (
     SELECT 1 FROM tokens t JOIN jobs j ON j.id = t.job_id
     WHERE t.id = NEW.permit_ref AND t.job_id = NEW.job_id AND t.instance_id = NEW.instance_id
       AND t.attempt = j.attempt AND t.void_at IS NULL AND t.used_by IS NULL AND NEW.created_at <= t.expires_at))"""
-_UNUSED = f"""(NEW.permit = 'unused' AND NOT EXISTS (
+_UNUSED = """(NEW.permit = 'unused' AND NOT EXISTS (
     SELECT 1 FROM operations o
     WHERE o.kind = 'stage_start' AND o.lease_id = NEW.lease_id AND o.state IN ('INTENT', 'SENT', 'UNKNOWN', 'DONE')))"""
 
@@ -46,7 +46,7 @@ TRIGGERS: dict[str, str] = {
     "terminal_with_machine": _abort(
         "terminal_with_machine",
         "BEFORE UPDATE OF state ON jobs",
-        f"NEW.state IN ({_TERMINAL}) AND OLD.state <> NEW.state AND (EXISTS (SELECT 1 FROM leases l "
+        f"NEW.state IN ({_TERMINAL}) AND OLD.state <> NEW.state AND (EXISTS (SELECT 1 FROM leases l "  # noqa: S608
         "WHERE l.job_id = NEW.id AND l.state IN ('LIVE', 'LOST')) OR EXISTS (SELECT 1 FROM operations o "
         f"WHERE o.job_id = NEW.id AND o.kind IN ('create', 'destroy') AND o.state IN {OPEN}))",
         "a machine of this job is rented or its fate is unknown",
@@ -62,7 +62,7 @@ TRIGGERS: dict[str, str] = {
     "destroy_without_permit": _abort(
         "destroy_without_permit",
         "BEFORE INSERT ON operations",
-        f"NEW.kind = 'destroy' AND NOT coalesce({_RECEIPT} OR {_TOKEN} OR {_UNUSED}, 0)",
+        f"NEW.kind = 'destroy' AND NOT coalesce({_RECEIPT} OR {_TYPED} OR {_UNUSED}, 0)",
         "none of the three permits holds",
     ),
     # The facts once more when it goes out: a permit can lose its ground between INTENT and SENT.
@@ -70,7 +70,7 @@ TRIGGERS: dict[str, str] = {
         "destroy_sent_without_permit",
         "BEFORE UPDATE OF state ON operations",
         f"NEW.kind = 'destroy' AND NEW.state = 'SENT' AND OLD.state = 'INTENT' AND NOT coalesce({_RECEIPT} OR "
-        f"{_TOKEN.replace('t.used_by IS NULL', '(t.used_by IS NULL OR t.used_by = NEW.id)')} OR {_UNUSED}, 0)",
+        f"{_TYPED.replace('t.used_by IS NULL', '(t.used_by IS NULL OR t.used_by = NEW.id)')} OR {_UNUSED}, 0)",
         "none of the three permits holds any more",
     ),
     "destroy_of_another": _abort(

@@ -1,0 +1,97 @@
+"""The composition root: builds everything once, passes it in as plain arguments, and runs until told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from importlib.metadata import version
+
+import structlog
+
+from daemon import log as logging
+from daemon import notify, platform
+from daemon.api.server import Server
+from daemon.box.keys import own_key
+from daemon.clock import SystemClock
+from daemon.control.commands import Commands
+from daemon.control.leadership import hold_lock
+from daemon.control.operate import Operator, recover
+from daemon.control.reconcile import Reconciler
+from daemon.control.supervisor import Supervisor
+from daemon.control.world import World
+from daemon.domain import ids
+from daemon.domain.holds import HoldReason
+from daemon.errors import HomeportError
+from daemon.market.vast import Vast
+from daemon.settings import Settings, api_key, load
+from daemon.store import events, jobs, leader, migrate
+from daemon.store.database import Database
+
+log = structlog.get_logger()
+
+
+async def lead(settings: Settings) -> None:
+    """Lead, reconcile, drive, answer. Returns on SIGTERM or SIGINT; raises HomeportError when it cannot begin."""
+    clock, paths = SystemClock(), settings.paths
+    lock = hold_lock(paths.lock)
+    database = Database(paths.database)
+    try:
+        migrate.migrate(database, paths.backups, clock.wall_ms())
+        doubt = leader.take(database, paths.high_water, platform.machine_id(), clock.wall_ms())
+        _begin(database, clock.wall_ms(), doubt)
+        recover(database, clock.wall_ms())
+        own_key(paths.ssh_key)
+        market = Vast(settings.market_url, api_key(paths), clock, settings.time_scale)
+        operator = Operator(database, market, clock, settings)
+        world = World(database, operator, clock, settings, notify.sender(settings))
+        supervisor = Supervisor(world, Reconciler(database, operator, clock, settings.timing))
+        commands = Commands(world, supervisor.changed)
+        loop = asyncio.get_running_loop()
+        if sys.platform != "win32":
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, supervisor.stop)
+        api = Server(settings, commands, version("homeport"))
+        await api.start()
+        log.info("daemon.ready", epoch=database.epoch, market=settings.market_url)
+        try:
+            await supervisor.run()
+        finally:
+            await api.stop()
+            await market.aclose()
+    finally:
+        database.close()
+        lock.close()
+
+
+def _begin(database: Database, now_ms: int, doubt: str | None) -> None:
+    """The install id once; and when the database is not the one we left, every unfinished job waits for its person."""
+    with database.write() as c:
+        if leader.get_meta(c, "install_id") is None:
+            leader.put_meta(c, "install_id", ids.job_id())
+        if doubt is None:
+            return
+        events.add(c, "daemon.restored", now_ms, why=doubt)
+        for job in jobs.unfinished(c):
+            jobs.hold(c, job, HoldReason.RESTORED, doubt, now_ms, database.epoch)
+
+
+def serve(settings: Settings) -> None:
+    """`jobd` and `jobctl serve`: until SIGTERM or SIGINT. Exits with the error's own code when it cannot begin."""
+    logging.configure(settings.paths.log, console=sys.stderr.isatty())
+    try:
+        asyncio.run(lead(settings))
+    except HomeportError as error:
+        log.error("daemon.ended", error=error.message)
+        print(f"jobd: {error.message}", file=sys.stderr)
+        if error.hint:
+            print(f"Try: {error.hint}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def main() -> None:
+    serve(load())
+
+
+if __name__ == "__main__":
+    main()

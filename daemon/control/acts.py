@@ -1,0 +1,357 @@
+"""What each action of the plan does, and what of it is written down.
+
+One method an action. Everything it learns it records before it returns, so a `kill -9` between any two lines ends in
+the same place. Errors are not handled here but by the driver, once for all actions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import structlog
+
+from daemon.artifacts.folder import set_aside
+from daemon.artifacts.receipt import Receipt
+from daemon.box.keys import own_key
+from daemon.control import quotes, snapshot
+from daemon.control.attempts import begin_again
+from daemon.control.bell import PAUSE_S, Bell
+from daemon.control.homecoming import Homecoming
+from daemon.control.link import Link
+from daemon.control.provision import DataRefused, IntegrationRefused, provision
+from daemon.control.watch import look
+from daemon.control.world import World
+from daemon.domain import plan as p
+from daemon.domain.holds import HoldReason
+from daemon.domain.lifecycle import JobState, Trigger
+from daemon.domain.machine import Facts, fire
+from daemon.domain.records import Kind, Lease, LeaseState, OpState
+from daemon.domain.spec import JobSpec
+from daemon.errors import (
+    BoxError,
+    LinkLost,
+    MarketError,
+    NoCredit,
+    OfferGone,
+    RemoteFailed,
+)
+from daemon.store import artifacts, downloads, events, jobs, leases, machines, operations, reports, stages
+from remote_payload.contract import dump
+
+log = structlog.get_logger()
+LOOK_S = 2.0  # at least, between two looks: each starts a process on the box
+START = {"SFT": Trigger.START_SFT, "DPO": Trigger.START_DPO, "GGUF": Trigger.START_GGUF}
+
+
+@dataclass
+class Acts:
+    """The actions of one job."""
+
+    world: World
+    job_id: str
+    spec: JobSpec
+    rows: dict[str, int]
+    memory: snapshot.Memory
+    link: Link
+    bell: Bell
+    _telling: asyncio.Future[None] | None = None
+
+    async def do(self, s: p.Snapshot, action: p.Action) -> None:
+        await self.TABLE[type(action)](self, s, action)
+
+    async def _wait(self, s: p.Snapshot, action: p.Wait) -> None:
+        await self.bell.wait(PAUSE_S)
+
+    async def _rent(self, s: p.Snapshot, action: p.Rent) -> None:
+        """One offer, after a trusted listing that shows no machine of this job we do not know."""
+        w = self.world
+        listing = await w.operator.market.listing()
+        if not listing.trusted:
+            await self.bell.wait(PAUSE_S)
+            return
+        with w.database.read() as c:
+            labels = {op.label for op in operations.of_job(c, self.job_id) if op.label}
+            known = {lease.instance_id for lease in leases.of_job(c, self.job_id) if lease.is_held}
+        if any(i.label in labels and i.id not in known for i in listing.instances):
+            await self.bell.wait(PAUSE_S)  # reconcile adopts it
+            return
+        ranking, disk_gb = await quotes.ranked(w, self.spec, Path(s.job.spec_dir), self.rows, listing.credit)
+        for offer in ranking.chosen[:3]:
+            try:
+                await w.operator.rent(s.job, offer, disk_gb)
+                return
+            except OfferGone:
+                continue  # a definite refusal: only then the next one
+            except NoCredit as error:
+                self.hold(s, HoldReason.NO_CREDIT, str(error))
+                return
+        if self.memory.asked_market_ms is None:
+            reasons = "; ".join(sorted({reason for _, reason in ranking.rejected})[:3])
+            with w.database.write() as c:
+                events.add(c, "market.nothing_fits", w.clock.wall_ms(), job=self.job_id, reasons=reasons)
+        self.memory.asked_market_ms = w.clock.wall_ms()
+
+    async def _prove(self, s: p.Snapshot, action: p.Prove) -> None:
+        if self.link.failures == 0:
+            await self.attach_key(s)
+        proven = await (await self.link.to(action.lease)).prove()
+        with self.world.database.write() as c:
+            leases.change(c, action.lease.id, host_key=proven.host_key, root=proven.root, python=proven.python)
+            events.add(c, "box.proven", self.world.clock.wall_ms(), job=self.job_id, lease=action.lease.id)
+
+    async def _provision(self, s: p.Snapshot, action: p.Provision) -> None:
+        lease = action.lease
+        try:
+            box = await self.link.to(lease)
+            prepared, python = await provision(box, s.job, self.spec, s.stages, self.world.settings)
+        except IntegrationRefused as error:
+            self.hold(s, HoldReason.INTEGRATION, str(error))
+            return
+        except DataRefused as error:
+            self.hold(s, HoldReason.DATA, str(error))
+            return
+        except RemoteFailed as error:
+            await self._give_back(s, lease, str(error))
+            return
+        with self.world.database.write() as c:
+            jobs.change(c, s.job, self.world.clock.wall_ms(), self.world.database.epoch, prepared_json=dump(prepared))
+            leases.change(c, lease.id, provisioned=s.job.attempt, python=python)
+            events.add(
+                c,
+                "box.prepared",
+                self.world.clock.wall_ms(),
+                job=self.job_id,
+                lease=lease.id,
+                line=prepared.line,
+                steps=prepared.steps,
+                kept=prepared.kept,
+            )
+
+    async def _give_back(self, s: p.Snapshot, lease: Lease, why: str) -> None:
+        """This machine is no good: remembered, and returned if nothing was started on it."""
+        with self.world.database.write() as c:
+            if lease.machine_id is not None:
+                machines.add_bad(c, lease.machine_id, why, self.world.clock.wall_ms())
+            events.add(c, "box.unfit", self.world.clock.wall_ms(), job=self.job_id, lease=lease.id, why=why[:500])
+        if s.work_started(lease):
+            self.hold(s, HoldReason.INTERNAL, why)
+        else:
+            await self.world.operator.destroy(s.job, lease, why)
+
+    async def _start_machine(self, s: p.Snapshot, action: p.StartMachine) -> None:
+        await self.world.operator.start(action.lease)
+
+    async def _stop_machine(self, s: p.Snapshot, action: p.StopMachine) -> None:
+        await self.world.operator.stop(action.lease, action.why)
+
+    async def _start_stage(self, s: p.Snapshot, action: p.StartStage) -> None:
+        """Started under its nonce; the box makes a second start of the same nonce a no-op."""
+        w, run, lease = self.world, action.run, action.lease
+        now = w.clock.wall_ms()
+        with w.database.write() as c:
+            operation = operations.intend(
+                c,
+                Kind.STAGE_START,
+                now,
+                w.database.epoch,
+                {"nonce": run.nonce},
+                job_id=self.job_id,
+                lease_id=lease.id,
+                instance_id=lease.instance_id,
+                nonce=run.nonce,
+                stage=run.stage,
+            )
+        with w.database.write() as c:
+            operations.set_state(c, operation, OpState.SENT, w.clock.wall_ms())
+        try:
+            status = await (await self.link.to(lease)).start_stage(run.nonce)
+        except LinkLost as error:
+            with w.database.write() as c:
+                operations.set_state(c, operation, OpState.UNKNOWN, w.clock.wall_ms(), error=str(error))
+            raise
+        except BoxError as error:
+            with w.database.write() as c:
+                operations.set_state(c, operation, OpState.REFUSED, w.clock.wall_ms(), error=str(error)[:500])
+            raise
+        trigger, state = START[run.stage], s.job.state
+        forward = state is not JobState(run.stage) and state in (JobState.PROVISIONED, JobState.SFT, JobState.DPO)
+        with w.database.write() as c:
+            operations.store_reply(c, operation, None, dump(status))
+            for op in operations.of_job(c, self.job_id):
+                if (
+                    op.kind is Kind.STAGE_START
+                    and op.nonce == run.nonce
+                    and op.state in (OpState.SENT, OpState.UNKNOWN)
+                ):
+                    operations.set_state(c, op.id, OpState.DONE, w.clock.wall_ms())
+            stages.mark_started(c, run, w.clock.wall_ms())
+            if forward:
+                to = fire(state, trigger, self._facts(s))
+                jobs.move(c, s.job, to, w.clock.wall_ms(), w.database.epoch)
+
+    async def _watch(self, s: p.Snapshot, action: p.Watch) -> None:
+        w = self.world
+        log_file = w.job_folder(self.job_id) / "log.txt"
+        seen = await look(await self.link.to(action.lease), s.job, action.run, w.database, w.clock, log_file)
+        if seen.failure is not None:
+            self.memory.failure = (action.run.nonce, seen.failure)
+        elif not seen.ended:
+            await self.bell.wait(max(w.settings.timing.poll_every, LOOK_S))
+
+    async def _stop_stages(self, s: p.Snapshot, action: p.StopStages) -> None:
+        box = await self.link.to(action.lease)
+        await box.stop_stages()
+        while (await box.status()).alive:
+            await self.bell.wait(1.0)
+        with self.world.database.write() as c:
+            reports.put(c, self.job_id, s.job.attempt, alive=0, seen_at=self.world.clock.wall_ms())
+
+    async def _fetch_manifest(self, s: p.Snapshot, action: p.FetchManifest) -> None:
+        text, sha256 = await self._home(s).manifest(await self.link.to(action.lease), s.stages[-1])
+        with self.world.database.write() as c:
+            now = self.world.clock.wall_ms()
+            jobs.change(c, s.job, now, self.world.database.epoch, manifest_json=text, manifest_sha256=sha256)
+            events.add(c, "manifest.stored", now, job=self.job_id, sha256=sha256)
+
+    async def _download(self, s: p.Snapshot, action: p.Download) -> None:
+        with self.world.database.write() as c:
+            events.add(c, "download.started", self.world.clock.wall_ms(), job=self.job_id)
+        await self._home(s).download(await self.link.to(action.lease), lambda progress: None)
+
+    async def _save(self, s: p.Snapshot, action: p.Save) -> None:
+        home = self._home(s)
+        count = await home.save(await self.link.to(action.lease), s.stages)
+        with self.world.database.write() as c:
+            events.add(c, "job.saved", self.world.clock.wall_ms(), job=self.job_id, files=count, folder=str(home.saved))
+
+    async def _verify(self, s: p.Snapshot, action: p.Verify) -> None:
+        """L0 to L5 on what lies on this disk; then folder, receipt and state, the last two in one transaction."""
+        w, home = self.world, self._home(s)
+        lines: list[str] = []
+        if (receipt := home.settled()) is not None:  # a crash came between the rename and this record
+            self._verified(s, receipt)
+            return
+        report = await home.prove(lines.append)
+        with w.database.write() as c:
+            events.add(c, "verify.report", w.clock.wall_ms(), job=self.job_id, passed=report.passed, levels=lines)
+        if not report.passed:
+            self.hold(s, HoldReason.VERIFY_FAILED, report.problem)
+            return
+        receipt = await asyncio.to_thread(home.settle_in, report, w.job_folder(self.job_id) / "log.txt")
+        self._verified(s, receipt)
+        await w.notify(f"{s.job.name}: the model is home and verified", receipt.folder)
+
+    def _verified(self, s: p.Snapshot, receipt: Receipt) -> None:
+        """Receipt and state in one transaction."""
+        w = self.world
+        now = w.clock.wall_ms()
+        with w.database.write() as c:
+            artifacts.add_receipt(
+                c,
+                s.job,
+                now,
+                folder=receipt.folder,
+                files=json.dumps([asdict(f) for f in receipt.files]),
+                levels=json.dumps(receipt.levels),
+                level=receipt.level,
+            )
+            to = fire(s.job.state, Trigger.VERIFY, self._facts(s, has_receipt=True))
+            jobs.move(c, s.job, to, now, w.database.epoch, model_dir=receipt.folder)
+
+    async def _destroy(self, s: p.Snapshot, action: p.Destroy) -> None:
+        await self.world.operator.destroy(s.job, action.lease, action.why)
+
+    async def _mark_lost(self, s: p.Snapshot, action: p.MarkLost) -> None:
+        """The host went away: a new machine, a new attempt, the same budget."""
+        w = self.world
+        with w.database.write() as c:
+            now = w.clock.wall_ms()
+            leases.set_state(c, action.lease, LeaseState.LOST, now, why=f"host {action.lease.status}")
+            if action.lease.machine_id is not None:
+                machines.add_bad(c, action.lease.machine_id, "host lost", now)
+            changes = begin_again(c, s.job, s.stages, now, keep=(), fresh=True)
+            jobs.change(c, s.job, now, w.database.epoch, **changes)
+        await self.link.drop()
+
+    async def _move(self, s: p.Snapshot, action: p.Move) -> None:
+        w = self.world
+        to = fire(s.job.state, action.trigger, self._facts(s))
+        with w.database.write() as c:
+            jobs.move(c, s.job, to, w.clock.wall_ms(), w.database.epoch)
+        log.info("job.moved", job=self.job_id, to=to.value)
+        if to.is_terminal:
+            await w.notify(f"{s.job.name}: {to.value}", action.why)
+
+    async def _hold_job(self, s: p.Snapshot, action: p.HoldJob) -> None:
+        self.hold(s, action.reason, action.detail)
+
+    TABLE: ClassVar[dict[type[p.Action], Any]] = {
+        p.Wait: _wait,
+        p.Rent: _rent,
+        p.Prove: _prove,
+        p.Provision: _provision,
+        p.StartMachine: _start_machine,
+        p.StopMachine: _stop_machine,
+        p.StartStage: _start_stage,
+        p.Watch: _watch,
+        p.StopStages: _stop_stages,
+        p.FetchManifest: _fetch_manifest,
+        p.Download: _download,
+        p.Save: _save,
+        p.Verify: _verify,
+        p.Destroy: _destroy,
+        p.MarkLost: _mark_lost,
+        p.Move: _move,
+        p.HoldJob: _hold_job,
+    }
+
+    # -- recording ------------------------------------------------------------------------------------------------
+
+    def hold(self, s: p.Snapshot, reason: HoldReason, detail: str) -> None:
+        w = self.world
+        with w.database.write() as c:
+            jobs.hold(c, s.job, reason, detail, w.clock.wall_ms(), w.database.epoch)
+        log.warning("job.held", job=self.job_id, reason=reason.value, detail=detail)
+        self.tell(f"{s.job.name} is HELD: {reason.value}", detail)
+
+    def artifact_lost(self, s: p.Snapshot, why: str) -> None:
+        """The receipt does not describe this disk any more: superseded, back to GGUF, and held for the person."""
+        w = self.world
+        if s.job.model_dir:
+            set_aside(Path(s.job.model_dir))
+        with w.database.write() as c:
+            now = w.clock.wall_ms()
+            artifacts.supersede(c, s.job, why, now)
+            downloads.forget(c, self.job_id)
+            to = fire(s.job.state, Trigger.ARTIFACT_LOST, self._facts(s))
+            jobs.move(c, s.job, to, now, w.database.epoch, model_dir=None)
+            jobs.hold(c, jobs.get(c, self.job_id), HoldReason.ARTIFACT_LOST, why, now, w.database.epoch)
+        self.tell(f"{s.job.name} is HELD: {HoldReason.ARTIFACT_LOST.value}", why)
+
+    async def attach_key(self, s: p.Snapshot) -> None:
+        if s.lease is None:
+            return
+        with_key = own_key(self.world.settings.paths.ssh_key)
+        try:
+            await self.world.operator.market.attach_key(s.lease.instance_id, with_key)
+        except MarketError as error:
+            log.info("key.not_attached", job=self.job_id, error=str(error))
+
+    def tell(self, title: str, text: str) -> None:
+        self._telling = asyncio.ensure_future(self.world.notify(title, text))
+
+    def _home(self, s: p.Snapshot) -> Homecoming:
+        w = self.world
+        return Homecoming(s.job, self.spec, w.settings, w.database, w.clock)
+
+    def _facts(self, s: p.Snapshot, *, has_receipt: bool | None = None) -> Facts:
+        return Facts(
+            has_sft=self.spec.sft is not None,
+            has_dpo=self.spec.dpo is not None,
+            nothing_rented=s.nothing_rented,
+            has_receipt=s.receipt is not None if has_receipt is None else has_receipt,
+        )

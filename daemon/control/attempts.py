@@ -1,0 +1,28 @@
+"""A new attempt of a job: new nonces, the old artifact set void."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Connection
+
+from daemon.domain.records import Job, StageRun
+from daemon.store import artifacts, downloads, stages
+
+
+def begin_again(
+    c: Connection, job: Job, runs: Sequence[StageRun], now_ms: int, *, keep: Sequence[StageRun], fresh: bool
+) -> dict[str, Any]:
+    """Receipts superseded, tokens void, downloads forgotten, attempt n+1 begun, all in the caller's transaction.
+
+    `keep` are the finished stages whose outputs still lie on the same box. Returns the columns that the caller swaps
+    into the jobs row with its own compare-and-swap.
+    """
+    artifacts.supersede(c, job, f"attempt {job.attempt + 1}", now_ms)
+    artifacts.void_tokens(c, job.id, now_ms)
+    downloads.forget(c, job.id)
+    stages.begin_attempt(
+        c, job.id, job.attempt + 1, job.spec_sha256, [run.stage for run in runs], now_ms, keep=list(keep), fresh=fresh
+    )
+    return {"attempt": job.attempt + 1, "manifest_sha256": None, "manifest_json": None, "prepared_json": None}

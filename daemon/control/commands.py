@@ -1,0 +1,305 @@
+"""What a person can ask for: each command is one transaction on the job's row, then the driver is told.
+
+Commands never call the market to change anything: they store a spec, a hold, a wish or a typed token, and the driver
+acts on it. Every refusal names the next command to type.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import IntegrityError
+
+from daemon.control import quotes
+from daemon.control.attempts import begin_again
+from daemon.control.world import World
+from daemon.domain import ids
+from daemon.domain.holds import HOLDS, HoldReason
+from daemon.domain.lifecycle import JobState
+from daemon.domain.money import decimal_string
+from daemon.domain.records import Job, Kind, Lease, LeaseState, Wish
+from daemon.domain.rows import read_rows, write_canonical
+from daemon.domain.spec import JobSpec, parse
+from daemon.errors import NoSuchJob, Refused, SpecError, WorkstationUnfit
+from daemon.store import artifacts, jobs, leases, operations, stages
+from daemon.store.database import Database
+
+RETRY_STATES = (
+    JobState.PROVISIONED,
+    JobState.SFT,
+    JobState.DPO,
+    JobState.GGUF,
+    JobState.DOWNLOADED,
+    JobState.VERIFIED,
+)
+
+
+@dataclass
+class Commands:
+    """The verbs of jobctl, as the API calls them. Raises HomeportError with a hint; nothing is changed then."""
+
+    world: World
+    changed: Callable[[str], None]
+
+    @property
+    def _database(self) -> Database:
+        return self.world.database
+
+    # -- before anything is spent -------------------------------------------------------------------------------
+
+    async def submit(self, text: str, source: str, folder: str, request_id: str) -> dict[str, Any]:
+        """Check everything that can be checked here, then store the job. The same request twice is one job."""
+        with self._database.read() as c:
+            known = jobs.by_request(c, request_id)
+        if known is not None:
+            return {"job": known.id, "name": known.name, "created": False, "plan": None}
+        spec = parse(text, source=source, base=Path(folder))
+        data = await asyncio.to_thread(self._canonical, spec, source, Path(folder))
+        estimated = quotes.expected(spec, Path(folder), {kind: d["rows"] for kind, d in data.items()})
+        objections = await quotes.objections(self.world, spec, estimated)
+        if objections:
+            raise WorkstationUnfit("\n".join(o.problem for o in objections), hint="; ".join(o.mend for o in objections))
+        job = self._store(spec, text, folder, request_id, data)
+        self.changed(job)
+        return {"job": job, "name": spec.name, "created": True, "plan": None}
+
+    def _canonical(self, spec: JobSpec, source: str, folder: Path) -> dict[str, dict[str, Any]]:
+        """Read, check and convert every data set of the spec. Raises SpecError naming file and line."""
+        found: dict[str, dict[str, Any]] = {}
+        problems: list[str] = []
+        for kind, name in spec.data.items():
+            report = read_rows(folder / Path(name).expanduser(), "dpo" if kind == "dpo" else "sft")
+            problems += report.problems
+            if not report.problems:
+                _, sha256, rows = write_canonical(report, self.world.settings.paths.data)
+                found[kind] = {"sha256": sha256, "rows": rows, "original_sha256": report.sha256}
+        for kind, expected in (("sft", spec.integration.sft_rows), ("dpo", spec.integration.dpo_rows)):
+            rows = found.get(kind, {}).get("rows", 0)
+            if not problems and expected is not None and expected != rows:
+                problems.append(f"{source}: integration.{kind}_rows: {expected} expected, the data has {rows}")
+        if problems:
+            raise SpecError(problems, hint="jobctl data-check FILE")
+        return found
+
+    def _store(self, spec: JobSpec, text: str, folder: str, request_id: str, data: dict[str, dict[str, Any]]) -> str:
+        now = self.world.clock.wall_ms()
+        with self._database.write() as c:
+            if spec.name in jobs.names(c):
+                raise Refused(f"an unfinished job is already called {spec.name}", hint=f"jobctl show {spec.name}")
+            taken = jobs.ids(c)
+            job = next(i for i in iter(ids.job_id, "") if i not in taken)
+            jobs.add(
+                c,
+                now,
+                "person",
+                id=job,
+                name=spec.name,
+                request_id=request_id,
+                spec_text=text,
+                spec_json=spec.canonical_json(),
+                spec_sha256=spec.sha256,
+                spec_dir=folder,
+                data_json=json.dumps(data),
+            )
+            run = [name for name, block in (("SFT", spec.sft), ("DPO", spec.dpo)) if block is not None] + ["GGUF"]
+            stages.begin_attempt(c, job, 1, spec.sha256, run, now, keep=[], fresh=True)
+        return job
+
+    async def plan(self, text: str, source: str, folder: str) -> dict[str, Any]:
+        """What submit would do and cost. Nothing is stored, nothing is spent."""
+        spec = parse(text, source=source, base=Path(folder))
+        data = await asyncio.to_thread(self._canonical, spec, source, Path(folder))
+        return await quotes.plan(self.world, spec, Path(folder), {kind: d["rows"] for kind, d in data.items()})
+
+    async def offers(self, filters: dict[str, Any]) -> dict[str, Any]:
+        return await quotes.offers(self.world, filters)
+
+    # -- steering -------------------------------------------------------------------------------------------------
+
+    async def hold(self, job: str, by: str) -> dict[str, Any]:
+        def act(c: Connection, row: Job) -> None:
+            _refuse_if_letting_go(c, row)
+            jobs.hold(c, row, HoldReason.BY_PERSON, "held by you", self._now, self._database.epoch, by=by)
+
+        return self._change(job, act)
+
+    async def resume(self, job: str, by: str) -> dict[str, Any]:
+        """End a hold. After GONE and RESTORED the next machine is rented anew."""
+
+        def act(c: Connection, row: Job) -> None:
+            _refuse_if_letting_go(c, row)
+            if row.hold_reason is None:
+                raise Refused(f"job {row.id} is not held", hint=f"jobctl show {row.id}")
+            artifacts.void_tokens(c, row.id, self._now)
+            if row.hold_reason is HoldReason.GONE:
+                self._again(c, row, by, keep=False, fresh=True)
+                return
+            jobs.release(c, row, self._now, self._database.epoch, by=by)
+
+        return self._change(job, act)
+
+    async def retry(self, job: str, by: str, stage: str | None) -> dict[str, Any]:
+        """A new attempt: from `stage` afresh, or (None) the stage that failed, from its newest checkpoint."""
+
+        def act(c: Connection, row: Job) -> None:
+            _refuse_if_letting_go(c, row)
+            if row.state not in RETRY_STATES:
+                raise Refused(f"job {row.id} is {row.state}: nothing to retry", hint=f"jobctl show {row.id}")
+            runs = [run.stage for run in stages.of_attempt(c, row)]
+            if stage is not None and stage.upper() not in runs:
+                raise Refused(f"{stage!r} is not a stage of job {row.id}", hint=f"--from {'|'.join(runs).lower()}")
+            self._again(c, row, by, keep=True, fresh=stage is not None, redo=stage.upper() if stage else None)
+
+        return self._change(job, act)
+
+    def _again(self, c: Connection, row: Job, by: str, *, keep: bool, fresh: bool, redo: str | None = None) -> None:
+        runs = stages.of_attempt(c, row)
+        names = [run.stage for run in runs]
+        upto = names.index(redo) if redo else len(names)
+        kept = [run for run in runs[:upto] if run.done_json] if keep and leases.live(c, row.id) else []
+        if redo is None and len(kept) == len(runs):
+            kept = kept[:-1]  # everything is done: what can be repeated is the conversion
+        changes = begin_again(c, row, runs, self._now, keep=kept, fresh=fresh)
+        to = row.state if row.state is JobState.QUEUED else JobState.QUEUED
+        if to is row.state:
+            jobs.release(c, row, self._now, self._database.epoch, by=by)
+            jobs.change(c, jobs.get(c, row.id), self._now, self._database.epoch, **changes)
+        else:
+            jobs.move(c, row, to, self._now, self._database.epoch, by=by, spoken_at=self._now, wish=None, **changes)
+
+    async def cancel(self, job: str, by: str, discard: bool, confirm: int | None = None) -> dict[str, Any]:
+        """End the job. What is not verified here is saved first and HELD, unless `discard` with the typed id."""
+        if discard:
+            return await self._give_up(job, by, Wish.DISCARD, confirm)
+
+        def act(c: Connection, row: Job) -> None:
+            _refuse_if_terminal(row)
+            jobs.wish(c, row, Wish.CANCEL, self._now, self._database.epoch, by=by)
+
+        return self._change(job, act)
+
+    async def abandon_terms(self, job: str) -> dict[str, Any]:
+        """What would be lost, in words, and the id to type."""
+        with self._database.read() as c:
+            row = jobs.get(c, job)
+            _refuse_if_terminal(row)
+            held = [lease for lease in leases.of_job(c, job) if lease.is_held]
+            done = [run.stage for run in stages.of_attempt(c, row) if run.done_at]
+        spent = sum(lease.cost_at(self._now) for lease in leases_all(self._database, job))
+        return {
+            "job": job,
+            "name": row.name,
+            "state": row.state.value,
+            "instance": held[0].instance_id if held else None,
+            "spent": {"amount": decimal_string(spent), "currency": "USD"},
+            "finished_stages": done,
+            "lost": [f"the machine {lease.instance_id} ({lease.gpu_name}) and everything on it" for lease in held]
+            or ["nothing: no machine is rented"],
+        }
+
+    async def abandon(self, job: str, by: str, confirm: int | None) -> dict[str, Any]:
+        return await self._give_up(job, by, Wish.ABANDON, confirm)
+
+    async def _give_up(self, job: str, by: str, wish: Wish, confirm: int | None) -> dict[str, Any]:
+        """The typed instance id becomes a token: single use, this attempt only, void after 15 minutes."""
+        life_ms = round(self.world.settings.timing.token_life * 1000)
+
+        def act(c: Connection, row: Job) -> None:
+            _refuse_if_terminal(row)
+            held = [lease for lease in leases.of_job(c, row.id) if lease.is_held]
+            risky = [lease for lease in held if _work_started(c, lease)]
+            if risky and confirm not in [lease.instance_id for lease in risky]:
+                raise Refused(
+                    f"this destroys instance {risky[0].instance_id} with everything on it",
+                    hint=f"type its id: jobctl {'abandon' if wish is Wish.ABANDON else 'cancel --discard'} {row.id} "
+                    f"--confirm {risky[0].instance_id}",
+                )
+            for lease in risky:
+                artifacts.add_token(c, row, lease.instance_id, by, self._now, self._now + life_ms)
+            jobs.wish(c, row, wish, self._now, self._database.epoch, by=by)
+
+        return self._change(job, act)
+
+    async def accept(self, job: str, by: str) -> dict[str, Any]:
+        """Yes to a verified model under `destroy: ask`."""
+        with self._database.read() as c:
+            row = jobs.get(c, job)
+        if row.hold_reason is not HoldReason.ASK_DESTROY:
+            raise Refused(f"job {job} does not wait to be accepted", hint=f"jobctl show {job}")
+        return await self.resume(job, by)
+
+    async def write_off(self, instance: int, by: str, confirm: int | None) -> dict[str, Any]:
+        """Stop caring for an instance we cannot end; it is watched for ever."""
+        with self._database.write() as c:
+            lease = leases.by_instance(c, instance)
+            if lease is None or not lease.is_held:
+                raise NoSuchJob(f"no lease of instance {instance}", hint="jobctl leases")
+            if confirm != instance:
+                raise Refused(
+                    f"instance {instance} may go on billing", hint=f"jobctl write-off {instance} --confirm {instance}"
+                )
+            leases.set_state(c, lease, LeaseState.WRITTEN_OFF, self._now, why="written off", by=by)
+        if lease.job_id:
+            self.changed(lease.job_id)
+        return {"job": lease.job_id, "message": f"instance {instance} is written off; it is watched for ever"}
+
+    async def doctor(self) -> dict[str, Any]:
+        return await quotes.checks(self.world)
+
+    # -- one transaction ------------------------------------------------------------------------------------------
+
+    @property
+    def _now(self) -> int:
+        return self.world.clock.wall_ms()
+
+    def _change(self, job: str, act: Callable[[Connection, Job], None]) -> dict[str, Any]:
+        try:
+            with self._database.write() as c:
+                act(c, jobs.get(c, job))
+                row = jobs.get(c, job)
+        except IntegrityError as error:
+            raise Refused(f"not possible now: {error.orig}", hint=f"jobctl show {job}") from error
+        self.changed(job)
+        return {"job": job, "message": _what_now(row)}
+
+
+def _what_now(row: Job) -> str:
+    if row.wish:
+        return f"{row.name}: {row.wish.value.lower()} asked; follow it with jobctl show {row.id}"
+    if row.hold_reason:
+        return f"{row.name} is held: {HOLDS[row.hold_reason].meaning}"
+    return f"{row.name} goes on in {row.state}, attempt {row.attempt}"
+
+
+def leases_all(database: Database, job: str) -> list[Lease]:
+    with database.read() as c:
+        return leases.of_job(c, job)
+
+
+def _work_started(c: Connection, lease: Lease) -> bool:
+    return any(
+        op.kind is Kind.STAGE_START and op.state.value not in ("ABSENT", "REFUSED")
+        for op in operations.of_lease(c, lease.id)
+    )
+
+
+def _refuse_if_terminal(row: Job) -> None:
+    if row.state.is_terminal:
+        raise Refused(f"job {row.id} is already {row.state}", hint=f"jobctl show {row.id}")
+
+
+def _refuse_if_letting_go(c: Connection, row: Job) -> None:
+    """A destroy on its way is followed to its end."""
+    _refuse_if_terminal(row)
+    for lease in leases.of_job(c, row.id):
+        for op in operations.of_lease(c, lease.id):
+            if lease.is_held and op.kind is Kind.DESTROY and op.state.may_have_happened:
+                raise Refused(
+                    f"the destroy of instance {lease.instance_id} is on its way", hint=f"jobctl wait {row.id}"
+                )

@@ -1,0 +1,161 @@
+"""The actor of one job: load, plan, act, record, until the job is terminal.
+
+One asyncio task owns one job's row. Being out of contact is never a failure; only the box's own word about its work, or
+the market's about the machine, is. What can go wrong is translated here, once, into what the job does about it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from pathlib import Path
+
+import structlog
+
+from daemon.control import permits, quotes, snapshot
+from daemon.control.acts import Acts
+from daemon.control.bell import PAUSE_S, Bell
+from daemon.control.jobfile import data_sets
+from daemon.control.link import Link
+from daemon.control.world import World
+from daemon.domain import plan as p
+from daemon.domain.holds import HoldReason
+from daemon.domain.records import Job
+from daemon.domain.spec import JobSpec
+from daemon.errors import (
+    AccessDenied,
+    BoxError,
+    CredentialsRefused,
+    Fenced,
+    HostKeyChanged,
+    LinkLost,
+    LostRace,
+    MarketError,
+    MarketUnreachable,
+    RateLimited,
+    TransferFailed,
+    WorkstationUnfit,
+)
+from daemon.store import events, reports
+from remote_payload.contract import ContractError
+
+log = structlog.get_logger()
+BACKOFF_S = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)  # between attempts to reach a box; 30 s for as long as it takes
+
+
+class Driver:
+    """Drives one job. `wake` asks for a new decision soon, `interrupt` cuts short what may be done again."""
+
+    def __init__(self, world: World, job: Job, spec: JobSpec) -> None:
+        rows = {kind: data.rows for kind, data in data_sets(job).items()}
+        reserve = quotes.expected(spec, Path(job.spec_dir), rows).reserve
+        self.world, self.job_id = world, job.id
+        self.memory, self.link, self.bell = snapshot.Memory(), Link(world), Bell()
+        self.acts = Acts(world, job.id, spec, rows, self.memory, self.link, self.bell)
+        self.rules = snapshot.rules(spec, reserve, world.settings.timing)
+        self._said: tuple[str, str] | None = None
+
+    def wake(self) -> None:
+        self.bell.ring()
+
+    def interrupt(self) -> None:
+        """A person's command changed the job."""
+        self.bell.interrupt()
+
+    async def drop_link(self) -> None:
+        """After a sleep the old connection is worth nothing."""
+        await self.link.drop()
+        self.link.failures = 0
+        self.wake()
+
+    async def run(self) -> None:
+        """Until the job is terminal. Raises Fenced when another daemon leads."""
+        try:
+            while not (s := self._look()).job.state.is_terminal:
+                await self._perform(s, p.plan(s))
+        finally:
+            await self.link.drop()
+
+    def _look(self) -> p.Snapshot:
+        return snapshot.take(self.world.database, self.world.clock, self.job_id, self.rules, self.memory)
+
+    async def _perform(self, s: p.Snapshot, action: p.Action) -> None:
+        """Do one action; a command of the person ends an interruptible one early."""
+        said = (type(action).__name__, getattr(action, "why", ""))
+        if said != self._said:
+            self._said = said
+            log.info("job.action", job=self.job_id, action=said[0], why=said[1])
+        self.bell.interrupted.clear()
+        doing = asyncio.ensure_future(self._guarded(s, action))
+        if not action.interruptible:
+            await doing
+            return
+        stop = asyncio.ensure_future(self.bell.interrupted.wait())
+        try:
+            await asyncio.wait({doing, stop}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stop.cancel()
+            if not doing.done():
+                doing.cancel()
+                await asyncio.gather(doing, return_exceptions=True)
+        if not doing.cancelled():
+            doing.result()
+
+    async def _guarded(self, s: p.Snapshot, action: p.Action) -> None:
+        """Translate what can go wrong into what the job does about it."""
+        try:
+            await self.acts.do(s, action)
+            if not isinstance(action, p.Wait):
+                self._reached(s)
+        except LostRace:
+            return  # somebody else changed the row: decide again
+        except Fenced:
+            raise
+        except LinkLost as error:
+            await self._out_of_contact(s, error)
+        except AccessDenied as error:
+            await self.acts.attach_key(s)
+            await self._out_of_contact(s, error)
+        except HostKeyChanged as error:
+            self.acts.hold(s, HoldReason.HOST_KEY, str(error))
+        except permits.ArtifactLost as error:
+            self.acts.artifact_lost(s, str(error))
+        except (TransferFailed, ContractError) as error:
+            self.acts.hold(s, HoldReason.TRANSFER_FAILED, str(error))
+        except WorkstationUnfit as error:
+            self.acts.hold(s, HoldReason.DISK_FULL, str(error))
+        except CredentialsRefused as error:
+            self.acts.hold(s, HoldReason.CREDENTIALS, str(error))
+        except RateLimited as error:
+            await self.bell.wait(min(error.retry_after_s, 60.0))
+        except MarketUnreachable:
+            await self.bell.wait(PAUSE_S)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            self.acts.hold(s, HoldReason.DISK_FULL, str(error))
+        except (MarketError, BoxError, permits.NoPermit) as error:
+            self.acts.hold(s, HoldReason.INTERNAL, f"{type(error).__name__}: {error}")
+
+    async def _out_of_contact(self, s: p.Snapshot, error: BoxError) -> None:
+        """Silence is not failure: noted once, tried again for ever, from the market's newest address."""
+        w = self.world
+        now = w.clock.wall_ms()
+        if self.memory.link_down_since_ms is None:
+            self.memory.link_down_since_ms = now
+            with w.database.write() as c:
+                reports.put(c, self.job_id, s.job.attempt, lost_since=now)
+                events.add(c, "box.out_of_contact", now, job=self.job_id, why=str(error)[:200])
+            log.info("box.out_of_contact", job=self.job_id, why=str(error))
+        await self.link.drop()
+        self.link.failures += 1
+        await self.bell.wait(BACKOFF_S[min(self.link.failures, len(BACKOFF_S)) - 1])
+
+    def _reached(self, s: p.Snapshot) -> None:
+        if not self.link.is_made or self.memory.link_down_since_ms is None:
+            return
+        away_ms = self.world.clock.wall_ms() - self.memory.link_down_since_ms
+        self.memory.link_down_since_ms, self.link.failures = None, 0
+        with self.world.database.write() as c:
+            reports.put(c, self.job_id, s.job.attempt, lost_since=None)
+            events.add(c, "box.reconnected", self.world.clock.wall_ms(), job=self.job_id, after_ms=away_ms)

@@ -1,0 +1,126 @@
+"""The way home: the manifest, the download, the proof, the receipt; and what is saved of a job that ends early."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from daemon.artifacts import base as base_model
+from daemon.artifacts import folder as model_folder
+from daemon.artifacts import receipt as receipts
+from daemon.artifacts.verify import Report, verify
+from daemon.box.box import Box
+from daemon.clock import Clock
+from daemon.control.jobfile import hub_name, local_model
+from daemon.domain.records import Job, StageRun
+from daemon.domain.spec import JobSpec
+from daemon.errors import TransferFailed, WorkstationUnfit
+from daemon.settings import Settings
+from daemon.store import downloads
+from daemon.store.database import Database
+from remote_payload.contract import MANIFEST_FILE, RUN_DIR, Done, Manifest, Role, load
+
+log = structlog.get_logger()
+SPACE_MARGIN = 1.05  # of the bytes still to come
+
+
+@dataclass(frozen=True)
+class Homecoming:
+    """Takes one job's artifact set from its box to the model folder."""
+
+    job: Job
+    spec: JobSpec
+    settings: Settings
+    database: Database
+    clock: Clock
+
+    @property
+    def incoming(self) -> Path:
+        return self.settings.paths.models / f".incoming-{self.job.id}"
+
+    @property
+    def saved(self) -> Path:
+        """Where the remains of a job lie that ended before it had a whole model."""
+        return self.settings.paths.models / f".rescue-{self.job.id}"
+
+    async def manifest(self, box: Box, run: StageRun) -> tuple[str, str]:
+        """The manifest's text and sha256, checked against the GGUF stage's done.json. Raises TransferFailed."""
+        found = await box.manifest()
+        if found is None:
+            raise TransferFailed("the box says the GGUF stage is done, but has no manifest")
+        manifest, sha256, text = found
+        done = load(Done, run.done_json or "")
+        promised = {o.path: o.sha256 for o in done.outputs}.get(f"{RUN_DIR}/{MANIFEST_FILE}")
+        if promised != sha256 or hashlib.sha256(text.encode()).hexdigest() != sha256:
+            raise TransferFailed("the manifest is not the one that the GGUF stage's done.json names")
+        if (manifest.job, manifest.nonce) != (self.job.id, run.nonce):
+            raise TransferFailed(f"the manifest is of job {manifest.job}, nonce {manifest.nonce}")
+        made = {file.quant for file in manifest.files if file.role is Role.GGUF}
+        if missing := set(self.spec.export.gguf) - made:
+            raise TransferFailed(f"the manifest lacks {', '.join(sorted(missing))}")
+        return text, sha256
+
+    async def download(self, box: Box, progress: Callable[[object], None]) -> None:
+        """Every file of the current manifest under `incoming`, whole. Raises WorkstationUnfit when it does not fit."""
+        manifest = self._manifest()
+        self.incoming.mkdir(parents=True, exist_ok=True)
+        here = sum(f.stat().st_blocks * 512 for f in self.incoming.rglob("*") if f.is_file())
+        missing = sum(file.size for file in manifest.files) - here
+        free = shutil.disk_usage(self.incoming).free
+        if missing * SPACE_MARGIN > free:
+            raise WorkstationUnfit(
+                f"{self.incoming.parent}: {missing / 1e9:.2f} GB to come, {free / 1e9:.2f} GB free",
+                hint=f"make room, then jobctl resume {self.job.id}",
+            )
+        durable = downloads.DurableChunks(self.database, self.job.id, self.job.manifest_sha256 or "", self.clock)
+        await box.download(manifest, self.incoming, durable, progress)
+
+    async def prove(self, say: Callable[[str], None]) -> Report:
+        manifest = self._manifest()
+        source = local_model(self.job, self.spec)
+        name, revision = (str(source), None) if source else hub_name(self.spec.model)
+        base = await base_model.base_identity(name, revision, self.settings.paths.state / "base")
+        return await verify(self.incoming, manifest, base, self.spec.verify.level, say)
+
+    def settle_in(self, report: Report, log_file: Path) -> receipts.Receipt:
+        """The model folder in its final place, durable, and the receipt that describes it. May be repeated."""
+        return model_folder.settle(
+            self.settings.paths.models,
+            self.incoming,
+            manifest=self._manifest(),
+            manifest_sha256=self.job.manifest_sha256 or "",
+            name=self.spec.name,
+            report=report,
+            spec_text=self.job.spec_text,
+            base_model=self.spec.model,
+            log_file=log_file if log_file.exists() else None,
+        )
+
+    def settled(self) -> receipts.Receipt | None:
+        """The receipt of this artifact set, if its folder already is in its final place."""
+        return model_folder.settled(
+            self.settings.paths.models,
+            name=self.spec.name,
+            job=self.job.id,
+            manifest_sha256=self.job.manifest_sha256 or "",
+        )
+
+    async def save(self, box: Box, stages: tuple[StageRun, ...]) -> int:
+        """Outputs of finished stages and the newest whole checkpoint, hashes checked; returns the files saved."""
+        count = 0
+        for run in stages:
+            if run.done_json:
+                for top in sorted({str(Path(o.path).parent) for o in load(Done, run.done_json).outputs}):
+                    count += len(await box.fetch_folder(top, self.saved / run.stage))
+        status = (await box.status()).status
+        if status is not None and status.checkpoint:
+            count += len(await box.fetch_folder(status.checkpoint, self.saved / Path(status.checkpoint).name))
+        return count
+
+    def _manifest(self) -> Manifest:
+        return load(Manifest, self.job.manifest_json or "")

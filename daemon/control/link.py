@@ -1,0 +1,60 @@
+"""The one connection of a job: to the box of its current lease, at the market's newest address."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from daemon.box.address import BoxAddress
+from daemon.box.box import Box
+from daemon.control.world import World
+from daemon.domain.records import Lease
+from daemon.store import leases
+
+
+@dataclass
+class Link:
+    """Made when needed, dropped on sleep, loss and every change of address. `failures` counts attempts in a row."""
+
+    world: World
+    failures: int = 0
+    _box: Box | None = None
+    _address: BoxAddress | None = None
+
+    @property
+    def is_made(self) -> bool:
+        return self._box is not None
+
+    async def drop(self) -> None:
+        if self._box is not None:
+            box, self._box = self._box, None
+            await box.aclose()
+
+    async def to(self, lease: Lease) -> Box:
+        address = self._address_of(lease)
+        if self._box is None or address != self._address:
+            await self.drop()
+            self._address = address
+            self._box = Box(
+                address,
+                self.world.settings.paths.ssh_key,
+                on_bytes=lambda up, down: self._count(lease.id, up, down),
+            )
+        return self._box
+
+    def _address_of(self, lease: Lease) -> BoxAddress:
+        image = self.world.settings.image
+        ends = [end.rsplit(":", 1) for end in (lease.direct, lease.proxy) if end]
+        return BoxAddress(
+            instance_id=lease.instance_id,
+            endpoints=tuple((host, int(port)) for host, port in ends),
+            host_key=lease.host_key,
+            challenge=lease.challenge or "",
+            root=lease.root or image.root,
+            python=lease.python or image.python,
+        )
+
+    def _count(self, lease: int, up: int, down: int) -> None:
+        """Bytes are billed by the host: what left the box for us, and what came in from us."""
+        with self.world.database.write() as c:
+            row = leases.get(c, lease)
+            leases.change(c, lease, bytes_up=row.bytes_up + down, bytes_down=row.bytes_down + up)

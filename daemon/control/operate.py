@@ -1,0 +1,177 @@
+"""Intent, send, record: how anything that costs money or deletes leaves this process.
+
+INTENT is committed, then SENT, then one call is made outside any transaction; the reply is stored verbatim and only
+then interpreted. A crash in between leaves an operation that `recover` finds: an INTENT was never sent; a SENT one may
+have taken effect and is UNKNOWN until a trusted listing says. A create is never sent again.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from sqlalchemy import Connection
+
+from daemon.box import challenge
+from daemon.clock import Clock
+from daemon.control import permits
+from daemon.domain import ids
+from daemon.domain.market import CreateRequest, Offer
+from daemon.domain.records import Job, Kind, Lease, LeaseState, OpState
+from daemon.errors import MarketError, MarketUnreachable
+from daemon.market.port import Market, Reply
+from daemon.settings import Settings
+from daemon.store import events, leases, operations
+from daemon.store.database import Database
+from daemon.store.leader import get_meta
+
+log = structlog.get_logger()
+
+
+@dataclass
+class Operator:
+    """Performs market operations for the drivers and the reconcile loop."""
+
+    database: Database
+    market: Market
+    clock: Clock
+    settings: Settings
+
+    async def rent(self, job: Job, offer: Offer, disk_gb: int) -> Lease | None:
+        """One create for one offer. None when the answer is unknown; reconcile resolves that.
+
+        Raises OfferGone, NoCredit, RateLimited or MarketRefused when the market definitely refused.
+        """
+        secret = secrets.token_hex(32)
+        with self.database.write() as c:
+            install = get_meta(c, "install_id") or ""
+            label = ids.label(install, job.id, ids.nonce())
+            request = {
+                "offer": offer.id,
+                "image": self.settings.image.ref,
+                "disk_gb": disk_gb,
+                "challenge": secret,
+                "terms": _terms(offer),
+            }
+            operation = operations.intend(
+                c, Kind.CREATE, self.clock.wall_ms(), self.database.epoch, request, job_id=job.id, label=label
+            )
+        body = CreateRequest(
+            offer_id=offer.id,
+            image=self.settings.image.ref,
+            disk_gb=disk_gb,
+            label=label,
+            onstart=challenge.onstart(),
+            env={challenge.ENV_NAME: secret},
+        )
+        reply = await self._send(operation, lambda: self.market.create(body))
+        if reply is None:
+            return None
+        if reply.instance_id is None:
+            self._resolve(operation, OpState.UNKNOWN, "the reply names no instance")
+            return None
+        with self.database.write() as c:
+            return adopt(c, operation, reply.instance_id, LeaseState.LIVE, self.clock.wall_ms())
+
+    async def start(self, lease: Lease) -> None:
+        """Start; a start that only queues is cancelled by a stop, since it would bill whenever the GPU frees."""
+        operation = self._intend(Kind.START, lease)
+        reply = await self._send(operation, lambda: self.market.start(lease.instance_id))
+        if reply is None:
+            return
+        self._resolve(operation, OpState.DONE)
+        if reply.queued:
+            await self.stop(lease, "the start was only queued")
+
+    async def stop(self, lease: Lease, why: str) -> None:
+        operation = self._intend(Kind.STOP, lease, why=why)
+        if await self._send(operation, lambda: self.market.stop(lease.instance_id)) is not None:
+            self._resolve(operation, OpState.DONE)
+
+    async def destroy(self, job: Job, lease: Lease, why: str) -> None:
+        """Ask the market to destroy `lease`, if something permits it. DONE means accepted: reconcile confirms."""
+        permit = permits.issue(self.database, self.clock, job, lease)
+        log.info("destroy.permitted", job=job.id, instance=lease.instance_id, permit=permit.kind.value, why=why)
+        reply = await self._send(permit.operation_id, lambda: self.market.destroy(permit))
+        if reply is not None:
+            self._resolve(permit.operation_id, OpState.DONE)
+
+    def _intend(self, kind: Kind, lease: Lease, **request: Any) -> int:
+        with self.database.write() as c:
+            return operations.intend(
+                c,
+                kind,
+                self.clock.wall_ms(),
+                self.database.epoch,
+                {"instance": lease.instance_id, **request},
+                job_id=lease.job_id,
+                lease_id=lease.id,
+                instance_id=lease.instance_id,
+            )
+
+    async def _send(self, operation: int, call: Callable[[], Awaitable[Reply]]) -> Reply | None:
+        """SENT, the call, the reply stored. None: unknown. A definite refusal is recorded and raised."""
+        with self.database.write() as c:
+            operations.set_state(c, operation, OpState.SENT, self.clock.wall_ms())
+        try:
+            reply = await call()
+        except MarketUnreachable as error:
+            self._record(operation, error.status, error.body, OpState.UNKNOWN, str(error))
+            return None
+        except MarketError as error:
+            self._record(operation, error.status, error.body, OpState.REFUSED, str(error))
+            raise
+        with self.database.write() as c:
+            operations.store_reply(c, operation, reply.status, reply.body)
+        return reply
+
+    def _record(self, operation: int, status: int | None, body: str, state: OpState, error: str) -> None:
+        with self.database.write() as c:
+            operations.store_reply(c, operation, status, body)
+            operations.set_state(c, operation, state, self.clock.wall_ms(), error=error[:500])
+
+    def _resolve(self, operation: int, state: OpState, error: str | None = None) -> None:
+        with self.database.write() as c:
+            operations.set_state(c, operation, state, self.clock.wall_ms(), error=error)
+
+
+def adopt(c: Connection, operation: int, instance_id: int, state: LeaseState, now_ms: int) -> Lease:
+    """The create `operation` made `instance_id`: operation DONE and lease in the caller's transaction."""
+    row = operations.get(c, operation)
+    known = leases.by_instance(c, instance_id)
+    if known is not None and known.operation_id == operation:
+        return known  # the listing was quicker than the reply, or the other way round
+    terms = json.loads(row.request)
+    operations.set_state(c, operation, OpState.DONE, now_ms)
+    lease = leases.add(
+        c, row, instance_id, row.label or "", state, now_ms, challenge=terms["challenge"], **terms["terms"]
+    )
+    return leases.get(c, lease)
+
+
+def recover(database: Database, now_ms: int) -> None:
+    """After a crash: what was only intended never happened, what was sent is unknown."""
+    with database.write() as c:
+        for op in operations.open_ones(c):
+            if op.state is OpState.INTENT:
+                operations.set_state(c, op.id, OpState.ABSENT, now_ms, error="not sent before the daemon ended")
+            elif op.state is OpState.SENT:
+                operations.set_state(c, op.id, OpState.UNKNOWN, now_ms, error="the daemon ended before the answer")
+        events.add(c, "daemon.started", now_ms, epoch=database.epoch)
+
+
+def _terms(offer: Offer) -> dict[str, Any]:
+    """What of an offer the lease keeps: prices until the listing brings the market's own, and where it runs."""
+    return {
+        "machine_id": offer.machine_id,
+        "host_id": offer.host_id,
+        "gpu_name": offer.gpu_name,
+        "num_gpus": offer.num_gpus,
+        "price_per_hour": offer.price_per_hour,
+        "up_per_gb": offer.inet_up_per_gb,
+        "down_per_gb": offer.inet_down_per_gb,
+    }

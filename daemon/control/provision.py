@@ -1,0 +1,90 @@
+"""From a running machine to a provisioned one: proof, environment, preflight, payload, data, prepare.
+
+Every step may be repeated: uploads are by content hash, bootstrap makes only what is missing, prepare only reads. No
+stage is started here, so whatever goes wrong leaves the machine `unused`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from daemon.artifacts import hashing
+from daemon.box.box import Box
+from daemon.box.lines import clean_line
+from daemon.box.upload import Upload
+from daemon.control.jobfile import DataSet, build, canonical_path, data_sets, integration, local_model, remote_path
+from daemon.domain.records import Job, StageRun
+from daemon.domain.spec import JobSpec
+from daemon.errors import HomeportError, RemoteFailed
+from daemon.settings import Settings
+from remote_payload.contract import MODEL_DIR, Exit, Prepared
+
+log = structlog.get_logger()
+
+# What a base model consists of; nothing that some program would unpickle or execute travels.
+MODEL_SUFFIXES = frozenset({".json", ".safetensors", ".model", ".txt", ".jinja"})
+
+
+class DataRefused(HomeportError):
+    """`prepare` objects to data or base model."""
+
+
+class IntegrationRefused(HomeportError):
+    """The integration line is missing, or its counts are not those of the spec."""
+
+
+async def provision(
+    box: Box, job: Job, spec: JobSpec, stages: tuple[StageRun, ...], settings: Settings
+) -> tuple[Prepared, str]:
+    """Make the box ready for the first stage; returns what `prepare` counted and the interpreter to use.
+
+    Raises RemoteFailed (preflight or bootstrap: another machine), DataRefused, IntegrationRefused, LinkLost.
+    """
+    await box.upload_payload()
+    python = await box.bootstrap()
+    facts = await box.preflight()
+    log.info("box.preflight", job=job.id, gpus=facts.get("gpus"), disk_free=facts.get("disk_free"))
+    if not facts["ok"]:
+        raise RemoteFailed(f"preflight: {_objections(facts)}", exit_code_remote=Exit.PREFLIGHT)
+    await box.upload(list(_uploads(job, spec, settings)))
+    await box.write_job(build(job, spec, stages, settings))
+    token = os.environ.get("HF_TOKEN")
+    prepared = await box.prepare({"HF_TOKEN": token} if token else {})
+    check(prepared, spec, data_sets(job))
+    return prepared, python
+
+
+def _objections(facts: dict[str, Any]) -> str:
+    failed = [c for c in facts.get("checks", []) if isinstance(c, dict) and not c.get("ok")]
+    return clean_line("; ".join(f"{c.get('name')}: {c.get('detail')}" for c in failed))[:500]
+
+
+def check(prepared: Prepared, spec: JobSpec, data: dict[str, DataSet]) -> None:
+    """Our own judgement of what the box read: its word alone is not enough."""
+    expected = integration(spec, data)
+    line = expected.line(expected.sft_rows, expected.dpo_rows)
+    if prepared.exit_code == Exit.INTEGRATION or (prepared.ok and prepared.line != line):
+        raise IntegrationRefused(
+            f"expected the line {line!r}, the box read {prepared.line!r}" if prepared.line else f"no line {line!r}"
+        )
+    if not prepared.ok:
+        raise DataRefused("; ".join(prepared.problems[:5]) or f"prepare ended with {prepared.exit_code}")
+
+
+def _uploads(job: Job, spec: JobSpec, settings: Settings) -> Iterator[Upload]:
+    for data in data_sets(job).values():
+        path = canonical_path(settings, data)
+        yield Upload(path, remote_path(data), data.sha256, path.stat().st_size)
+    if (model := local_model(job, spec)) is not None:
+        for file in sorted(model.iterdir()):
+            if file.suffix in MODEL_SUFFIXES and file.is_file():
+                yield _hashed(file, f"{MODEL_DIR}/{file.name}")
+
+
+def _hashed(file: Path, remote: str) -> Upload:
+    return Upload(file, remote, hashing.sha256(file), file.stat().st_size)

@@ -1,0 +1,164 @@
+"""What a job would take, and what the market has for it: read-only, nothing is spent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from daemon.artifacts import workstation
+from daemon.artifacts.workstation import Objection
+from daemon.control.jobfile import model_folder
+from daemon.control.world import World
+from daemon.domain import money, units
+from daemon.domain.estimate import Estimate, estimate, over_limits
+from daemon.domain.market import Offer
+from daemon.domain.offers import Ranking, query, rank, widened
+from daemon.domain.spec import JobSpec
+from daemon.errors import HomeportError, MarketError
+from daemon.store import leases, machines
+
+SHOWN = 3  # offers of a plan
+MARGIN = 1.1  # of disk space, over the bytes that come home
+WEIGHT_BYTES = 2  # of a base model in bf16
+
+
+def expected(spec: JobSpec, folder: Path, rows: Mapping[str, int], offer: Offer | None = None) -> Estimate:
+    """The estimate, with the base model's true size where its weights lie here."""
+    parameters = None
+    if (local := model_folder(spec, folder)) is not None:
+        parameters = sum(f.stat().st_size for f in local.glob("*.safetensors")) / WEIGHT_BYTES or None
+    return estimate(spec, rows, offer, parameters=parameters)
+
+
+async def objections(world: World, spec: JobSpec, estimated: Estimate) -> list[Objection]:
+    """Why this workstation cannot receive and verify the model."""
+    needed = round(estimated.model_bytes * MARGIN)
+    return await workstation.check(
+        world.settings.paths.models, needed=needed, largest=estimated.model_bytes, depth=spec.verify.level
+    )
+
+
+async def ranked(
+    world: World, spec: JobSpec, folder: Path, rows: Mapping[str, int], credit: int | None
+) -> tuple[Ranking, int]:
+    """The offers for `spec`, best first, and the disk in GB they were priced with."""
+    asked = query(spec, expected(spec, folder, rows))
+    found = await world.operator.market.search(asked)
+    with world.database.read() as c:
+        bad = machines.bad(c, world.clock.wall_ms())
+    ranking = rank(
+        found,
+        spec,
+        asked,
+        lambda offer: expected(spec, folder, rows, offer),
+        bad_machines=bad,
+        credit=credit,
+        now_ms=world.clock.wall_ms(),
+    )
+    return ranking, asked.disk_gb
+
+
+async def plan(world: World, spec: JobSpec, folder: Path, rows: Mapping[str, int]) -> dict[str, Any]:
+    """api.messages.Plan. A market that cannot be asked is a note, not a failure."""
+    notes: list[str] = []
+    ranking = Ranking((), ())
+    try:
+        account = await world.operator.market.account()
+        ranking, _ = await ranked(world, spec, folder, rows, account.credit)
+    except (MarketError, HomeportError) as error:
+        notes.append(f"the market could not be asked: {error.message}")
+    best = ranking.chosen[0] if ranking.chosen else None
+    estimated = expected(spec, folder, rows, best)
+    problems = [f"{o.problem} (try: {o.mend})" for o in await objections(world, spec, estimated)]
+    if spec.verify.level == "hash":
+        notes.append("verify: {level: hash}: the model is not run before the machine is destroyed")
+    return {
+        "name": spec.name,
+        "model": spec.model,
+        "rows": {kind.upper(): count for kind, count in rows.items()},
+        "steps": {kind.upper(): count for kind, count in estimated.steps.items()},
+        "limits": _limits(spec),
+        "hours": estimated.total_s / 3600 if best else None,
+        "cost": money.decimal_string(estimated.cost) if best else None,
+        "reserve": money.decimal_string(estimated.reserve) if best else None,
+        "download_bytes": estimated.model_bytes,
+        "disk_gb": estimated.disk_gb,
+        "currency": "USD",
+        "offers": [offer_view(offer) for offer in ranking.chosen[:SHOWN]],
+        "rejected": [offer_view(offer, reason) for offer, reason in ranking.rejected],
+        "notes": [*notes, *(f"assumed: {text}" for text in estimated.assumed)],
+        "problems": problems + over_limits(spec, estimated),
+    }
+
+
+async def offers(world: World, filters: Mapping[str, Any]) -> dict[str, Any]:
+    """api.messages.Offers for plain filters, without a job."""
+    price = filters.get("max_price")
+    spec = JobSpec.model_validate(
+        {
+            "version": 1,
+            "name": "offers",
+            "model": "any/model-7b",
+            "sft": {"data": "-"},
+            "machine": {"gpu": tuple(filters.get("gpu") or ()), "count": filters.get("count") or 1},
+            "limits": {"price": money.micros(price) if price else None},
+        }
+    )
+    asked = query(spec, estimate(spec, {}))
+    found = await world.operator.market.search(widened(asked))
+    asked = widened(asked) if not price else asked
+    ranking = rank(found, spec, asked, lambda offer: estimate(spec, {}, offer), now_ms=world.clock.wall_ms())
+    return {
+        "offers": [offer_view(offer) for offer in ranking.chosen],
+        "rejected": [offer_view(offer, reason) for offer, reason in ranking.rejected],
+        "currency": "USD",
+    }
+
+
+def offer_view(offer: Offer, reason: str = "") -> dict[str, Any]:
+    """api.messages.OfferView."""
+    return {
+        "offer": offer.id,
+        "gpu": f"{offer.num_gpus}x {offer.gpu_name}",
+        "price_per_hour": money.decimal_string(offer.price_per_hour),
+        "reliability": offer.reliability,
+        "location": offer.geolocation,
+        "reason": reason,
+    }
+
+
+async def checks(world: World) -> dict[str, Any]:
+    """api.messages.Checks: what only the daemon knows."""
+    found: list[dict[str, str]] = []
+
+    def add(name: str, status: str, detail: str, fix: str = "") -> None:
+        found.append({"name": name, "status": status, "detail": detail, "fix": fix})
+
+    try:
+        account = await world.operator.market.account()
+        add("account", "PASS" if account.credit > 0 else "WARN", f"credit {money.show(account.credit)}")
+    except HomeportError as error:
+        add("account", "FAIL", error.message, error.hint)
+    listing = await world.operator.market.listing()
+    add("listing", "PASS" if listing.trusted else "FAIL", listing.problem or f"{len(listing.instances)} instances")
+    with world.database.read() as c:
+        orphans = [lease for lease in leases.held(c) if lease.job_id is None]
+    for lease in orphans:
+        add(
+            "orphan",
+            "FAIL",
+            f"instance {lease.instance_id} carries our label but belongs to no job",
+            f"jobctl write-off {lease.instance_id} --confirm {lease.instance_id}",
+        )
+    return {"checks": found}
+
+
+def _limits(spec: JobSpec) -> dict[str, str]:
+    limits = spec.limits
+    return {
+        "price": f"{money.show(limits.price)}/h" if limits.price else "none",
+        "cost": money.show(limits.cost) if limits.cost else "none",
+        "time": units.show_duration(limits.time) if limits.time else "none",
+        "hold": money.show(limits.hold),
+    }

@@ -1,0 +1,215 @@
+"""Compare the market's list with ours: at start, on wake, and every half minute while anything may bill.
+
+Only a trusted listing is evidence; an untrusted one changes nothing. From a trusted one: leases learn their status,
+unknown operations are resolved, late arrivals are recognised by their labels, a destroy is confirmed by absence from
+two listings and the market's own null, and what nobody knows is reported as an orphan, never touched.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import structlog
+from sqlalchemy import Connection
+
+from daemon.clock import Clock
+from daemon.control.operate import Operator, adopt
+from daemon.domain import ids
+from daemon.domain.market import Instance, Listing
+from daemon.domain.plan import HALTED, UNREACHABLE
+from daemon.domain.records import Kind, Lease, LeaseState, Operation, OpState
+from daemon.errors import CredentialsRefused, MarketError
+from daemon.settings import Timing
+from daemon.store import events, jobs, leader, leases, operations
+from daemon.store.database import Database
+
+log = structlog.get_logger()
+ABSENT_LISTINGS = 2  # that confirm an instance is gone
+DAY_MS = 86_400_000
+
+
+@dataclass
+class Reconciler:
+    """One pass at a time; the supervisor owns the schedule."""
+
+    database: Database
+    operator: Operator
+    clock: Clock
+    timing: Timing
+    _last_pass: float | None = None  # monotonic: counts awake time alone
+    _reported: str = ""
+    credit: int | None = None
+
+    async def run_once(self) -> Listing:
+        """One pass. Never raises for what the market does; raises Fenced when another daemon leads."""
+        listing = await self.operator.market.listing()
+        now = self.clock.wall_ms()
+        with self.database.write() as c:
+            leader.renew(c, now)
+            if not listing.trusted:
+                leader.put_meta(c, "last_probe_error", listing.problem)
+                if listing.problem != self._reported:
+                    events.add(c, "market.untrusted", now, problem=listing.problem)
+        if not listing.trusted:
+            if listing.problem != self._reported:
+                log.warning("market.untrusted", problem=listing.problem)
+            self._reported = listing.problem
+            self._last_pass = None  # absence is counted between two passes that ran
+            return listing
+        self._reported, self.credit = "", listing.credit
+        self._apply(listing, now)
+        for lease in self._absent_long_enough(now):
+            await self._confirm_gone(lease)
+        for operation in self._create_absent_long_enough():
+            await self._confirm_absent(operation)
+        await self._end_late_arrivals()
+        self._last_pass = self.clock.mono()
+        return listing
+
+    def _apply(self, listing: Listing, now: int) -> None:
+        """Everything that the listing alone decides, in one transaction."""
+        awake = self.clock.mono() - self._last_pass if self._last_pass is not None else 0.0
+        with self.database.write() as c:
+            leader.put_meta(c, "last_listing", str(now))
+            leader.put_meta(c, "last_probe_error", "")
+            if listing.credit is not None:
+                leader.put_meta(c, "credit", str(listing.credit))
+            install = leader.get_meta(c, "install_id")
+            creates = operations.creates_by_label(c)
+            for instance in listing.instances:
+                lease = leases.by_instance(c, instance.id)
+                if lease is None and ids.label_install(instance.label) == install:
+                    lease = _recognise(c, instance, creates.get(instance.label or ""), now)
+                if lease is not None:
+                    if not lease.is_held:
+                        _reopen(c, lease, now)
+                    leases.observe(c, lease, instance, now)
+            present = {instance.id for instance in listing.instances}
+            for lease in leases.held(c):
+                if lease.instance_id not in present:
+                    leases.miss(c, lease, now)
+            for lease in leases.recheck_due(c, now):
+                leases.change(c, lease.id, recheck_at=None)  # a day later it is still gone
+            for op in operations.open_ones(c):
+                if op.state is OpState.UNKNOWN:
+                    _resolve(c, op, listing, now, awake, self.timing.destroy_resend)
+
+    def _absent_long_enough(self, now: int) -> list[Lease]:
+        with self.database.read() as c:
+            return [
+                lease
+                for lease in leases.held(c)
+                if lease.absent_count >= ABSENT_LISTINGS
+                and lease.absent_first is not None
+                and now - lease.absent_first >= self.timing.gone_span * 1000
+            ]
+
+    async def _confirm_gone(self, lease: Lease) -> None:
+        """The third witness: show-one. Any doubt leaves the lease as it is until the next pass."""
+        try:
+            seen = await self.operator.market.show(lease.instance_id)
+        except (MarketError, CredentialsRefused) as error:
+            log.info("gone.unconfirmed", instance=lease.instance_id, error=str(error))
+            return
+        if seen is not None:
+            return
+        now = self.clock.wall_ms()
+        with self.database.write() as c:
+            asked = [op for op in operations.of_lease(c, lease.id) if op.kind is Kind.DESTROY]
+            for op in asked:
+                if op.state is OpState.UNKNOWN:
+                    operations.set_state(c, op.id, OpState.DONE, now)
+            accepted = any(op.state.may_have_happened for op in asked)
+            leases.set_state(c, lease, LeaseState.GONE, now, why="destroyed" if accepted else "vanished")
+            leases.change(c, lease.id, recheck_at=now + round(self.timing.gone_recheck * 1000))
+
+    def _create_absent_long_enough(self) -> list[Operation]:
+        with self.database.read() as c:
+            return [
+                op
+                for op in operations.open_ones(c)
+                if op.kind is Kind.CREATE
+                and op.state is OpState.UNKNOWN
+                and op.absent_count >= self.timing.create_absent_listings
+                and op.absent_awake_s >= self.timing.create_absent_span
+            ]
+
+    async def _confirm_absent(self, op: Operation) -> None:
+        """No charge may carry the label either; only then was nothing rented."""
+        try:
+            charges = await self.operator.market.charges(op.created_at - DAY_MS)
+        except (MarketError, CredentialsRefused) as error:
+            log.info("create.unconfirmed", label=op.label, error=str(error))
+            return
+        if any(charge.label == op.label for charge in charges):
+            log.warning("create.charged_but_unlisted", label=op.label)
+            return
+        with self.database.write() as c:
+            operations.set_state(c, op.id, OpState.ABSENT, self.clock.wall_ms(), error="never listed, never charged")
+
+    async def _end_late_arrivals(self) -> None:
+        """A machine that came after its job had another, or had ended: stopped in this pass, destroyed as unused."""
+        with self.database.read() as c:
+            late = [
+                (lease, operations.of_lease(c, lease.id))
+                for lease in leases.held(c)
+                if lease.state is LeaseState.LOST and lease.job_id is not None
+            ]
+        for lease, history in late:
+            unused = not any(op.kind is Kind.STAGE_START and op.state is not OpState.ABSENT for op in history)
+            recent = [op for op in history if self.clock.wall_ms() - op.created_at < self.timing.destroy_resend * 1000]
+            may_run = lease.status not in (*HALTED, *UNREACHABLE)
+            if may_run and not any(op.kind is Kind.STOP for op in recent):
+                await self._try("stop", lease)
+            if unused and not any(op.kind is Kind.DESTROY for op in recent):
+                await self._try("destroy", lease)
+
+    async def _try(self, what: str, lease: Lease) -> None:
+        try:
+            if what == "stop":
+                await self.operator.stop(lease, "a LOST machine reappeared or arrived late")
+            else:
+                with self.database.read() as c:
+                    job = jobs.get(c, lease.job_id or "")
+                await self.operator.destroy(job, lease, "arrived late, nothing was started on it")
+        except MarketError as error:
+            log.info(f"late.{what}_refused", instance=lease.instance_id, error=str(error))
+
+
+def _recognise(c: Connection, instance: Instance, create: Operation | None, now: int) -> Lease:
+    """An instance with our install's label that no lease knows: adopted, late, or an orphan."""
+    if create is None or create.job_id is None:
+        orphan = leases.add(c, None, instance.id, instance.label or "", LeaseState.LIVE, now)
+        events.add(c, "lease.orphan", now, lease=orphan, instance=instance.id, label=instance.label)
+        return leases.get(c, orphan)
+    job = jobs.get(c, create.job_id)
+    other_open = any(op.kind is Kind.CREATE and op.id != create.id for op in operations.open_ones(c, job.id))
+    wanted = not job.state.is_terminal and leases.live(c, job.id) is None and not other_open
+    lease = adopt(c, create.id, instance.id, LeaseState.LIVE if wanted else LeaseState.LOST, now)
+    events.add(c, "lease.adopted" if wanted else "lease.late", now, job=job.id, lease=lease.id, instance=instance.id)
+    return lease
+
+
+def _reopen(c: Connection, lease: Lease, now: int) -> None:
+    """It was confirmed gone, or written off, and is listed again."""
+    if lease.state is LeaseState.WRITTEN_OFF:
+        return  # watched for ever, shown by the command line; the person said it is theirs to deal with
+    rival = lease.job_id is not None and leases.live(c, lease.job_id) is not None
+    over = lease.job_id is not None and jobs.get(c, lease.job_id).state.is_terminal
+    leases.set_state(c, lease, LeaseState.LOST if rival or over else LeaseState.LIVE, now, why="reappeared")
+    events.add(c, "lease.reappeared", now, job=lease.job_id, lease=lease.id, instance=lease.instance_id)
+
+
+def _resolve(c: Connection, op: Operation, listing: Listing, now: int, awake: float, patience_s: float) -> None:
+    """One UNKNOWN operation against a trusted listing. Stage starts are resolved by the box, not here."""
+    if op.kind is Kind.CREATE:
+        operations.count_absence(c, op, awake)  # had it been listed, _recognise would have made it DONE
+        return
+    instance = listing.by_id(op.instance_id or 0)
+    if op.kind is Kind.DESTROY:
+        if instance is not None and now - (op.sent_at or now) > patience_s * 1000:  # it went nowhere: plan asks again
+            operations.set_state(c, op.id, OpState.ABSENT, now, error="still listed")
+    elif op.kind in (Kind.START, Kind.STOP):
+        want = "running" if op.kind is Kind.START else "stopped"
+        happened = instance is not None and instance.intended_status == want
+        operations.set_state(c, op.id, OpState.DONE if happened else OpState.ABSENT, now)

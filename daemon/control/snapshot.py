@@ -1,0 +1,99 @@
+"""What `plan` sees of one job: the database's rows, and the little that only this process knows."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, select
+
+from daemon.clock import Clock
+from daemon.domain.holds import HoldReason
+from daemon.domain.plan import Rules, Snapshot
+from daemon.domain.records import Job
+from daemon.domain.spec import JobSpec
+from daemon.settings import Timing
+from daemon.store import artifacts, jobs, leases, operations, reports, schema, stages
+from daemon.store.database import Database
+from remote_payload.contract import Manifest, load
+
+
+@dataclass
+class Memory:
+    """What one actor remembers between decisions. All of it may be lost in a crash: it is found again by looking."""
+
+    link_down_since_ms: int | None = None
+    asked_market_ms: int | None = None
+    failure: tuple[str, str] | None = None  # nonce, the box's words
+
+
+def take(database: Database, clock: Clock, job_id: str, rules: Rules, memory: Memory) -> Snapshot:
+    """One consistent view. Raises NoSuchJob."""
+    with database.read() as c:
+        job = jobs.get(c, job_id)
+        all_leases = tuple(leases.of_job(c, job_id))
+        live = next((lease for lease in all_leases if lease.state == "LIVE"), None)
+        held = live or next((lease for lease in all_leases if lease.is_held), None)
+        runs = tuple(stages.of_attempt(c, job))
+        current = next((run for run in runs if run.done_at is None), None)
+        nonce, words = memory.failure or ("", None)
+        return Snapshot(
+            now_ms=clock.wall_ms(),
+            job=job,
+            rules=rules,
+            lease=live,
+            leases=all_leases,
+            operations=tuple(operations.of_job(c, job_id)),
+            stages=runs,
+            receipt=artifacts.current_receipt(c, job),
+            token=artifacts.usable_token(c, job, held.instance_id, clock.wall_ms()) if held else None,
+            report=reports.get(c, job_id),
+            stage_failure=words if current is not None and current.nonce == nonce else None,
+            downloaded=_downloaded(c, job),
+            rescued=_said_since(c, job, "job.saved", job.hold_since or job.state_since),
+            asked_market_ms=memory.asked_market_ms,
+            accepted=_released(c, job, HoldReason.ASK_DESTROY),
+            link_down_since_ms=memory.link_down_since_ms,
+        )
+
+
+def rules(spec: JobSpec, reserve: int, timing: Timing) -> Rules:
+    return Rules(
+        cost_limit=spec.limits.cost,
+        time_limit_s=spec.limits.time,
+        hold_limit=spec.limits.hold,
+        reserve=reserve,
+        ask_before_destroy=spec.destroy == "ask",
+        boot_patience_s=timing.boot_patience,
+        ssh_patience_s=timing.ssh_patience,
+        offline_patience_s=timing.offline_patience,
+        start_patience_s=timing.start_patience,
+        destroy_resend_s=timing.destroy_resend,
+        offer_retry_s=timing.offer_retry,
+    )
+
+
+def _downloaded(c: Connection, job: Job) -> bool:
+    if not job.manifest_json:
+        return False
+    d = schema.downloads.c
+    complete = set(
+        c.execute(
+            select(d.path).where(d.job_id == job.id, d.manifest_sha256 == job.manifest_sha256, d.complete == 1)
+        ).scalars()
+    )
+    return {file.path for file in load(Manifest, job.manifest_json).files} <= complete
+
+
+def _said_since(c: Connection, job: Job, kind: str, since_ms: int) -> bool:
+    e = schema.events.c
+    return c.execute(select(e.id).where(e.job_id == job.id, e.kind == kind, e.at >= since_ms)).first() is not None
+
+
+def _released(c: Connection, job: Job, reason: HoldReason) -> bool:
+    """The person let go of such a hold since the job came into its state."""
+    e = schema.events.c
+    rows = c.execute(
+        select(e.body).where(e.job_id == job.id, e.kind == "job.released", e.at >= job.state_since, e.by != "daemon")
+    ).scalars()
+    return any(json.loads(body)["reason"] == reason for body in rows)

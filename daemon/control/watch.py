@@ -1,0 +1,111 @@
+"""One look at a box: its status, its new events and log lines, and whether the current stage has ended."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from daemon.box.box import Box
+from daemon.box.lines import clean_line
+from daemon.clock import Clock
+from daemon.domain.records import Job, StageRun
+from daemon.errors import RemoteFailed
+from daemon.store import reports, stages
+from daemon.store.database import Database
+from remote_payload.contract import Done, Failed, dump
+
+log = structlog.get_logger()
+READ_LIMIT = 1 << 20  # bytes of events or log a look
+MAX_EVENT_BYTES = 64 << 10
+
+
+@dataclass
+class Seen:
+    """What one look found out about the current stage."""
+
+    ended: bool = False
+    failure: str | None = None  # the box's own words, when the stage failed
+
+
+async def look(box: Box, job: Job, run: StageRun, database: Database, clock: Clock, log_file: Path) -> Seen:
+    """Record everything new. Raises LinkLost; whatever was read before it is kept."""
+    status = await box.status()
+    with database.write() as c:
+        reports.put(
+            c,
+            job.id,
+            job.attempt,
+            status_json=dump(status.status) if status.status else None,
+            alive=int(status.alive),
+            seen_at=clock.wall_ms(),
+            lost_since=None,
+        )
+        report = reports.get(c, job.id)
+    if report is None:
+        raise RemoteFailed("no report of this box is stored", exit_code_remote=0)
+    await _read_events(box, job, database, report.events_offset)
+    await _read_log(box, job, database, report.log_offset, log_file)
+    end = await box.stage_end(run.nonce)
+    if isinstance(end, Done):
+        _check(end, run)
+        with database.write() as c:
+            stages.mark_done(c, run, dump(end), clock.wall_ms())
+        return Seen(ended=True)
+    if isinstance(end, Failed):
+        return Seen(failure=clean_line(f"{end.reason} (exit {end.exit_code}) {end.detail}".strip())[:1000])
+    return Seen()
+
+
+def _check(done: Done, run: StageRun) -> None:
+    """Only this nonce's own done.json ends a stage."""
+    if done.nonce != run.nonce or done.stage != run.stage:
+        raise RemoteFailed(
+            f"done.json of {run.stage} names {done.stage} {done.nonce}, expected {run.nonce}", exit_code_remote=0
+        )
+
+
+async def _read_events(box: Box, job: Job, database: Database, offset: int) -> None:
+    while True:
+        chunk, after = await box.read_lines("events", offset, READ_LIMIT)
+        if after == offset:
+            return
+        steps = [e for line in chunk.splitlines() if (e := _event(line)) is not None and e.get("kind") == "step"]
+        with database.write() as c:
+            reports.add_steps(c, job.id, job.attempt, steps)
+            reports.put(c, job.id, job.attempt, events_offset=after)
+        offset = after
+
+
+def _event(line: bytes) -> dict[str, Any] | None:
+    """One event, None for a line that is none: the box is not trusted to write sense."""
+    if len(line) > MAX_EVENT_BYTES:
+        return None
+    try:
+        event = json.loads(line)
+        complete = {"t", "stage", "step"} <= event.keys() if event.get("kind") == "step" else True
+        return event if complete else None
+    except (ValueError, AttributeError):
+        log.info("box.bad_event", line=clean_line(line[:200].decode("utf-8", "replace")))
+        return None
+
+
+async def _read_log(box: Box, job: Job, database: Database, offset: int, log_file: Path) -> None:
+    while True:
+        chunk, after = await box.read_lines("log", offset, READ_LIMIT)
+        if after == offset:
+            return
+        _append(log_file, chunk)
+        with database.write() as c:
+            reports.put(c, job.id, job.attempt, log_offset=after)
+        offset = after
+
+
+def _append(log_file: Path, chunk: bytes) -> None:
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    with open(log_file, "a", encoding="utf-8") as f:
+        for line in chunk.decode("utf-8", "replace").splitlines():
+            f.write(clean_line(line) + "\n")
