@@ -36,7 +36,10 @@ class Look:
     def paint(self, text: str, colour: str) -> str:
         return f"\x1b[{COLOURS[colour]}m{text}\x1b[0m" if self.colour else text
 
-    def bar(self, done: float, total: float, cells: int = 10) -> str:
+    def clip(self, text: str, width: int) -> str:
+        return text if len(text) <= width else text[: max(0, width - 1)] + ("…" if self.blocks else "~")
+
+    def bar(self, done: float, total: float, cells: int = 8) -> str:
         full, empty = ("█", "░") if self.blocks else ("#", "-")
         filled = int(cells * min(done, total) / total) if total else 0
         return full * filled + empty * (cells - filled)
@@ -101,10 +104,6 @@ def cleaned(value: Any) -> Any:
     return value
 
 
-def clip(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: max(0, width - 1)] + "…"
-
-
 @dataclass(frozen=True)
 class Column:
     title: str
@@ -114,19 +113,20 @@ class Column:
     least: int = 0  # may be clipped to so many characters; 0: never
 
 
-def table(columns: Sequence[Column], width: int) -> list[str]:
-    """Lines of at most `width` characters: droppable columns go first, then the shrinking ones are clipped."""
+def table(columns: Sequence[Column], look: Look) -> list[str]:
+    """Lines of at most `look.width` characters: droppable columns go first, then the shrinking ones are clipped."""
     kept = list(columns)
-    while sum(map(_least, kept)) + 2 * (len(kept) - 1) > width and (droppable := [c for c in kept if c.drop]):
+    while sum(map(_least, kept)) + 2 * (len(kept) - 1) > look.width and (droppable := [c for c in kept if c.drop]):
         kept.remove(min(droppable, key=lambda c: c.drop))
     widths = [_wanted(c) for c in kept]
-    excess = sum(widths) + 2 * (len(kept) - 1) - width
+    excess = sum(widths) + 2 * (len(kept) - 1) - look.width
     for i in sorted(range(len(kept)), key=lambda i: widths[i] - _least(kept[i]), reverse=True):
         cut = max(0, min(excess, widths[i] - _least(kept[i])))
         widths[i], excess = widths[i] - cut, excess - cut
     rows = [[c.title for c in kept], *([c.cells[i] for c in kept] for i in range(len(columns[0].cells)))]
     return [
-        "  ".join(_fit(cell, w, c.right) for cell, w, c in zip(row, widths, kept, strict=True)).rstrip() for row in rows
+        "  ".join(_fit(look.clip(cell, w), w, c.right) for cell, w, c in zip(row, widths, kept, strict=True)).rstrip()
+        for row in rows
     ]
 
 
@@ -139,8 +139,7 @@ def _least(column: Column) -> int:
 
 
 def _fit(cell: str, width: int, right: bool) -> str:
-    text = clip(cell, width)
-    return text.rjust(width) if right else text.ljust(width)
+    return cell.rjust(width) if right else cell.ljust(width)
 
 
 def dollars(amount: str) -> str:

@@ -25,7 +25,7 @@ def screen(steps: Sequence[Metric], look: Look) -> str:
                 Column("TOKENS", [_figure(step["tokens"], ",") for step in steps], right=True),
                 Column("TOK/S", [_figure(step["tok_s"], ",.0f") for step in steps], right=True),
             ],
-            look.width,
+            look,
         )
     )
 

@@ -54,6 +54,6 @@ def _offers(
                 Column("WHERE", [offer["location"] for offer in listed], drop=2),
                 Column("NOT TAKEN BECAUSE" if why else "", [offer["reason"] for offer in listed], least=24),
             ],
-            look.width,
+            look,
         )
     return lines
