@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from enum import StrEnum
 
 from daemon.clock import Clock
@@ -42,7 +44,7 @@ INTERVAL_S = {
     Call.CHARGES: 1.0,
     Call.DESTROY: 3.0,
 }
-MARGIN = 1.05  # requests may travel at different speeds; the market measures arrivals
+SLOW_REPLY_S = 1.0  # so long the next request of a kind waits for the reply to the one before
 LONGEST_QUIET_S = 60.0  # a longer wait is the quota of one endpoint and leaves the others alone
 AFTER_DESTROY_S = 0.05  # so that of two who wake together the destroy is first
 
@@ -58,14 +60,26 @@ class Limiter:
         self._refusals: defaultdict[Call, int] = defaultdict(int)
         self._destroys_waiting = 0
 
-    async def turn(self, call: Call) -> None:
-        """Return when a request of this kind may be sent, and count it as sent."""
+    @asynccontextmanager
+    async def turn(self, call: Call) -> AsyncIterator[None]:
+        """Wait until a request of this kind may be sent; send it and read its reply inside.
+
+        The next interval begins with the reply: the market measures arrivals, and that is the first moment at which the
+        request has surely arrived.
+        """
+        await self._wait(call)
+        try:
+            yield
+        finally:
+            self._free_at[call] = self._clock.mono() + INTERVAL_S[call] / self._scale
+
+    async def _wait(self, call: Call) -> None:
         urgent = call is Call.DESTROY
         self._destroys_waiting += urgent
         try:
             while (wait_s := self.wait_s(call)) > 0:  # noqa: ASYNC110 - a time is waited for, not an event
                 await asyncio.sleep(wait_s)
-            self._free_at[call] = self._clock.mono() + self._interval(call)
+            self._free_at[call] = self._clock.mono() + INTERVAL_S[call] / self._scale + SLOW_REPLY_S
         finally:
             self._destroys_waiting -= urgent
 
@@ -91,6 +105,3 @@ class Limiter:
     def accepted(self, call: Call) -> None:
         """The market answered something else: the next refusal starts from the shortest wait again."""
         self._refusals[call] = 0
-
-    def _interval(self, call: Call) -> float:
-        return INTERVAL_S[call] * MARGIN / self._scale

@@ -219,9 +219,8 @@ class Vast(Market):
         self, call: Call, method: str, path: str, body: wire.Json | None = None, query: Query | None = None
     ) -> wire.Answer:
         """Send once, when the limits allow. Raises MarketUnreachable or RateLimited; any other reply is returned."""
-        await self._limiter.turn(call)
         with _translated(call):
-            async with asyncio.timeout(DEADLINE_S):
+            async with self._limiter.turn(call), asyncio.timeout(DEADLINE_S):
                 response = await self._http.request(
                     method,
                     self._url + path,
@@ -234,7 +233,7 @@ class Vast(Market):
             self._limiter.accepted(call)
             return reply
         wait_s = self._limiter.refused(call, wire.retry_after_s(reply, self._clock.wall_ms() / 1000))
-        raise RateLimited(f"{call}: the market asks to wait {wait_s:.0f} s", retry_after_s=wait_s, body=reply.body)
+        raise RateLimited(f"{call}: the market asks to wait {wait_s:g} s", retry_after_s=wait_s, body=reply.body)
 
 
 def _path(instance_id: int) -> str:

@@ -5,17 +5,30 @@ from __future__ import annotations
 import asyncio
 
 from daemon.clock import ManualClock, SystemClock
-from daemon.market.limiter import INTERVAL_S, LONGEST_QUIET_S, Call, Limiter
+from daemon.market.limiter import INTERVAL_S, LONGEST_QUIET_S, SLOW_REPLY_S, Call, Limiter
 
 
 async def test_the_same_kind_waits_its_interval_and_another_kind_does_not():
-    """A second create waits for the create's interval; a listing is free at once."""
-    limiter = Limiter(ManualClock())
+    """A second create waits an interval from the reply to the first; a listing is free at once."""
+    clock = ManualClock()
+    limiter = Limiter(clock)
 
-    await limiter.turn(Call.CREATE)
+    async with limiter.turn(Call.CREATE):
+        clock.advance(30.0)  # a slow reply
 
-    assert limiter.wait_s(Call.CREATE) >= INTERVAL_S[Call.CREATE]
+    assert limiter.wait_s(Call.CREATE) == INTERVAL_S[Call.CREATE]
     assert limiter.wait_s(Call.LIST) <= 0
+
+
+async def test_a_request_without_its_reply_holds_the_next_for_a_moment_only():
+    """It may still be on its way, but a reply that never comes does not block its kind."""
+    clock = ManualClock()
+    limiter = Limiter(clock)
+
+    async with limiter.turn(Call.DESTROY):
+        assert limiter.wait_s(Call.DESTROY) == INTERVAL_S[Call.DESTROY] + SLOW_REPLY_S
+        clock.advance(INTERVAL_S[Call.DESTROY] + SLOW_REPLY_S)
+        assert limiter.wait_s(Call.DESTROY) <= 0
 
 
 async def test_a_refusal_quiets_the_key_but_not_a_destroy():
@@ -56,11 +69,12 @@ async def test_a_waiting_destroy_goes_before_a_waiting_poll():
     sent: list[Call] = []
 
     async def send(call: Call) -> None:
-        await limiter.turn(call)
-        sent.append(call)
+        async with limiter.turn(call):
+            sent.append(call)
 
-    await limiter.turn(Call.DESTROY)
-    await limiter.turn(Call.LIST)
+    await send(Call.DESTROY)
+    await send(Call.LIST)
+    sent.clear()
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(send(Call.LIST))
         tasks.create_task(send(Call.DESTROY))

@@ -83,7 +83,7 @@ def question(run: Run, wording: str) -> str:
 
 
 def answer(run: Run, verb: str, think: bool) -> str:
-    """The reasoning, then the direction. With `think` the reasoning stands in a block of its own, as R1 models write."""
+    """The reasoning, then the direction. With `think` the reasoning stands in a block of its own, as R1 models do."""
     change = run.rates[-1] - run.rates[0]
     reasoning = f"From {run.rates[0]} to {run.rates[-1]} the change is {change:+}, which is {run.percent:+} %."
     conclusion = f"The euro {verb} by {abs(run.percent)} %."
