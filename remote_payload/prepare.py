@@ -62,6 +62,7 @@ def prepare(layout: Layout, job: JobFile, events: Events) -> Exit:
     if found.code is Exit.OK:
         fetch_model(layout, job)
         tokenize(layout, job, found)
+        convert(layout, job, found)
     prepared = conclude(found, line)
     contract.write_whole(layout.prepared, contract.dump(prepared))
     events.emit("prepared", ok=prepared.ok, kept=found.kept, truncated=found.truncated, steps=found.steps)
@@ -134,6 +135,13 @@ def tokenize(layout: Layout, job: JobFile, found: Findings) -> None:
         _count(found, Stage.DPO, job.dpo, job.batch_size, lengths)
         ids = [(p.prompt + answer, p.truncated) for p in pairs for answer in (p.chosen, p.rejected)]
         found.object(Exit.BAD_DATA, border_problems("DPO", tokenizer, ends, ids))
+
+
+def convert(layout: Layout, job: JobFile, found: Findings) -> None:
+    """Ask the converter whether it knows this architecture and tokenizer, before hours are spent on training it."""
+    from remote_payload import gguf
+
+    found.object(Exit.BAD_CONFIG, gguf.problems(layout, job))
 
 
 def steps(rows: int, training: StageTraining, batch: int) -> int:

@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from remote_payload import converter
-from remote_payload.gguf import Converting, clean_copy
 from remote_payload.quants import QUANTS
+from remote_payload.stream import Conversion, clean_copy
 
 ADAPTER = Path("run/sft/adapter")
 WEIGHTS = ADAPTER / "adapter_model.safetensors"
@@ -58,7 +58,7 @@ def peft_gguf(path: str) -> None:
     for file in clean_copy(Path("model"), Path("peft-base")).iterdir():
         if not (merged / file.name).exists() and file.suffix != ".safetensors":
             (merged / file.name).write_bytes(file.read_bytes())
-    Converting(converter.locate(Path()), merged, {}, "forex").write(QUANTS["Q8_0"], Path(path))
+    Conversion(converter.locate(Path()), merged, {}, "forex").write(QUANTS["Q8_0"], Path(path))
 
 
 def zero(path: str, name: str) -> None:

@@ -125,15 +125,26 @@ def test_code_of_the_model_folder_is_never_run(adapted: NanoBox, tmp_path: Path)
     assert "auto_map" not in (seen / "config.json").read_text() + (seen / "tokenizer_config.json").read_text()
 
 
-def test_an_unknown_tokenizer_without_a_declaration_is_refused(adapted: NanoBox, tmp_path: Path) -> None:
-    """A vocabulary that llama.cpp does not know is not guessed at: 61, naming the tokenizer."""
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("tokenizer_config.json", {"homeport_pre_tokenizer": None}, "does not know this tokenizer"),
+        ("config.json", {"architectures": ["HomeMadeForCausalLM"]}, "does not know HomeMadeForCausalLM"),
+    ],
+)
+def test_a_base_that_llama_cpp_does_not_know_is_refused_before_training(
+    adapted: NanoBox, tmp_path: Path, file: str, change: dict[str, object], message: str
+) -> None:
+    """`prepare` refuses what could never become a GGUF, and so does the stage itself: nothing is guessed."""
     box = adapted.fork(tmp_path / "box")
-    box.edit(box.layout.model / "tokenizer_config.json", homeport_pre_tokenizer=None)
+    box.edit(box.layout.model / file, **change)
 
-    done = box.call("gguf")
+    prepared, done = box.call("prepare"), box.call("gguf")
 
+    assert prepared.returncode == Exit.BAD_CONFIG
+    assert message in prepared.stdout
     assert done.returncode == Exit.GGUF_GATE
-    assert "does not know this tokenizer" in done.stderr
+    assert message in done.stderr
 
 
 def test_weights_beyond_float16_take_the_way_over_bfloat16(adapted: NanoBox, tmp_path: Path) -> None:
