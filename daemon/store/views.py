@@ -149,7 +149,7 @@ def progress(rows: JobRows, status: Mapping[str, Any]) -> Progress | None:
     if state not in ("SFT", "DPO"):
         return None
     steps = json.loads(rows.job["prepared_json"] or "{}").get("steps", {})
-    last = rows.metrics[-1] if rows.metrics else None
+    last = rows.metrics[-1] if rows.metrics and rows.metrics[-1]["stage"] == state else None
     total = (last["total"] if last else None) or steps.get(state) or 0
     step = last["step"] if last else 0
     if status.get("stage") == state:
