@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from enum import StrEnum
 
 from daemon.clock import Clock
@@ -59,6 +59,7 @@ class Limiter:
         self._quiet_until = float("-inf")
         self._refusals: defaultdict[Call, int] = defaultdict(int)
         self._destroys_waiting = 0
+        self._replied = asyncio.Event()  # replaced by a new one with every reply
 
     @asynccontextmanager
     async def turn(self, call: Call) -> AsyncIterator[None]:
@@ -72,13 +73,16 @@ class Limiter:
             yield
         finally:
             self._free_at[call] = self._clock.mono() + INTERVAL_S[call] / self._scale
+            self._replied.set()
+            self._replied = asyncio.Event()
 
     async def _wait(self, call: Call) -> None:
         urgent = call is Call.DESTROY
         self._destroys_waiting += urgent
         try:
-            while (wait_s := self.wait_s(call)) > 0:  # noqa: ASYNC110 - a time is waited for, not an event
-                await asyncio.sleep(wait_s)
+            while (wait_s := self.wait_s(call)) > 0:
+                with suppress(TimeoutError):  # or a reply comes, which may free the turn sooner than was known
+                    await asyncio.wait_for(self._replied.wait(), wait_s)
             self._free_at[call] = self._clock.mono() + INTERVAL_S[call] / self._scale + SLOW_REPLY_S
         finally:
             self._destroys_waiting -= urgent
