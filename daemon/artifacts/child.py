@@ -91,7 +91,7 @@ def threads() -> int:
 async def ask(request: Request, size: int) -> Reply:
     """The answer about a GGUF of `size` bytes. Raises ChildFailed; never leaves a child behind."""
     limit_s = START_S + SECONDS_PER_GB * size / 1e9
-    fence = platform.child_limits(size + BESIDE_MODEL, int(limit_s * request.threads))
+    fence = platform.child_limits(size + BESIDE_MODEL, math.ceil(limit_s * request.threads) + 1)
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-I",

@@ -1,4 +1,4 @@
-"""Real artifact sets for the verifier, made by the payload on the nano model, kept under .cache/ until its code changes.
+"""Real artifact sets for the verifier, made by the payload on the nano model, in .cache/ until its code changes.
 
 `out` is what comes home; `others` are GGUFs of the same shape that are not that model: merged with the adapter turned
 around, with half of it, and with none of it (the base model).
@@ -21,10 +21,23 @@ sys.path.append(str(REPOSITORY / "tests" / "payload"))
 
 from nano_box import NanoBox  # noqa: E402  # the payload's own tests make such boxes
 
-SCALE = """
+# One process for all of them, because importing torch takes longer than converting the nano model.
+CONVERT = """
+import sys
 from safetensors.torch import load_file, save_file
-path = "run/sft/adapter/adapter_model.safetensors"
-save_file({name: FACTOR * t if "lora_B" in name else t for name, t in load_file(path).items()}, path)
+from remote_payload import evaluate, gguf
+
+def convert(root, factor):
+    path = f"{root}/run/sft/adapter/adapter_model.safetensors"
+    save_file({name: factor * t if "lora_B" in name else t for name, t in load_file(path).items()}, path)
+    sys.argv = ["gguf", "--root", root]
+    assert gguf.main() == 0
+
+box, *pairs = sys.argv[1:]
+for root, factor in zip([box, *pairs[::2]], [1.0, *map(float, pairs[1::2])]):
+    convert(root, factor)
+sys.argv = ["evaluate", "--root", box]
+assert evaluate.main() == 0
 """
 OTHERS = {"opposite": -1.0, "half": 0.5, "base": 0.0}  # factor on the adapter
 
@@ -61,14 +74,13 @@ def nano_artifacts() -> NanoArtifacts:
 def _make(home: Path, python: Path) -> None:
     home.mkdir()
     box = NanoBox.make(home / "box", python, ["Q8_0", "Q4_K_M"])
+    pairs = []
     for name, factor in OTHERS.items():
-        other = box.fork(home / name)
-        other.set(gguf=["Q8_0"])
-        code = SCALE.replace("FACTOR", repr(factor))
-        subprocess.run([python, "-c", code], cwd=other.layout.root, check=True, timeout=60)
-        other.succeed("gguf")
-    for stage in ("gguf", "evaluate", "manifest"):
-        box.succeed(stage)
+        box.fork(home / name).set(gguf=["Q8_0"])
+        pairs += [str(home / name), str(factor)]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    subprocess.run([python, "-c", CONVERT, box.layout.root, *pairs], env=environment, check=True, timeout=240)
+    box.succeed("manifest")
 
 
 def _fingerprint() -> str:

@@ -1,0 +1,137 @@
+"""The fenced child and the check of this workstation, with the real llama.cpp on a generated model."""
+
+from pathlib import Path
+
+import psutil
+import pytest
+
+from daemon.artifacts import child, tiny, workstation
+
+
+@pytest.fixture
+def request_(tmp_path: Path) -> child.Request:
+    """A question about the tiny model."""
+    path = tmp_path / "tiny.gguf"
+    tiny.write_tiny(path)
+    return child.Request(
+        gguf=str(path),
+        texts=("ab", "<end>"),
+        prompts=(child.Ask((97, 98, 99), 1, (((0, 1), (2,)), ((5,), (0, 1, 2)))),),
+        greedy_ids=(97,),
+        greedy_tokens=4,
+        context=32,
+        threads=1,
+    )
+
+
+async def test_it_answers_what_was_asked(request_: child.Request) -> None:
+    """Tokens, one position for each id from the start on, and each wanted set in its order."""
+    reply = await child.ask(request_, 1 << 20)
+
+    assert reply.vocabulary == 260
+    assert reply.tokens == ((258,), (tiny.END,))
+    (positions,) = reply.prompts
+    assert [[len(s.logs) for s in p.scores] for p in positions if p is not None] == [[2, 1], [1, 3]]
+
+
+async def test_a_file_that_llama_refuses_is_a_failure_with_its_reason(request_: child.Request, tmp_path: Path) -> None:
+    """What the C code says on its way out reaches the person."""
+    (tmp_path / "tiny.gguf").write_bytes(b"GGUF" + bytes(100))
+
+    with pytest.raises(child.ChildFailed, match="refuses the file"):
+        await child.ask(request_, 1 << 20)
+
+
+async def test_memory_is_fenced(request_: child.Request, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child that may use too little memory dies cleanly instead of taking the workstation's."""
+    monkeypatch.setattr(child, "BESIDE_MODEL", 100 << 20)
+
+    with pytest.raises(child.ChildFailed, match="ended with code"):
+        await child.ask(request_, 1 << 20)
+
+
+async def test_a_child_that_takes_too_long_is_ended(request_: child.Request, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The wall-clock limit holds, and no process is left."""
+    monkeypatch.setattr(child, "START_S", 0.05)
+
+    with pytest.raises(child.ChildFailed, match="no answer within"):
+        await child.ask(request_, 0)
+
+    assert not [p for p in psutil.Process().children(recursive=True) if child.SCRIPT.name in " ".join(p.cmdline())]
+
+
+async def test_it_sees_no_secret(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request_: child.Request) -> None:
+    """The environment of the process that loads the file holds no key, no agent and no home."""
+    spy = tmp_path / "spy.py"
+    spy.write_text("import os, sys\nsys.exit(' '.join(sorted(os.environ)))\n")
+    monkeypatch.setenv("VAST_API_KEY", "secret")
+    monkeypatch.setenv("SSH_AUTH_SOCK", "/tmp/agent")
+    monkeypatch.setattr(child, "SCRIPT", spy)
+
+    with pytest.raises(child.ChildFailed) as told:
+        await child.ask(request_, 1 << 20)
+
+    assert "VAST" not in str(told.value) and "SSH" not in str(told.value) and "HOME" not in str(told.value)
+    assert "PATH" in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        ("pass", "something else"),
+        ("print('hello')", "something else"),
+        ("print('{}')", "something else"),
+        ("print('[' * 100000)", "something else"),
+        (
+            "print('{\"vocabulary\":1,\"tokens\":[],\"prompts\":[],\"greedy_text\":\"\",\"greedy_ended\":true,"
+            "\"load_s\":0,\"score_s\":0}')",
+            "other questions",
+        ),
+    ],
+)  # fmt: skip
+async def test_a_child_taken_over_by_its_file_is_not_believed(
+    request_: child.Request, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: str, says: str
+) -> None:
+    """Only an answer of exactly the asked shape counts, whatever else the process prints."""
+    other = tmp_path / "other.py"
+    other.write_text(code)
+    monkeypatch.setattr(child, "SCRIPT", other)
+
+    with pytest.raises(child.ChildFailed, match=says):
+        await child.ask(request_, 1 << 20)
+
+
+async def test_this_workstation_can_verify(tmp_path: Path) -> None:
+    """Where the test environment is whole, nothing stands in the way of a small model."""
+    assert await workstation.check(tmp_path / "new", needed=1, largest=1, depth="full") == []
+
+
+async def test_a_model_too_large_is_objected_to_before_renting(tmp_path: Path) -> None:
+    """Disk and memory that are not there are named, each with what mends it; depth "hash" needs no memory."""
+    full = await workstation.check(tmp_path, needed=1 << 60, largest=1 << 60, depth="full")
+    hashed = await workstation.check(tmp_path, needed=1 << 60, largest=1 << 60, depth="hash")
+
+    assert ["needed for the model" in full[0].problem, "memory" in full[1].problem] == [True, True]
+    assert all(objection.mend for objection in full)
+    assert hashed == full[:1]
+
+
+async def test_a_missing_verifier_names_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without llama-cpp-python the command that installs it is given."""
+    monkeypatch.setattr(child, "missing", lambda: "llama_cpp")
+
+    (objection,) = await workstation.check(tmp_path, needed=1, largest=1, depth="full")
+
+    assert "llama_cpp" in objection.problem
+    assert objection.mend == "pip install 'homeport[verify]'"
+
+
+async def test_a_broken_verifier_is_found_by_running_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An installed library that crashes at its first use (compiled for another processor) is found at submit."""
+    crash = tmp_path / "crash.py"
+    crash.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGILL)\n")
+    monkeypatch.setattr(child, "SCRIPT", crash)
+
+    (objection,) = await workstation.check(tmp_path, needed=1, largest=1, depth="full")
+
+    assert "does not run here" in objection.problem

@@ -1,0 +1,280 @@
+"""The model folder and its receipt: one rename, repeatable after a crash, and nothing that changes unseen."""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from daemon.artifacts import folder, levels, receipt
+from daemon.artifacts.verify import Report
+from daemon.errors import Refused
+from remote_payload.contract import ArtifactFile, ContractError, Manifest, Role
+
+FILES: dict[str, tuple[Role, bytes]] = {
+    "m-Q8_0.gguf": (Role.GGUF, b"weights" * 1000),
+    "adapter/adapter_config.json": (Role.ADAPTER, b"{}"),
+    "tokenizer/tokenizer.json": (Role.TOKENIZER, b'{"added_tokens": [{"content": "<|im_end|>"}]}'),
+    "tokenizer/tokenizer_config.json": (Role.TOKENIZER, b'{"eos_token": "<\\" end>"}'),
+    "metrics.jsonl": (
+        Role.METRICS,
+        b'{"stage":"SFT","step":1,"loss":2.5}\nnot json\n[1]\n{"stage":"SFT","step":9,"loss":1.25}\n'
+        b'{"stage":"DPO","step":3,"loss":NaN}\n',
+    ),
+}
+REPORT = Report(
+    passed=True,
+    depth="full",
+    levels=(levels.passed(levels.BEHAVIOUR, {"Q8_0": {"kl_mean": 0.001, "top1": 0.99}}, ("a warning",)),),
+)
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    """A models folder with one verified download in it."""
+    for name, (_, content) in FILES.items():
+        path = tmp_path / ".incoming-abc123" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return tmp_path
+
+
+def manifest() -> Manifest:
+    files = [
+        ArtifactFile(f"run/out/{name}", role, len(content), hashlib.sha256(content).hexdigest(), [], None)
+        for name, (role, content) in FILES.items()
+    ]
+    files[0] = dataclasses.replace(files[0], quant="Q8_0")
+    return Manifest("abc123", 1, "nonce", 0.0, 8 << 20, files)
+
+
+def settle(models: Path, **changes: Any) -> receipt.Receipt:
+    settings: dict[str, Any] = {
+        "manifest": manifest(),
+        "manifest_sha256": "5e" * 32,
+        "name": "forex",
+        "report": REPORT,
+        "spec_text": "version: 1\n",
+        "base_model": "org/base",
+    }
+    return folder.settle(models, models / ".incoming-abc123", **settings | changes)
+
+
+def test_everything_lies_in_its_place(models: Path) -> None:
+    """The folder holds model, card, recipe, sums, spec and receipt, read-only; `current` names it; incoming is gone."""
+    log = models / "job.log"
+    log.write_text("line\n")
+
+    done = settle(models, log_file=log)
+
+    home = models / "forex" / "v1-abc123"
+    assert done.folder == str(home)
+    assert sorted(str(path.relative_to(home)) for path in home.rglob("*") if path.is_file()) == sorted(
+        [*FILES, "Modelfile", "README.md", "SHA256SUMS", "job.yaml", "logs/daemon.txt", "receipt.json"]
+    )
+    assert {path.stat().st_mode & 0o777 for path in home.rglob("*") if path.is_file()} == {0o444}
+    assert (models / "forex" / "current").read_text() == "v1-abc123\n"
+    assert not (models / ".incoming-abc123").exists()
+    assert (home / "job.yaml").read_text() == "version: 1\n"
+
+
+def test_the_texts_say_what_was_done(models: Path) -> None:
+    """The card has base, losses and the local numbers; the recipe stops at the known end of a turn, and only at it."""
+    settle(models)
+
+    home = models / "forex" / "v1-abc123"
+    card = (home / "README.md").read_text()
+    assert card.startswith('---\nbase_model: "org/base"\n')
+    assert "| SFT | 9 | 2.5000 | 1.2500 |" in card
+    assert "| DPO |" not in card
+    assert "| 7000 | 0.00100 | 99.0% |" in card
+    assert "Note: a warning" in card
+    assert (home / "Modelfile").read_text() == 'FROM ./m-Q8_0.gguf\nPARAMETER stop "<|im_end|>"\n'
+
+
+def test_sums_are_of_every_file_but_themselves_and_the_receipt(models: Path) -> None:
+    """Each line of SHA256SUMS is true of the file it names."""
+    home = Path(settle(models).folder)
+
+    sums = dict(reversed(line.split("  ")) for line in (home / "SHA256SUMS").read_text().splitlines())
+
+    present = {str(p.relative_to(home)) for p in home.rglob("*") if p.is_file()}
+    assert set(sums) == present - {"SHA256SUMS", "receipt.json"}
+    assert all(hashlib.sha256((home / path).read_bytes()).hexdigest() == digest for path, digest in sums.items())
+
+
+def test_settling_twice_is_settling_once(models: Path) -> None:
+    """A crash after the rename repeats the call: same folder, same receipt, no second version."""
+    first = settle(models)
+
+    assert settle(models) == first
+    assert folder.settled(models, name="forex", job="abc123", manifest_sha256="5e" * 32) == first
+    assert [path.name for path in (models / "forex").glob("v*")] == ["v1-abc123"]
+
+
+class Killed(Exception):
+    """Stands for kill -9: nothing after it runs."""
+
+
+@pytest.mark.parametrize("step", range(60))  # more than settling makes
+def test_killed_at_any_step_it_can_be_called_again(models: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Whichever replace, chmod, rename or sync is the last one done, the next call ends with the same whole folder."""
+    left = step
+
+    def counted(real: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            nonlocal left
+            if left == 0:
+                raise Killed
+            left -= 1
+            return real(*args, **kwargs)
+
+        return call
+
+    with monkeypatch.context() as patched:
+        for owner, name in ((os, "replace"), (os, "rename"), (os, "chmod"), (os, "fsync")):
+            patched.setattr(owner, name, counted(getattr(os, name)))
+        with contextlib.suppress(Killed):
+            settle(models)
+
+    done = settle(models)
+
+    assert receipt.recheck(done) is None
+    assert folder.settled(models, name="forex", job="abc123", manifest_sha256="5e" * 32) == done
+    assert [path.name for path in (models / "forex").iterdir() if path.is_dir()] == ["v1-abc123"]
+    assert (models / "forex" / "current").read_text() == "v1-abc123\n"
+    assert not list(models.glob(".incoming-*"))
+
+
+def test_another_job_of_the_same_name_is_the_next_version(models: Path) -> None:
+    """Versions count up, and `current` follows the newest."""
+    settle(models)
+    (models / "forex" / "v7-older9").mkdir()
+    (models / ".incoming-xyz789").mkdir()
+    for name, (_, content) in FILES.items():
+        path = models / ".incoming-xyz789" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+    done = folder.settle(
+        models, models / ".incoming-xyz789", manifest=dataclasses.replace(manifest(), job="xyz789"),
+        manifest_sha256="77" * 32, name="forex", report=REPORT, spec_text="", base_model="b",
+    )  # fmt: skip
+
+    assert Path(done.folder).name == "v8-xyz789"
+    assert (models / "forex" / "current").read_text() == "v8-xyz789\n"
+
+
+@pytest.mark.parametrize("name", ["../up", "a/b", "", ".hidden", "/etc"])
+def test_a_name_that_leaves_the_folder_is_refused(models: Path, name: str) -> None:
+    """A model's name is one plain component of a path."""
+    with pytest.raises(Refused):
+        settle(models, name=name)
+
+
+def test_a_failed_report_gets_no_receipt(models: Path) -> None:
+    """Nothing that did not pass can be settled, whoever asks."""
+    failed = Report(False, "full", (levels.failed(levels.BYTES, "wrong"),))
+
+    with pytest.raises(ValueError, match="wrong"):
+        settle(models, report=failed)
+
+    assert (models / ".incoming-abc123").exists()
+
+
+def touch(path: Path) -> None:
+    os.utime(path, ns=(1, 1))
+
+
+def rewrite(path: Path) -> None:
+    status = path.stat()
+    content = path.read_bytes()
+    path.unlink()
+    path.write_bytes(content)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def append(path: Path) -> None:
+    path.chmod(0o644)
+    with open(path, "ab") as file:
+        file.write(b"x")
+
+
+def replace_by_link(path: Path) -> None:
+    path.rename(path.with_suffix(".moved"))
+    path.symlink_to(path.with_suffix(".moved"))
+
+
+def remove_folder(path: Path) -> None:
+    path.parent.rename(path.parent.with_name("elsewhere"))
+
+
+CHANGES = [
+    (Path.unlink, "is gone"),
+    (touch, "was changed"),
+    (rewrite, "was changed"),
+    (append, "was changed"),
+    (replace_by_link, "no longer a plain file"),
+    (remove_folder, "is gone"),
+]
+
+
+@pytest.mark.parametrize(("change", "says"), CHANGES)
+def test_the_receipt_notices(models: Path, change: Any, says: str) -> None:
+    """Deleted, touched, copied over, lengthened, linked or moved: the receipt is no longer true and says of what."""
+    keep = models / "keep"  # holds the freed inode, which the next file would get again
+    done = settle(models)
+    path = Path(done.folder, "m-Q8_0.gguf")
+    os.link(path, keep)
+    assert receipt.recheck(done) is None
+
+    change(path)
+
+    problem = receipt.recheck(done)
+    assert problem is not None
+    assert says in problem and "m-Q8_0.gguf" in problem
+
+
+def test_a_receipt_survives_its_file(models: Path) -> None:
+    """receipt.json, and the parts that the database keeps, give back the same receipt."""
+    done = settle(models)
+
+    assert receipt.load(Path(done.folder, "receipt.json").read_text()) == done
+    files = [dataclasses.asdict(file) for file in done.files]
+    assert receipt.Receipt.from_json(done.folder, done.manifest_sha256, done.level, files, list(done.levels)) == done
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": "homeport.receipt/2"}', "null"])
+def test_what_is_no_receipt_is_refused(text: str) -> None:
+    """A damaged receipt.json is an error, not an empty receipt."""
+    with pytest.raises(ContractError):
+        receipt.load(text)
+
+
+def test_a_receipt_that_names_files_elsewhere_is_refused(models: Path) -> None:
+    """Paths in a receipt stay in its folder."""
+    raw = json.loads(Path(settle(models).folder, "receipt.json").read_text())
+    raw["files"][0]["path"] = "../../etc/passwd"
+
+    with pytest.raises(ContractError):
+        receipt.load(json.dumps(raw))
+
+
+def test_a_lost_model_goes_back_to_where_downloads_arrive(models: Path) -> None:
+    """After a file was deleted the rest is kept, writable, for the next download; settling again is a new version."""
+    home = Path(settle(models).folder)
+    (home / "m-Q8_0.gguf").unlink()
+
+    folder.set_aside(home)
+    folder.set_aside(home)
+
+    incoming = models / ".incoming-abc123"
+    assert not home.exists()
+    assert not (incoming / "receipt.json").exists()
+    assert (incoming / "metrics.jsonl").stat().st_mode & 0o200
+    (incoming / "m-Q8_0.gguf").write_bytes(FILES["m-Q8_0.gguf"][1])
+    assert receipt.recheck(settle(models)) is None
