@@ -48,8 +48,7 @@ def answer_all(model: Any, prompts: list[Prompt], stops: frozenset[int]) -> list
     for prompt in prompts:
         if len(answers) >= PROMPTS and sum(len(a.logs) for a in answers) >= ENOUGH:
             break
-        ids = prompt.ids + _greedy(model, prompt.ids, stops)
-        answers.append(Answer(prompt, ids, log_probabilities(model, ids, len(prompt.ids))))
+        answers.append(_answer(model, prompt, stops))
     return answers
 
 
@@ -62,16 +61,17 @@ def log_probabilities(model: Any, ids: list[int], start: int) -> Logs:
 
 
 @torch.inference_mode()
-def _greedy(model: Any, ids: list[int], stops: frozenset[int]) -> list[int]:
-    """The likeliest next tokens, up to and with the first that ends a turn."""
-    answer: list[int] = []
-    feed, cache = ids, None
-    while len(answer) < POSITIONS and not (answer and answer[-1] in stops):
+def _answer(model: Any, prompt: Prompt, stops: frozenset[int]) -> Answer:
+    """The likeliest next tokens, the last one ending the turn, and the distribution each was taken from."""
+    ids, rows = list(prompt.ids), []
+    feed, cache = prompt.ids, None
+    while len(rows) < POSITIONS and not (rows and ids[-1] in stops):
         step = model(input_ids=torch.tensor([feed], device=model.device), past_key_values=cache, use_cache=True)
         cache = step.past_key_values
-        feed = [int(step.logits[0, -1].argmax())]
-        answer += feed
-    return answer
+        rows.append(step.logits[0, -1].double().log_softmax(-1).cpu().numpy())
+        feed = [int(rows[-1].argmax())]
+        ids += feed
+    return Answer(prompt, ids, np.stack(rows))
 
 
 def divergence(ours: Logs, theirs: Logs) -> Logs:
