@@ -21,7 +21,7 @@ from daemon.box.address import BoxAddress
 from daemon.box.contact import ANSWER_S, REPLY_BYTES, Contact
 from daemon.box.download import Download, DurableChunks, TransferProgress, names
 from daemon.box.lines import whole_lines
-from daemon.box.link import CountBytes
+from daemon.box.meter import CountBytes, Meter
 from daemon.box.payload import upload_payload
 from daemon.box.rescue import fetch_folder
 from daemon.box.upload import Upload, upload
@@ -66,8 +66,9 @@ class Box:
     def __init__(
         self, address: BoxAddress, key: Path, *, on_bytes: CountBytes | None = None, patience_s: float = PATIENCE_S
     ) -> None:
-        """`key`: our private key file. `on_bytes` hears of bytes (up, down) as they pass."""
-        self._contact = Contact(address, asyncssh.read_private_key(key), on_bytes or (lambda up, down: None))
+        """`key`: our private key file. `on_bytes` hears of bytes (up, down), once a second while they pass."""
+        self._meter = Meter(on_bytes or (lambda up, down: None))
+        self._contact = Contact(address, asyncssh.read_private_key(key), self._meter.count)
         self._patience_s = patience_s
 
     @property
@@ -218,6 +219,7 @@ class Box:
 
     async def aclose(self) -> None:
         self._contact.close()
+        self._meter.flush()
 
     def _parsed(self, kind: type[_T], text: str | bytes, source: str) -> _T:
         try:

@@ -15,7 +15,8 @@ import asyncssh
 from daemon.box import challenge
 from daemon.box.address import BoxAddress
 from daemon.box.command import Reply
-from daemon.box.link import CountBytes, Link, connect, translated
+from daemon.box.link import Link, connect, translated
+from daemon.box.meter import CountBytes
 from daemon.errors import HostKeyChanged, LinkLost, RemoteFailed, TransferFailed
 from remote_payload import contract
 from remote_payload.contract import ContractError, Output

@@ -33,7 +33,7 @@ class DurableChunks(Protocol):
         ...
 
     def record(self, path: str, bitmap: bytes, *, complete: bool, resent: int, bad: int) -> None:
-        """Replace it. `resent` bytes and `bad` chunks are those since the last call; `complete`: it is home."""
+        """Replace it. `resent` (bytes) and `bad` (chunks) are this run's totals; `complete`: the file is home."""
         ...
 
 
@@ -123,31 +123,34 @@ class Download:
         self._done = 0
         self._resent: Counter[str] = Counter()  # bytes, by file
         self._bad: Counter[str] = Counter()  # chunks, by file
-        self._told: Counter[tuple[str, str]] = Counter()  # what `durable` knows of the two above
         self._uncommitted = 0
         self._commit_due = asyncio.Event()
 
     async def run(self) -> None:
         """Raises LinkLost, TransferFailed, or OSError of the local disk; what is durable then is kept."""
-        arriving = [part for part in self._parts if not await self._already_home(part)]
+        arriving = [part for part in self._parts if not await self._is_home(part)]
         await Traffic(
             deque(arriving), self._check_source, self._dial, count=1, outstanding=READS, patience_s=self._patience_s
         ).run()
+        for part in arriving:
+            await self._resume(part)
         while arriving:
             self._todo.extend(block for part in arriving for chunk in part.missing for block in _blocks(part, chunk))
             await self._carry(arriving)
             arriving = [part for part in arriving if not await self._bring_home(part)]
         self._report()
 
-    async def _already_home(self, part: PartFile) -> bool:
+    async def _is_home(self, part: PartFile) -> bool:
+        if not await asyncio.to_thread(part.is_finished):
+            return False
+        self._done += part.file.size
+        return True
+
+    async def _resume(self, part: PartFile) -> None:
         file = part.file
-        if await asyncio.to_thread(part.is_finished):
-            self._done += file.size
-            return True
         recorded = self._durable.load(file.path, file.sha256, file.size, part.chunk_size)
         self._bad[file.path] += await asyncio.to_thread(part.open, recorded)
         self._done += sum(part.span(chunk)[1] for chunk in part.written)
-        return False
 
     async def _check_source(self, lane: Lane, part: PartFile) -> None:
         """A source that is absent, shorter or longer is another file: say so before the first byte."""
@@ -228,13 +231,8 @@ class Download:
                     self._record(part)
 
     def _record(self, part: PartFile, *, complete: bool = False) -> None:
-        """Tell the durable set, whose `resent` and `bad` are increments."""
         path = part.file.path
-        resent = self._resent[path] - self._told[path, "resent"]
-        bad = self._bad[path] - self._told[path, "bad"]
-        self._durable.record(path, part.bitmap, complete=complete, resent=resent, bad=bad)
-        self._told[path, "resent"] += resent
-        self._told[path, "bad"] += bad
+        self._durable.record(path, part.bitmap, complete=complete, resent=self._resent[path], bad=self._bad[path])
 
     async def _bring_home(self, part: PartFile) -> bool:
         """Re-read the whole file; give it its name, or have its damaged chunks fetched again."""

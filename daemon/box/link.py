@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import asyncssh
 
 from daemon.box.address import BoxAddress
 from daemon.box.command import SHELL, Reply, framed, unframed
+from daemon.box.meter import CountBytes
 from daemon.errors import AccessDenied, HostKeyChanged, LinkLost, RemoteFailed, TransferFailed
-
-CountBytes = Callable[[int, int], None]  # bytes up, bytes down
 
 WINDOW = 16 << 20  # bytes; asyncssh moves window / (2 round trips), so its default of 2 MiB gives 7 MB/s at 150 ms
 MAX_PACKET = 261_120  # bytes; OpenSSH takes 256 KiB a packet, headers included

@@ -55,8 +55,11 @@ async def fetch_folder(
     Checkpoint manifests come last: a checkpoint.json at home means that all asked for of it is there. Raises
     TransferFailed when a file vanishes meanwhile or hashes wrong TRIES times; may be called again.
     """
-    contract.checked_path(remote)
-    wanted = await _list(contact, remote, tuple(only))
+    try:
+        contract.checked_path(remote)
+        wanted = await _list(contact, remote, tuple(only))
+    except ContractError as error:
+        raise TransferFailed(f"{contact.name}: {remote}: {error}") from error
     manifests = [file for file in wanted if file.path.name == contract.CHECKPOINT_MANIFEST]
     others = [file for file in wanted if file.path.name != contract.CHECKPOINT_MANIFEST]
     home = await _bring(contact, remote, folder, others, patience_s)
@@ -85,7 +88,7 @@ async def _bring(contact: Contact, remote: str, folder: Path, files: list[_Wante
 
 
 async def _list(contact: Contact, remote: str, only: tuple[str, ...]) -> list[_Wanted]:
-    """Regular files only: links and devices of the box are not followed."""
+    """Regular files only: links and devices are not followed. Raises ContractError for a name not to trust."""
     link = await contact.link()
     sftp = await link.sftp()
     found: list[_Wanted] = []
@@ -123,15 +126,9 @@ async def _choose(
     text = await contact.read_whole(f"{remote}/{here}/{contract.CHECKPOINT_MANIFEST}")
     if text is None:
         return []  # rotated away since it was listed
-    try:
-        promised = contract.load(Checkpoint, text).files
-        paths = [contract.checked_path(file.path) for file in promised]
-    except ContractError as error:
-        raise TransferFailed(f"{contact.name}: {remote}/{here}: {error}") from error
+    promised = [(contract.checked_path(file.path), file) for file in contract.load(Checkpoint, text).files]
     named = [
-        _Wanted(here / path, file.size, file.sha256)
-        for file, path in zip(promised, paths, strict=True)
-        if not only or path.name.endswith(only)
+        _Wanted(here / path, file.size, file.sha256) for path, file in promised if not only or path.name.endswith(only)
     ]
     return [*named, _Wanted(here / contract.CHECKPOINT_MANIFEST, len(text), hashlib.sha256(text).hexdigest())]
 

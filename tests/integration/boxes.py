@@ -96,8 +96,8 @@ class DurableFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.resent = 0
-        self.bad = 0
+        self.resent: dict[str, int] = {}
+        self.bad: dict[str, int] = {}
         self.complete: set[str] = set()
 
     def load(self, path: str, sha256: str, size: int, chunk_size: int) -> bytes:
@@ -110,8 +110,8 @@ class DurableFile:
         beside = self._path.with_suffix(".new")
         beside.write_text(json.dumps(known))
         beside.replace(self._path)
-        self.resent += resent
-        self.bad += bad
+        self.resent[path] = resent
+        self.bad[path] = bad
         if complete:
             self.complete.add(path)
 

@@ -65,17 +65,20 @@ async def test_only_the_asked_suffixes_come_and_nothing_comes_twice(tmp_path: Pa
             nonlocal down
             down += more
 
+        first = Box(there.address(), there.key, on_bytes=count)
+        await first.prove()
+        await first.fetch_folder("run/sft", tmp_path / "home", (".safetensors",))
+        await first.aclose()
+        carried, down = down, 0
+
         box = Box(there.address(), there.key, on_bytes=count)
         await box.prove()
-        await box.fetch_folder("run/sft", tmp_path / "home", (".safetensors",))
-        first, down = down, 0
-
         again = await box.fetch_folder("run/sft", tmp_path / "home", (".safetensors",))
+        await box.aclose()
 
         assert {o.path for o in again} == {"checkpoint-100/adapter_model.safetensors", "checkpoint-100/checkpoint.json"}
         assert not (tmp_path / "home/checkpoint-100/optimizer.pt").exists()
-        assert down < 16_384 < first
-        await box.aclose()
+        assert down < 16_384 < 2_000_000 < carried
 
 
 async def test_a_checkpoint_that_hashes_wrong_fails(tmp_path: Path) -> None:
@@ -89,6 +92,19 @@ async def test_a_checkpoint_that_hashes_wrong_fails(tmp_path: Path) -> None:
             await box.fetch_folder("run/sft", tmp_path / "home")
 
         assert not (tmp_path / "home/checkpoint-100/checkpoint.json").exists()
+
+
+async def test_a_name_that_no_file_here_may_have_fails(tmp_path: Path) -> None:
+    """A path of the box that leaves its folder, or would not be one name here, is refused in the daemon's own terms."""
+    async with proven(tmp_path) as (there, box):
+        (there.root / "run/sft").mkdir(parents=True)
+        (there.root / "run/sft" / "C:evil\\log.txt").write_text("x")
+
+        for remote in ("run/sft", "../box", "/etc"):
+            with pytest.raises(TransferFailed):
+                await box.fetch_folder(remote, tmp_path / "home")
+
+        assert not (tmp_path / "home").exists()
 
 
 async def test_links_of_the_box_are_not_followed(tmp_path: Path) -> None:

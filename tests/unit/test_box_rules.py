@@ -13,7 +13,6 @@ import pytest
 import daemon.box
 from daemon.box import challenge
 from daemon.box.keys import own_key
-from daemon.box.part import bitmap_of, chunks_of
 
 
 def test_host_keys_are_always_checked() -> None:
@@ -62,11 +61,3 @@ def test_an_answer_is_bound_to_nonce_key_and_secret() -> None:
     assert not challenge.is_right(answer, "secret", challenge.question("nonce", "ssh-ed25519 BBBB"))
     assert not challenge.is_right(answer, "another", asked)
     assert not challenge.is_right("", "secret", asked)
-
-
-def test_bitmaps_say_what_they_were_given() -> None:
-    """Bit i of byte i // 8 is chunk i; a bitmap of a longer file claims nothing beyond the end."""
-    assert bitmap_of({0, 9}, 10) == b"\x01\x02"
-    assert chunks_of(b"\x01\x02", 10) == {0, 9}
-    assert chunks_of(b"\xff\xff", 3) == {0, 1, 2}
-    assert chunks_of(b"", 10) == set()
