@@ -14,20 +14,25 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
 import psutil
 
-from . import box
+from remote_payload.contract import write_whole
+
+from . import power
+from .boxspec import CUT_FILE, MARK, PROCESS_FILE, SPEC_FILE, USER, BoxSpec, authorized_keys, onstart_log
 from .images import Image
 from .instances import Instance
-from .ledger import Traffic
+from .traffic import Traffic
 
 PORTS = range(20_000, 32_000)  # below the ephemeral ports, so that no client connection takes one before its box does
 PID_FILE = "sandbox.pid"  # in the sandbox's directory, replaced at each start
 TERMINATE_WITHIN_S = 5.0
+RESTART_AFTER_S = 1.0
 
 
 class Boxes:
@@ -37,7 +42,8 @@ class Boxes:
         self._root = root
         self._url = url
         self._children: dict[int, subprocess.Popen[bytes]] = {}
-        (root / PID_FILE).write_text(str(os.getpid()))
+        self._started_at: dict[int, float] = {}
+        write_whole(root / PID_FILE, str(os.getpid()))
 
     def home(self, instance_id: int) -> Path:
         return self._root / "instances" / str(instance_id)
@@ -53,17 +59,17 @@ class Boxes:
 
     def allow(self, instance: Instance, now: float) -> None:
         """Write the keys that are effective at `now`; sshd reads the file at every login."""
-        file = box.authorized_keys(self.home(instance.id))
+        file = authorized_keys(self.home(instance.id))
         text = "".join(f"{key.public_key}\n" for key in instance.keys if key.effective_at <= now)
         if not file.exists() or file.read_text() != text:
-            file.write_text(text)
+            write_whole(file, text)
 
     def start(self, instance: Instance, *, boot: bool) -> None:
         """Start the sshd of a running instance; with `boot` its container too, which runs onstart."""
         if instance.ports is None:
             raise ValueError(f"instance {instance.id} is not running")
         home, folder = self.home(instance.id), self._folder(instance.id)
-        spec = box.BoxSpec(
+        spec = BoxSpec(
             id=instance.id,
             home=str(home),
             ports=instance.ports,
@@ -73,8 +79,7 @@ class Boxes:
             env={name: value for name, value in instance.env.items() if not name.startswith("-")},
             onstart=instance.onstart,
         )
-        (folder / box.SPEC_FILE).touch(mode=0o600)  # it carries the instance's key and environment
-        (folder / box.SPEC_FILE).write_text(json.dumps(asdict(spec)))
+        write_whole(folder / SPEC_FILE, json.dumps(asdict(spec)))
         with open(folder / "sshd.log", "ab") as log:
             child = subprocess.Popen(
                 [sys.executable, "-m", "daemon.sandbox.box", str(folder), *(["--boot"] if boot else [])],
@@ -82,8 +87,11 @@ class Boxes:
                 start_new_session=True, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
         self._children[instance.id] = child
-        started = psutil.Process(child.pid).create_time()
-        (folder / box.PROCESS_FILE).write_text(json.dumps({"pid": child.pid, "create_time": started}))
+        self._started_at[instance.id] = time.monotonic()
+
+    def may_start(self, instance_id: int) -> bool:
+        """Whether the last start is long enough ago: a box that cannot come up is not tried at every tick."""
+        return time.monotonic() - self._started_at.get(instance_id, float("-inf")) >= RESTART_AFTER_S
 
     def _session_env(self, instance: Instance) -> dict[str, str]:
         """All that a command sees; the create call's own variables are for onstart only, as on the market."""
@@ -91,13 +99,13 @@ class Boxes:
             "HOME": str(self.home(instance.id)),
             "PATH": "/usr/local/bin:/usr/bin:/bin",
             "LANG": "C.UTF-8",
-            "USER": box.USER,
+            "USER": USER,
             "SHELL": "/bin/bash",
             "CONTAINER_ID": str(instance.id),
             "CONTAINER_API_KEY": instance.api_key,
             "VAST_CONTAINERLABEL": f"C.{instance.id}",
             "VAST_URL": self._url,
-            box.MARK: str(instance.id),
+            MARK: str(instance.id),
         }
 
     def is_up(self, instance_id: int) -> bool:
@@ -105,10 +113,11 @@ class Boxes:
         return self._process(instance_id) is not None
 
     def _process(self, instance_id: int) -> psutil.Process | None:
+        """Our own child, or the one an earlier sandbox left listening."""
         child = self._children.get(instance_id)
-        if child is not None and child.poll() is not None:
-            del self._children[instance_id]
-        file = self._folder(instance_id) / box.PROCESS_FILE
+        if child is not None and child.poll() is None:
+            return psutil.Process(child.pid)
+        file = self._folder(instance_id) / PROCESS_FILE
         if not file.exists():
             return None
         known = json.loads(file.read_text())
@@ -124,12 +133,14 @@ class Boxes:
         process = self._process(instance_id)
         if process is not None:
             process.terminate()
-            await asyncio.to_thread(psutil.wait_procs, [process], TERMINATE_WITHIN_S)
-            self._process(instance_id)  # reaps our own child
+            _, stubborn = await asyncio.to_thread(psutil.wait_procs, [process], TERMINATE_WITHIN_S)
+            for process in stubborn:
+                process.kill()
+            self.is_up(instance_id)  # reaps our own child
 
     def cut_after(self, instance_id: int, after_bytes: int) -> None:
         """Order the running box to drop its connections once so many more bytes have passed."""
-        file = self._folder(instance_id) / box.CUT_FILE
+        file = self._folder(instance_id) / CUT_FILE
         beside = file.with_suffix(".tmp")
         beside.write_text(json.dumps({"after_bytes": after_bytes}))
         beside.replace(file)
@@ -137,7 +148,7 @@ class Boxes:
     async def switch_off(self, instance_id: int) -> None:
         """Stop the container: sshd and every process started in it."""
         await self.silence(instance_id)
-        await asyncio.to_thread(box.switch_off, self.home(instance_id), instance_id)
+        await asyncio.to_thread(power.switch_off, self.home(instance_id), instance_id)
 
     async def wipe(self, instance_id: int) -> None:
         """Delete the box's disk. Its traffic stays known."""
@@ -148,12 +159,11 @@ class Boxes:
         return self.home(instance_id).exists()
 
     def traffic(self, instance_id: int) -> Traffic:
-        file = self._folder(instance_id) / box.TRAFFIC_FILE
-        return Traffic(**json.loads(file.read_text())) if file.exists() else Traffic()
+        return Traffic.read(self._folder(instance_id))
 
     def log(self, instance_id: int) -> str:
         """What the container printed: onstart's output, after sshd's."""
-        files = (self._folder(instance_id) / "sshd.log", box.onstart_log(self.home(instance_id)))
+        files = (self._folder(instance_id) / "sshd.log", onstart_log(self.home(instance_id)))
         return "".join(file.read_text(errors="replace") for file in files if file.exists())
 
 

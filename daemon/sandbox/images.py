@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from shlex import quote
 
-from . import replay
+from . import recording, replay
 
 FILE = "images.json"
 REPLAYS = "replay"
@@ -33,7 +33,7 @@ class Image:
         wrapper.parent.mkdir(parents=True, exist_ok=True)
         if REPLAYS in self.name:
             tape = home / ".tape"
-            replay.unpack(replay.RECORDING, tape)
+            recording.unpack(recording.RECORDING, tape)
             wrapper.write_text(self._player(wrapper, tape))
         else:
             wrapper.write_text(f'#!/bin/sh\nexec {quote(self.python)} "$@"\n')
@@ -48,7 +48,7 @@ class Image:
             f'export PYTHONPATH={quote(str(tape / "installed"))}"${{PYTHONPATH:+:$PYTHONPATH}}"\n'
             f'case "$2" in {played})\n'
             "    module=${2#remote_payload.}; shift 2\n"
-            f'    exec {quote(self.python)} -P {quote(replay.__file__)} play {quote(str(tape))} "$module" "$@" ;;\n'
+            f'    exec {quote(self.python)} -P {quote(replay.__file__)} {quote(str(tape))} "$module" "$@" ;;\n'
             "esac\n"
             f'exec {quote(self.python)} "$@"\n'
         )

@@ -11,12 +11,13 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from .billing import Cost, Interval, cost
 from .instances import Instance, Key, Rates
+from .traffic import Traffic
 
 FIRST_INSTANCE_ID = 7_000_001
 OPENING_CREDIT = 100.0  # dollars
@@ -40,14 +41,6 @@ CREATE TABLE IF NOT EXISTS journal (
 CREATE TRIGGER IF NOT EXISTS journal_keeps BEFORE UPDATE ON journal BEGIN SELECT RAISE(ABORT, 'append-only'); END;
 CREATE TRIGGER IF NOT EXISTS journal_stays BEFORE DELETE ON journal BEGIN SELECT RAISE(ABORT, 'append-only'); END;
 """
-
-
-@dataclass(frozen=True)
-class Traffic:
-    """Bytes into and out of a box since it was created."""
-
-    bytes_in: int = 0
-    bytes_out: int = 0
 
 
 class Ledger:

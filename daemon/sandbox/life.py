@@ -103,7 +103,7 @@ class Life:
         if instance.offline(now) or now < self._refused_until.get(instance.id, 0.0):
             if up:
                 await self._boxes.silence(instance.id)
-        elif not up:
+        elif not up and self._boxes.may_start(instance.id):
             self._boxes.start(instance, boot=instance.needs_boot)
             if instance.needs_boot:
                 self._ledger.change(instance.id, needs_boot=False)

@@ -48,7 +48,7 @@ class Sandbox:
 
 async def serve(sandbox: Sandbox, announce: Callable[[str], None] = print) -> None:
     """Serve until SIGTERM or SIGINT; every process of every box ends with it. Raises OSError when the port is taken."""
-    root = sandbox.dir.absolute()
+    root = sandbox.dir.resolve()
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
     ledger = Ledger(root / LEDGER_FILE)
     listener = _listen(sandbox.port or int(ledger.remembered("port") or 0))

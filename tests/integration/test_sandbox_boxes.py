@@ -75,7 +75,7 @@ async def test_the_image_python_is_the_interpreter_asked_for(market: SandboxProc
 
 
 async def test_only_attached_keys_and_root_get_in(market: SandboxProcess) -> None:
-    """A stranger's key and another user are refused, and the refusal shows the banner."""
+    """A stranger's key and another user are refused."""
     instance = await market.rent()
     async with await market.connect(instance):
         pass
@@ -88,6 +88,27 @@ async def test_only_attached_keys_and_root_get_in(market: SandboxProcess) -> Non
     market.key = asyncssh.generate_private_key("ssh-ed25519")
     with pytest.raises(asyncssh.PermissionDenied):
         await market.login(port)
+
+
+async def test_the_banner_greets_before_the_login(market: SandboxProcess) -> None:
+    """The market's banner comes as sshd's, outside of any command's output."""
+    instance = await market.rent()
+    async with await market.connect(instance):
+        row = await market.show(instance)
+    assert row is not None
+    greetings: list[str] = []
+
+    class Client(asyncssh.SSHClient):
+        def auth_banner_received(self, msg: str, lang: str) -> None:
+            greetings.append(msg)
+
+    async with asyncssh.connect(
+        "127.0.0.1", int(row["ssh_port"]), username="root", client_keys=[market.key], known_hosts=None, config=None,
+        agent_path=None, client_factory=Client,
+    ) as box:  # fmt: skip
+        assert (await box.run("true")).stderr == ""
+    assert greetings
+    assert "Welcome to vast.ai" in greetings[0]
 
 
 async def test_the_proxy_reaches_the_same_box(market: SandboxProcess) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -188,8 +189,8 @@ async def test_ssh_can_refuse(market: SandboxProcess) -> None:
         try:
             async with await market.login(port):
                 return False
-        except ConnectionRefusedError:
-            return True
+        except (OSError, asyncssh.Error) as error:
+            return isinstance(error, ConnectionRefusedError)
 
     await until(refused)
     async with await market.connect(instance):
@@ -208,10 +209,11 @@ async def test_ssh_is_cut_after_the_bytes_ordered(market: SandboxProcess) -> Non
     await until(order_taken)
     stream = await box.create_process("head -c 50000000 /dev/zero", encoding=None)
     received = 0
-    with pytest.raises(asyncssh.ConnectionLost):
+    with pytest.raises((asyncssh.ConnectionLost, ConnectionError)):
         while chunk := await stream.stdout.read(65536):
             received += len(chunk)
-    await box.wait_closed()
+    with contextlib.suppress(ConnectionError):
+        await box.wait_closed()
 
     assert 1_000_000 < received < 6_000_000
     async with await market.connect(instance) as again:

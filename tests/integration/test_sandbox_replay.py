@@ -15,7 +15,7 @@ import asyncssh
 import pytest
 from sandboxes import ROOT, SandboxProcess, until
 
-from daemon.sandbox import replay
+from daemon.sandbox import recording
 from remote_payload import contract
 from remote_payload.contract import Done, Exit, JobFile, Manifest, Role, Stage
 
@@ -28,7 +28,7 @@ NANO = ROOT / "daemon" / "sandbox" / "models" / "nano"
 def tape(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The recording, unpacked: its job, its data, its files."""
     folder = tmp_path_factory.mktemp("tape") / "tape"
-    replay.unpack(replay.RECORDING, folder)
+    recording.unpack(recording.RECORDING, folder)
     return folder
 
 
@@ -58,7 +58,7 @@ class ReplayBox:
 
     async def run(self, words: str) -> tuple[int | None, str]:
         done = await self.connection.run(f"{RUN}.{words}")
-        return done.exit_status, str(done.stdout)
+        return done.exit_status, f"{done.stdout}{done.stderr}"
 
     async def over(self) -> str:
         """The phase in which the chain ended."""
@@ -133,7 +133,8 @@ async def test_wrong_counts_are_found_by_the_real_reader(box: ReplayBox) -> None
 async def test_a_killed_run_goes_on_to_the_same_end(box: ReplayBox, tape: Path, market: SandboxProcess) -> None:
     """After a reboot in the middle of SFT, `start` under the same nonce ends in the same model."""
     box.write_job(box.job)
-    assert (await box.run("prepare"))[0] == 0
+    code, said = await box.run("prepare")
+    assert code == 0, said
     first = box.job.stages[0]
     await box.run(f"run start --nonce {first.nonce}")
 
