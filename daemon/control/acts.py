@@ -237,7 +237,15 @@ class Acts:
             return
         report = await home.prove(lines.append)
         with w.database.write() as c:
-            events.add(c, "verify.report", w.clock.wall_ms(), job=self.job_id, passed=report.passed, levels=lines)
+            events.add(
+                c,
+                "verify.report",
+                w.clock.wall_ms(),
+                job=self.job_id,
+                passed=report.passed,
+                levels=lines,
+                sample=report.sample,
+            )
         if not report.passed:
             self.hold(s, HoldReason.VERIFY_FAILED, report.problem)
             return

@@ -63,12 +63,12 @@ def hub_name(model: str) -> tuple[str, str | None]:
 def build(job: Job, spec: JobSpec, stages: tuple[StageRun, ...], settings: Settings) -> JobFile:
     data = data_sets(job)
     repo, revision = hub_name(spec.model)
-    uploaded = local_model(job, spec) is not None
+    local = local_model(job, spec)
     return JobFile(
         job=job.id,
         attempt=job.attempt,
         name=spec.name,
-        model=ModelSource(name=spec.model, repo=None if uploaded else repo, revision=None if uploaded else revision),
+        model=ModelSource(local.name) if local else ModelSource(spec.model, repo, revision),
         stages=[StagePlan(Stage(run.stage), run.nonce, bool(run.fresh)) for run in stages],
         integration=integration(spec, data),
         lora=Lora(r=spec.lora.r, alpha=spec.lora.alpha, dropout=spec.lora.dropout),

@@ -27,7 +27,13 @@ def opened(folder: Path) -> Database:
 
 def add_job(c: Connection, job: str = JOB, **values: Any) -> None:
     row: dict[str, Any] = {
-        "id": job, "name": job, "request_id": job, "spec_text": "t", "spec_json": "{}", "spec_sha256": "s", "spec_dir": "/",
+        "id": job,
+        "name": job,
+        "request_id": job,
+        "spec_text": "t",
+        "spec_json": "{}",
+        "spec_sha256": "s",
+        "spec_dir": "/",
     }
     jobs.add(c, NOW, "person", **row | values)
     stages.begin_attempt(c, job, 1, "s", ["SFT", "DPO", "GGUF"], NOW, keep=[], fresh=True)
@@ -53,7 +59,18 @@ def start_stage(c: Connection, lease: int, state: OpState = OpState.DONE, job: s
     return operation
 
 
-def destroy(c: Connection, lease: int, permit: str | None, reference: int | None = None, instance: int = INSTANCE) -> int:
+def destroy(
+    c: Connection, lease: int, permit: str | None, reference: int | None = None, instance: int = INSTANCE
+) -> int:
     return operations.intend(
-        c, Kind.DESTROY, NOW, 1, {}, job_id=JOB, lease_id=lease, instance_id=instance, permit=permit, permit_ref=reference
+        c,
+        Kind.DESTROY,
+        NOW,
+        1,
+        {},
+        job_id=JOB,
+        lease_id=lease,
+        instance_id=instance,
+        permit=permit,
+        permit_ref=reference,
     )

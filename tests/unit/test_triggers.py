@@ -1,4 +1,4 @@
-"""The database keeps its rules against raw SQL: each trigger and index is shown firing, and letting the legal case by."""
+"""The database keeps its rules against raw SQL: each trigger and index is shown firing, and letting the legal by."""
 
 from __future__ import annotations
 
@@ -87,7 +87,8 @@ def _receipted(c: Connection) -> None:
 
 
 INSERT_DESTROY = (
-    "INSERT INTO operations (kind, state, job_id, lease_id, instance_id, permit, permit_ref, epoch, request, created_at) "
+    "INSERT INTO operations "
+    "(kind, state, job_id, lease_id, instance_id, permit, permit_ref, epoch, request, created_at) "
     f"VALUES ('destroy', 'INTENT', '{JOB}', 1, {INSTANCE}, {{permit}}, {{ref}}, 1, '{{{{}}}}', {NOW})"
 )
 REFUSED: list[tuple[str, Callable[[Connection], None], str]] = [

@@ -1,0 +1,46 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+# .venv      the daemon, the verifier and the test tools
+# .venv-box  the sandbox's box image: the payload's requirements, torch for the CPU, llama.cpp's converter
+
+PYTHON ?= python3
+BIN := .venv/bin
+BOX := .venv-box
+PYTEST := $(BIN)/python -m pytest
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+part = @start=$$(date +%s); $(2); code=$$?; echo "== $(1): $$(( $$(date +%s) - start )) s"; exit $$code
+
+.PHONY: demo test test-full setup lint bench clean
+
+demo: setup
+	@$(BIN)/jobctl demo --image $(BOX)
+
+setup: .venv/.made
+	$(call part,box image,$(BIN)/python -m daemon.sandbox.image $(BOX))
+
+.venv/.made: pyproject.toml
+	@echo "making .venv; llama-cpp-python is compiled from source, about 5 minutes on 2 cores"
+	$(call part,.venv,$(PYTHON) -m venv .venv && $(BIN)/python -m pip install --quiet -e '.[verify$(comma)test]' && touch $@)
+
+comma := ,
+
+test: setup lint
+	$(call part,unit,$(PYTEST) tests/unit)
+	$(call part,payload,$(PYTEST) tests/payload -m "not full")
+	$(call part,integration,$(PYTEST) tests/integration -m "not full")
+	$(call part,acceptance,$(PYTEST) tests/acceptance -m "not full")
+
+# What does not fit into `make test`; results with their date are in docs/operations.md.
+test-full: test
+	$(call part,full,$(PYTEST) tests -m full)
+
+lint: setup
+	$(call part,ruff,$(BIN)/ruff check . && $(BIN)/ruff format --check .)
+	$(call part,mypy,$(BIN)/mypy && $(BIN)/mypy --platform win32 && $(BIN)/mypy --platform darwin)
+
+# By hand; results go to docs/performance.md.
+bench: setup
+	@for file in tests/benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done
+
+clean:
+	rm -rf .venv .venv-box .cache build dist

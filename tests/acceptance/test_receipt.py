@@ -1,0 +1,47 @@
+"""Between VERIFIED and destroy the model on this disk must stay what the receipt says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import MakeHome, MakeJob
+from home import until
+
+
+def delete(model: Path) -> None:
+    model.unlink()
+
+
+def touch(model: Path) -> None:
+    model.chmod(0o644)
+    model.touch()
+
+
+def replace(model: Path) -> None:
+    content = model.read_bytes()
+    model.unlink()
+    model.write_bytes(content)
+
+
+@pytest.mark.parametrize("hurt", [delete, touch, replace])
+def test_model_changed_after_it_was_verified(home: MakeHome, job_file: MakeJob, hurt: Callable[[Path], None]) -> None:
+    """The receipt does not describe this disk any more: no destroy, HELD; fetched and verified again on resume."""
+    one = home()
+    one.start()
+    job = one.submit(job_file(destroy="ask"))
+    view = one.reach(job, "HELD")
+    assert (view["state"], view["hold"]["reason"]) == ("VERIFIED", "ASK_DESTROY")
+    hurt(Path(view["model_dir"]) / "quick-Q8_0.gguf")
+
+    one.jobctl("accept", job)
+    until(lambda: one.job(job)["state"] == "GGUF", "the loss is noticed")
+    view = one.reach(job, "HELD")
+
+    assert view["hold"]["reason"] == "ARTIFACT_LOST"
+    assert not one.journal("DELETE", "/instances/")
+    one.jobctl("resume", job)
+    until(lambda: one.job(job)["state"] == "VERIFIED", "verified again")
+    one.jobctl("accept", job)
+    one.reach(job, "DESTROYED")
