@@ -7,6 +7,7 @@ held against it.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +24,7 @@ CHAT_TEMPLATE = "chat_template.jinja"
 REQUIRED = (CONFIG, TOKENIZER)
 OPTIONAL = (TOKENIZER_CONFIG, CHAT_TEMPLATE)
 
+COMMIT = re.compile("[0-9a-f]{40}")
 MAX_BYTES = 128 << 20  # the largest tokenizer.json known is 33 MB
 TIMEOUT_S = 60.0
 
@@ -78,12 +80,14 @@ async def base_identity(
     """
     if local := _local_folder(model):
         return BaseIdentity(model, local)
+    if revision and (known := _cached(model, revision, cache)):
+        return known
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     root = f"{endpoint.rstrip('/')}/{quote(model)}/resolve"
     async with httpx.AsyncClient(headers=headers, timeout=TIMEOUT_S, follow_redirects=True) as hub:
         try:
             commit = await _commit(hub, model, f"{root}/{quote(revision or 'main', safe='')}/{CONFIG}")
-            folder = cache / f"{model.replace('/', '--')}@{commit}"
+            folder = _cache_folder(model, commit, cache)
             folder.mkdir(parents=True, exist_ok=True)
             for name in (*OPTIONAL, *REQUIRED):
                 if not (folder / name).exists():
@@ -93,6 +97,17 @@ async def base_identity(
             raise WorkstationUnfit(f"{model}: the model hub does not answer: {error}", hint=hint) from error
     _require(model, folder)
     return BaseIdentity(model, folder, commit)
+
+
+def _cache_folder(model: str, commit: str, cache: Path) -> Path:
+    return cache / f"{model.replace('/', '--')}@{commit}"
+
+
+def _cached(model: str, revision: str, cache: Path) -> BaseIdentity | None:
+    """What an earlier call fetched at this commit: what was seen at submit can be verified without network."""
+    folder = _cache_folder(model, revision, cache)
+    whole = COMMIT.fullmatch(revision) and all((folder / name).is_file() for name in REQUIRED)
+    return BaseIdentity(model, folder, revision) if whole else None
 
 
 def _local_folder(model: str) -> Path | None:
@@ -113,7 +128,7 @@ async def _commit(hub: httpx.AsyncClient, model: str, url: str) -> str:
     if reply.status_code == 404:
         raise SpecError([f"{model}: no such folder here, and no such model or revision on the hub"])
     commit = reply.headers.get("x-repo-commit", "")
-    if not (len(commit) == 40 and set(commit) <= set("0123456789abcdef")):
+    if not COMMIT.fullmatch(commit):
         raise WorkstationUnfit(f"{model}: the hub answered {reply.status_code} without naming a commit")
     return str(commit)
 

@@ -19,6 +19,7 @@ from daemon.artifacts.levels import NUMBERS, Level, failed, not_run, passed
 MAX_ZERO_RUN = 1 << 16  # bytes; a lost download range is longer, an honest run of zeros is some rows
 SCALE_OUTLIER = 1000.0  # times the tensor's median; honest scales reach 23, a flipped exponent bit 85,924
 SAMPLE = 1 << 20  # values that the median is taken of
+CHUNK = 1 << 22  # blocks looked at together; bounds the memory of the largest tensor
 ROWS_MAY_BE_ZERO = "token_embd.weight"  # rows of tokens that were never trained
 
 # Plain floats as unsigned integers: (numpy type, bits of the exponent, bits without the sign, outlier limit). Honest
@@ -71,41 +72,55 @@ def check(path: Path, file: Gguf) -> Level:
 
 
 def _scan(np: ModuleType, view: mmap.mmap, tensor: Tensor) -> TensorScan:
-    """Read the tensor's scales, or its values when it is not packed, as integers: exponent and magnitude suffice."""
+    """One pass over the tensor's scales, or over its values when it is not packed, some megabytes at a time."""
+    kind = tensor.type.name if tensor.type.name in PLAIN else "F16"
+    _, exponent, magnitude, _ = PLAIN[kind]
+    blocks = tensor.nbytes // tensor.type.size
+    stride = max(1, blocks // SAMPLE)
+    non_finite, zeros, run, longest = 0, 0, 0, 0
+    width = max(1, len(tensor.type.scales))
+    tops: list[Any] = [0] * width
+    samples: list[list[Any]] = [[] for _ in range(width)]
+    for start in range(0, blocks, CHUNK):
+        columns = [column & magnitude for column in _columns(np, view, tensor, start, min(CHUNK, blocks - start))]
+        zero = np.logical_and.reduce([column == 0 for column in columns])
+        zeros += int(zero.sum())
+        run, longest = _runs(np, zero, run, longest)
+        for i, column in enumerate(columns):
+            non_finite += int((column >= exponent).sum())
+            tops[i] = max(tops[i], column.max())
+            samples[i].append(column[::stride])
+    outliers = [_outlier(np, top, np.concatenate(sample), kind) for top, sample in zip(tops, samples, strict=True)]
+    return TensorScan(non_finite, zeros == blocks, longest * tensor.type.size, max(outliers))
+
+
+def _columns(np: ModuleType, view: mmap.mmap, tensor: Tensor, start: int, count: int) -> list[Any]:
+    """The scales of `count` blocks as unsigned integers, one array for each scale of a block; or the plain values."""
+    at = tensor.offset + start * tensor.type.size
     if tensor.type.name in PLAIN:
-        kind, exponent, magnitude, _ = PLAIN[tensor.type.name]
-        columns = [np.frombuffer(view, kind, tensor.nbytes // tensor.type.size, tensor.offset)]
-    else:
-        kind, exponent, magnitude, _ = PLAIN["F16"]
-        raw = np.frombuffer(view, "u1", tensor.nbytes, tensor.offset).reshape(-1, tensor.type.size)
-        columns = [np.ascontiguousarray(raw[:, at : at + 2]).view(kind)[:, 0] for at in tensor.type.scales]
-        del raw
-    columns = [column & magnitude for column in columns]
-    zero = np.logical_and.reduce([column == 0 for column in columns])
-    return TensorScan(
-        non_finite=sum(int((column >= exponent).sum()) for column in columns),
-        all_zero=bool(zero.all()),
-        zero_run=_longest_run(np, zero) * tensor.type.size,
-        outlier=max(_outlier(np, column, tensor.type.name) for column in columns),
-    )
+        return [np.frombuffer(view, PLAIN[tensor.type.name][0], count, at)]
+    raw = np.frombuffer(view, "u1", count * tensor.type.size, at).reshape(count, tensor.type.size)
+    return [np.ascontiguousarray(raw[:, scale : scale + 2]).view("<u2")[:, 0] for scale in tensor.type.scales]
 
 
-def _longest_run(np: ModuleType, flags: Any) -> int:
-    """Length of the longest run of True."""
-    if not flags.any():
-        return 0
-    edges = np.flatnonzero(np.diff(flags, prepend=False, append=False))
-    return int((edges[1::2] - edges[::2]).max())
+def _runs(np: ModuleType, flags: Any, run: int, longest: int) -> tuple[int, int]:
+    """The run of True that is open after `flags`, and the longest one so far; `run` was open before them."""
+    ends = np.flatnonzero(~flags) if flags.any() else None
+    if ends is None:
+        return 0, max(longest, run)
+    if not len(ends):
+        return run + len(flags), max(longest, run + len(flags))
+    inner = int(np.diff(ends).max(initial=1)) - 1
+    still_open = len(flags) - 1 - int(ends[-1])
+    return still_open, max(longest, run + int(ends[0]), inner, still_open)
 
 
-def _outlier(np: ModuleType, magnitudes: Any, kind: str) -> float:
+def _outlier(np: ModuleType, top: Any, sample: Any, kind: str) -> float:
     """Largest magnitude over the median of those that are not zero. Magnitudes order as their integers do."""
-    sample = magnitudes[:: max(1, len(magnitudes) // SAMPLE)]
     sample = sample[sample > 0]
     if not len(sample):
         return 0.0
-    top, median = _floats(np, magnitudes.max(), kind), _floats(np, np.median(sample).astype(sample.dtype), kind)
-    return float(top / median)
+    return _floats(np, top, kind) / _floats(np, np.median(sample).astype(sample.dtype), kind)
 
 
 def _floats(np: ModuleType, bits: Any, kind: str) -> float:

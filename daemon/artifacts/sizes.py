@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from daemon.artifacts.blocks import BY_NAME, BlockType, padded
+from daemon.errors import SpecError
 
 ALIGNMENT = 32  # bytes; what the converter and the quantiser use
 
@@ -54,34 +55,15 @@ HEADER_LIMIT = 64 << 20  # bytes; vocabulary, merges and template of the largest
 def shapes(config: Mapping[str, Any]) -> Shapes | None:
     """Every tensor the GGUF of this base must have, None for an architecture that is not predicted.
 
-    Raises KeyError or TypeError for a config.json that lacks what its architecture needs.
+    Raises SpecError for a config.json that lacks what its architecture needs.
     """
     architecture = ARCHITECTURES.get(config.get("model_type", ""))
     if architecture is None:
         return None
-    hidden, ffn, vocab = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
-    q, kv = heads(config) * head_size(config), kv_heads(config) * head_size(config)
-    layer = {
-        "attn_norm.weight": (hidden,),
-        "attn_q.weight": (hidden, q),
-        "attn_k.weight": (hidden, kv),
-        "attn_v.weight": (hidden, kv),
-        "attn_output.weight": (q, hidden),
-        "ffn_norm.weight": (hidden,),
-        "ffn_gate.weight": (hidden, ffn),
-        "ffn_up.weight": (hidden, ffn),
-        "ffn_down.weight": (ffn, hidden),
-    }
-    if architecture == "qwen2":
-        layer |= {"attn_q.bias": (q,), "attn_k.bias": (kv,), "attn_v.bias": (kv,)}
-    table: Shapes = {"token_embd.weight": (hidden, vocab), "output_norm.weight": (hidden,)}
-    if not config.get("tie_word_embeddings", False):
-        table["output.weight"] = (hidden, vocab)
-    if rope(config).get("rope_type") == "llama3":
-        table["rope_freqs.weight"] = (head_size(config) // 2,)
-    for i in range(config["num_hidden_layers"]):
-        table |= {f"blk.{i}.{name}": shape for name, shape in layer.items()}
-    return table
+    try:
+        return _llama_shapes(config, biases=architecture == "qwen2")
+    except (KeyError, TypeError) as error:
+        raise SpecError([f"the base model's config.json lacks what a {architecture} needs: {error}"]) from error
 
 
 def types(table: Shapes, quant: Quant) -> dict[str, BlockType]:
@@ -128,6 +110,32 @@ def rope(config: Mapping[str, Any]) -> dict[str, Any]:
     if "rope_theta" not in settings and "rope_theta" in config:
         settings["rope_theta"] = config["rope_theta"]
     return settings
+
+
+def _llama_shapes(config: Mapping[str, Any], *, biases: bool) -> Shapes:
+    hidden, ffn, vocab = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
+    q, kv = heads(config) * head_size(config), kv_heads(config) * head_size(config)
+    layer = {
+        "attn_norm.weight": (hidden,),
+        "attn_q.weight": (hidden, q),
+        "attn_k.weight": (hidden, kv),
+        "attn_v.weight": (hidden, kv),
+        "attn_output.weight": (q, hidden),
+        "ffn_norm.weight": (hidden,),
+        "ffn_gate.weight": (hidden, ffn),
+        "ffn_up.weight": (hidden, ffn),
+        "ffn_down.weight": (ffn, hidden),
+    }
+    if biases:
+        layer |= {"attn_q.bias": (q,), "attn_k.bias": (kv,), "attn_v.bias": (kv,)}
+    table: Shapes = {"token_embd.weight": (hidden, vocab), "output_norm.weight": (hidden,)}
+    if not config.get("tie_word_embeddings", False):
+        table["output.weight"] = (hidden, vocab)
+    if rope(config).get("rope_type") == "llama3":
+        table["rope_freqs.weight"] = (head_size(config) // 2,)
+    for i in range(config["num_hidden_layers"]):
+        table |= {f"blk.{i}.{name}": shape for name, shape in layer.items()}
+    return table
 
 
 def _type(name: str, shape: tuple[int, ...], quant: Quant, layers: int, head: str) -> BlockType:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -59,6 +60,8 @@ def nano_artifacts() -> NanoArtifacts:
     home = REPOSITORY / ".cache" / f"nano-artifacts-{_fingerprint()}"
     if not home.exists():
         home.parent.mkdir(exist_ok=True)
+        for outdated in home.parent.glob("nano-artifacts-*"):
+            shutil.rmtree(outdated)
         with tempfile.TemporaryDirectory(dir=home.parent) as scratch:
             _make(Path(scratch) / "made", python)
             (Path(scratch) / "made").rename(home)

@@ -95,6 +95,13 @@ async def test_the_hub_is_asked_once_a_commit(tmp_path: Path, hub: str, model: s
     assert not [path for method, path in Hub.asked if method == "GET" and not path.endswith(".jinja")]
 
 
+async def test_a_pinned_commit_needs_no_network_again(tmp_path: Path, hub: str) -> None:
+    """What was fetched at submit is enough to verify with, hub or no hub."""
+    fetched = await base_identity("org/real", COMMIT, tmp_path, endpoint=hub)
+
+    assert await base_identity("org/real", COMMIT, tmp_path, endpoint="http://127.0.0.1:1") == fetched
+
+
 async def test_a_gated_model_needs_a_token(tmp_path: Path, hub: str) -> None:
     """Without a token the message says which setting to give; with it the files come."""
     with pytest.raises(SpecError, match="refuses access") as refused:

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from daemon.artifacts import sizes
+from daemon.errors import SpecError
 
 
 def llama(hidden: int, ffn: int, layers: int, heads: int, kv: int, vocab: int, **more: Any) -> dict[str, Any]:
@@ -117,6 +118,12 @@ def test_tensor_types(config: dict[str, Any], quant: str, name: str, kind: str) 
 def test_an_unknown_architecture_is_not_guessed() -> None:
     """No prediction is better than a wrong one."""
     assert sizes.shapes(llama(64, 128, 1, 2, 1, 100, model_type="mamba")) is None
+
+
+def test_a_config_without_what_its_architecture_needs_is_the_specs_fault() -> None:
+    """The missing key is named, before anything is rented for it."""
+    with pytest.raises(SpecError, match="hidden_size"):
+        sizes.shapes({"model_type": "llama"})
 
 
 def test_rope_settings_of_old_and_new_configs() -> None:
