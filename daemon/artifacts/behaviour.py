@@ -29,6 +29,7 @@ STRICTEST = min(CAPS.values())  # for a kind of file we have no number for
 OVER_BOX = 3.0  # times the divergence the box measured for the same file
 NOISE = 0.002  # nats; below this, processors and precisions differ by themselves
 TOP1_SLACK = 0.03  # share of positions; never less than two positions
+UNSEEN = 1e-6  # nats; what rounding leaves of no difference at all
 FROM_BASE = 3.0  # the base model's divergence from the file must be so many times the tuned model's; where training
 # moved the model by less than the quantisation does, the file must not lean towards the base model instead:
 SURE = 3.0  # standard errors of the difference between the two divergences, position by position
@@ -117,7 +118,7 @@ def judge(reference: Reference, reply: child.Reply, quant: str, box: Quality | N
         return failed(BEHAVIOUR, f"{kl:.4f} nats from the trained model, {kl_limit:.4f} allowed", numbers)
     if top1_limit is not None and top1 < top1_limit:
         return failed(BEHAVIOUR, f"agrees on {top1:.1%} of the tokens, {top1_limit:.1%} required", numbers)
-    if from_base >= FROM_BASE * kl or (effect <= kl_limit and lean >= SURE):
+    if from_base > max(FROM_BASE * kl, UNSEEN) or (effect <= kl_limit and lean >= SURE):
         return passed(BEHAVIOUR, numbers)
     if effect > kl_limit or lean <= -SURE:
         return failed(BEHAVIOUR, f"as near to the base model ({from_base:.4f} nats) as to the trained one", numbers)

@@ -110,6 +110,16 @@ def test_an_effect_below_the_noise_is_a_warning() -> None:
     assert "adapter effect not measurable" in level.warnings[0]
 
 
+def test_training_that_changed_nothing_is_a_warning() -> None:
+    """A file equal to both models, because the adapter does nothing, is not "far from the base model"."""
+    asked = reference(base=TUNED)
+
+    level = behaviour.judge(asked, reply(asked, TUNED), "F16", box(0.0))
+
+    assert level.passed
+    assert "adapter effect not measurable" in level.warnings[0]
+
+
 def test_leaning_to_the_base_model_fails_even_below_the_noise() -> None:
     """Within the noise, a file that is nearer to the base model at position after position is the base model."""
     base = (0.71, 0.19, 0.1)
