@@ -352,7 +352,7 @@ def load(kind: type[_T], text: str | bytes) -> _T:
     if len(text) > MAX_JSON_BYTES:
         raise ContractError(f"{kind.__name__}: {len(text)} bytes is over the limit of {MAX_JSON_BYTES}")
     try:
-        raw = json.loads(text)
+        raw = json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise ContractError(f"{kind.__name__}: not JSON ({error})") from error
     value: _T = _build(kind, raw, kind.__name__)
@@ -360,6 +360,11 @@ def load(kind: type[_T], text: str | bytes) -> _T:
     if spoken > CONTRACT:
         raise ContractError(f"{kind.__name__}: contract {spoken} is newer than {CONTRACT}; update homeport")
     return value
+
+
+def _no_constant(name: str) -> float:
+    """JSON has no NaN and no infinity, though Python's parser takes them; a limit compared with NaN limits nothing."""
+    raise ValueError(f"{name} is not a number")
 
 
 def _build(kind: Any, raw: Any, where: str) -> Any:
@@ -389,8 +394,7 @@ def _build(kind: Any, raw: Any, where: str) -> Any:
                 values[f.name] = _build(hints[f.name], raw[f.name], f"{where}.{f.name}")
             elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
                 raise ContractError(f"{where}.{f.name}: missing")
-        build: typing.Callable[..., Any] = kind
-        return build(**values)
+        return typing.cast(typing.Callable[..., Any], kind)(**values)
     if kind is float and isinstance(raw, int | float) and not isinstance(raw, bool):
         return float(raw)
     if isinstance(kind, type) and issubclass(kind, StrEnum | IntEnum):

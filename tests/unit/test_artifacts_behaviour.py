@@ -9,7 +9,7 @@ import pytest
 from daemon.artifacts import behaviour, child
 from daemon.artifacts.divergence import distance, divergence
 from daemon.artifacts.reference import Distribution, Prompt, Reference
-from remote_payload.contract import Quality
+from remote_payload.contract import ContractError, Quality, dump, load
 
 POSITIONS = 40
 TUNED, BASE = (0.7, 0.2, 0.1), (0.2, 0.7, 0.1)  # probabilities of tokens 0, 1 and 2 of a vocabulary of 4
@@ -118,6 +118,15 @@ def test_training_that_changed_nothing_is_a_warning() -> None:
 
     assert level.passed
     assert "adapter effect not measurable" in level.warnings[0]
+
+
+def test_a_limit_that_is_no_number_does_not_come_home() -> None:
+    """A box cannot lift a gate by reporting NaN: its manifest is refused as it is read."""
+    honest = dump(box(0.5))
+
+    assert load(Quality, honest) == box(0.5)
+    with pytest.raises(ContractError, match="NaN is not a number"):
+        load(Quality, honest.replace("0.5", "NaN"))
 
 
 def test_leaning_to_the_base_model_fails_even_below_the_noise() -> None:
