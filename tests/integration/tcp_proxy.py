@@ -27,6 +27,7 @@ class CuttingProxy:
         self._pause_s = BLOCK / rate if rate else 0
         self._pumps: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
+        self._frozen: set[asyncio.StreamWriter] = set()
         self._is_down = False
         self.cuts_left = cuts
         self.port = 0
@@ -43,7 +44,13 @@ class CuttingProxy:
     ) -> None:
         self._server.close()
         self.cut()
+        for pump in self._pumps:
+            pump.cancel()
         await asyncio.gather(*self._pumps, return_exceptions=True)
+
+    def freeze(self) -> None:
+        """Keep every connection that is open now silent for ever, as after a sleep; new ones work."""
+        self._frozen |= self._writers
 
     def cut_each(self, further: int, times: int) -> None:
         """From here on, reset all connections after each `further` bytes, so many times."""
@@ -72,7 +79,7 @@ class CuttingProxy:
 
     async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, up: bool) -> None:
         try:
-            while block := await source.read(BLOCK):
+            while (block := await source.read(BLOCK)) and sink not in self._frozen:
                 self.up, self.down = (self.up + len(block), self.down) if up else (self.up, self.down + len(block))
                 if self.cuts_left and self.up + self.down >= self._next_cut:
                     self.cuts_left -= 1
@@ -83,5 +90,5 @@ class CuttingProxy:
                 await asyncio.sleep(self._pause_s * len(block) / BLOCK)
         except ConnectionError:
             pass  # one side is gone, so is the other
-        finally:
+        if sink not in self._frozen:
             sink.close()

@@ -17,6 +17,7 @@ import pytest
 from boxes import DurableFile, LoopbackBox, loopback_box, manifest_of, until
 from tcp_proxy import CuttingProxy
 
+from daemon.box import lanes
 from daemon.box.box import Box
 from daemon.box.download import TransferProgress
 from daemon.errors import LinkLost, TransferFailed
@@ -112,6 +113,27 @@ async def test_a_link_that_stays_dead_is_given_up_and_what_arrived_is_kept(tmp_p
             assert_home(there, manifest, tmp_path / "home")
             assert proxy.down < size - 6 * MIB
             await box.aclose()
+
+
+async def test_a_silent_link_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Connections that neither move nor close are dropped after the stall time, and the download goes on."""
+    monkeypatch.setattr(lanes, "STALL_S", 1.0)
+    async with box_with_model(tmp_path, 32 * MIB) as (there, manifest), CuttingProxy(there.port) as proxy:
+        box = Box(there.address(port=proxy.port), there.key)
+        await box.prove()
+        frozen = False
+
+        def freeze_once(progress: TransferProgress) -> None:
+            nonlocal frozen
+            if not frozen and progress.done >= 8 * MIB:
+                frozen = True
+                proxy.freeze()
+
+        await box.download(manifest, tmp_path / "home", DurableFile(tmp_path / "durable.json"), freeze_once)
+
+        assert frozen
+        assert_home(there, manifest, tmp_path / "home")
+        await box.aclose()
 
 
 def durable_chunks(durable: Path) -> int:
