@@ -19,7 +19,8 @@ ALLOWED: dict[str, set[str]] = {
     "box": {"domain", "errors", "platform", "settings", "remote_payload"},
     "artifacts": {"domain", "errors", "platform", "settings", "remote_payload"},
     "control": {
-        "domain", "store", "market", "box", "artifacts", "errors", "settings", "clock", "platform", "remote_payload.contract",
+        "domain", "store", "market", "box", "artifacts", "errors", "settings", "clock", "platform",
+        "remote_payload.contract",
     },
     "api": {"control", "store", "domain", "errors", "settings", "platform", "clock"},
     # The command line meets the daemon over its socket. It may read the database when the daemon is down, run the

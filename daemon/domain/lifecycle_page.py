@@ -15,7 +15,7 @@ def page() -> str:
 def _lines() -> Iterator[str]:
     yield "# Lifecycle of a job"
     yield ""
-    yield "Generated from `daemon/domain/lifecycle.py` and `daemon/domain/holds.py`; a test fails when this page is stale."
+    yield "Generated from `daemon/domain/lifecycle.py` and `holds.py`; a test fails when this page is stale."
     yield ""
     yield "```mermaid"
     yield "stateDiagram-v2"

@@ -19,7 +19,9 @@ _J = schema.jobs.c
 def add(c: Connection, now_ms: int, by: str, **values: Any) -> None:
     c.execute(
         insert(schema.jobs).values(
-            state=JobState.QUEUED.value, created_at=now_ms, updated_at=now_ms, state_since=now_ms, spoken_at=now_ms, **values
+            state=JobState.QUEUED.value,
+            **dict.fromkeys(("created_at", "updated_at", "state_since", "spoken_at"), now_ms),
+            **values,
         )
     )
     events.add(c, "job.submitted", now_ms, job=values["id"], by=by, name=values["name"], spec=values["spec_sha256"])

@@ -32,7 +32,7 @@ def take(database: Database, high_water: Path, machine: str, now_ms: int) -> str
         if last_machine and last_machine != machine:
             doubt = "this database was last used on another machine"
         elif known and known["epoch"] > stored:
-            doubt = f"a backup was restored: this database is at epoch {stored}, but {known['epoch']} was reached before"
+            doubt = f"a backup was restored: this database is at epoch {stored}, {known['epoch']} was reached before"
         epoch = max(stored, known["epoch"] if known else 0) + 1
         values = {"epoch": epoch, "pid": os.getpid(), "host": socket.gethostname(), "since": now_ms, "renewed": now_ms}
         if row:

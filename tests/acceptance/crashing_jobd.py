@@ -1,7 +1,7 @@
 """The installed jobd, killed by SIGKILL at one commit: crashing_jobd.py KIND before|after [N].
 
-KIND is an event kind; the N-th transaction (from 1) that writes such an event is not begun to be committed ("before"), or
-is on the platter but nothing after it has happened ("after"). Nothing of the daemon is changed: SQLAlchemy's own hooks
+KIND is an event kind. The N-th transaction (from 1) that writes such an event is never committed ("before"), or it is
+on the platter but nothing after it has happened ("after"). Nothing of the daemon is changed: SQLAlchemy's own hooks
 watch the statements.
 """
 

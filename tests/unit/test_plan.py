@@ -1,0 +1,249 @@
+"""What `plan` decides, one row a situation: what is known, and the one thing that has to happen next."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from daemon.domain import plan as p
+from daemon.domain.holds import HoldReason as H
+from daemon.domain.lifecycle import JobState, Trigger
+from daemon.domain.records import (
+    BoxReport,
+    Job,
+    Kind,
+    Lease,
+    LeaseState,
+    Operation,
+    OpState,
+    ReceiptRow,
+    StageRun,
+    Token,
+    Wish,
+)
+
+NOW = 1_790_000_000_000
+S = 1000
+RULES = p.Rules(
+    cost_limit=10_000_000, time_limit_s=36_000, hold_limit=2_000_000, reserve=1_000_000, ask_before_destroy=False,
+    boot_patience_s=1200, ssh_patience_s=600, offline_patience_s=1800, start_patience_s=600, destroy_resend_s=60,
+    offer_retry_s=60,
+)  # fmt: skip
+
+
+def job(state: JobState = JobState.QUEUED, **values: Any) -> Job:
+    row = Job(
+        id="abc123", name="n", state=state, version=1, attempt=1, spec_text="", spec_json="{}", spec_sha256="",
+        spec_dir="/", hold_reason=None, hold_detail=None, hold_since=None, hold_by=None, wish=None, wish_by=None,
+        manifest_sha256=None, manifest_json=None, data_json=None, prepared_json=None, created_at=NOW - 3600 * S,
+        state_since=NOW - 600 * S, spoken_at=NOW - 3600 * S, model_dir=None,
+    )  # fmt: skip
+    return replace(row, **values)
+
+
+def lease(**values: Any) -> Lease:
+    row = Lease(
+        id=1, job_id="abc123", operation_id=1, instance_id=77, label="l", state=LeaseState.LIVE, machine_id=5,
+        host_id=6, gpu_name="H100 SXM", num_gpus=1, price_per_hour=2_000_000, storage_per_hour=20_000, up_per_gb=0,
+        down_per_gb=0,
+        status="running", intended="running", status_msg="", direct="h:1", proxy=None, challenge="c", host_key="k",
+        provisioned=1, python="/p", root="/r", start_ms=NOW - 900 * S, end_ms=None, observed_ms=NOW, running_ms=0,
+        idle_ms=0, bytes_up=0, bytes_down=0, cost=0, created_at=NOW - 900 * S, last_seen=NOW, absent_first=None,
+        absent_count=0, gone_at=None, recheck_at=None, status_since=NOW - 60 * S,
+    )  # fmt: skip
+    return replace(row, **values)
+
+
+def op(kind: Kind, state: OpState = OpState.DONE, *, age_s: float = 120, **values: Any) -> Operation:
+    at = NOW - round(age_s * S)
+    row = Operation(
+        id=9, kind=kind, state=state, job_id="abc123", lease_id=1, instance_id=77, label=None, nonce="n1", stage="SFT",
+        permit=None, permit_ref=None, request="{}", reply=None, error=None, created_at=at, sent_at=at, resolved_at=at,
+        absent_count=0, absent_awake_s=0.0,
+    )  # fmt: skip
+    return replace(row, **values)
+
+
+def runs(done: int = 0) -> tuple[StageRun, ...]:
+    names = ("SFT", "DPO", "GGUF")
+    return tuple(
+        StageRun("abc123", 1, name, f"n{i + 1}", 0, NOW, NOW if i < done else None, "{}" if i < done else None)
+        for i, name in enumerate(names)
+    )
+
+
+def report(alive: int, age_s: float = 1) -> BoxReport:
+    return BoxReport("abc123", 1, None, alive, NOW - round(age_s * S), None, 0, 0)
+
+
+STARTED = op(Kind.STAGE_START)
+RECEIPT = ReceiptRow(1, "abc123", 1, "m", "/f", "[]", "[]", "full", NOW)
+TOKEN = Token(1, "abc123", 77, 1, "me", NOW, NOW + 1000, None, None)
+
+
+def snap(row: Job | None = None, live: Lease | None = None, *others: Lease, **values: Any) -> p.Snapshot:
+    row = row or job()
+    known = ((live,) if live else ()) + others
+    return p.Snapshot(now_ms=NOW, job=row, rules=values.pop("rules", RULES), lease=live, leases=known, **values)
+
+
+def training(**values: Any) -> p.Snapshot:
+    """In SFT, on a provisioned machine whose runner is alive."""
+    given: dict[str, Any] = {"operations": (STARTED,), "stages": runs(), "report": report(1)} | values
+    live = given.pop("live", lease())
+    return snap(given.pop("row", job(JobState.SFT)), live, **given)
+
+
+GONE = lease(state=LeaseState.GONE, gone_at=NOW)
+LOST = lease(id=2, instance_id=78, state=LeaseState.LOST)
+HELD = {"hold_since": NOW - 60 * S}
+
+CASES: dict[str, tuple[p.Snapshot, type[p.Action] | p.Action]] = {
+    # the road to a provisioned machine
+    "nothing rented": (snap(), p.Rent),
+    "no offers a moment ago": (snap(asked_market_ms=NOW - 10 * S), p.Wait),
+    "no offers a while ago": (snap(asked_market_ms=NOW - 90 * S), p.Rent),
+    "create unknown": (snap(operations=(op(Kind.CREATE, OpState.UNKNOWN),)), p.Wait),
+    "create unknown, and a wish": (
+        snap(job(wish=Wish.CANCEL), operations=(op(Kind.CREATE, OpState.UNKNOWN),)), p.Wait,
+    ),
+    "loading": (snap(None, lease(status="loading")), p.Wait),
+    "loading for too long": (snap(None, lease(status="loading", created_at=NOW - 1300 * S)), p.Destroy),
+    "broken host": (snap(None, lease(status="created", status_msg="OCI runtime create failed: x")), p.Destroy),
+    "running, key unknown": (snap(None, lease(host_key=None)), p.Prove),
+    "running, no login for too long": (snap(None, lease(host_key=None, status_since=NOW - 700 * S)), p.Destroy),
+    "proven": (snap(None, lease(provisioned=None)), p.Provision),
+    "provisioned for an earlier attempt": (snap(job(attempt=2), lease(provisioned=1)), p.Provision),
+    "provisioned": (snap(None, lease(), stages=runs()), p.Move(Trigger.PROVISION)),
+    "three machines returned": (snap(None, None, *(GONE,) * 3), p.HoldJob),
+    # work
+    "nothing started": (snap(job(JobState.PROVISIONED), lease(), stages=runs()), p.StartStage),
+    "running stage": (training(), p.Watch),
+    "start unknown": (training(operations=(op(Kind.STAGE_START, OpState.UNKNOWN),)), p.StartStage),
+    "runner died": (training(report=report(0)), p.StartStage),
+    "runner dead before we started it": (training(report=report(0, age_s=500)), p.Watch),
+    "stage failed": (training(stage_failure="out of memory"), p.HoldJob),
+    "next stage": (training(stages=runs(1)), p.StartStage),
+    "all stages done": (training(row=job(JobState.GGUF), stages=runs(3)), p.FetchManifest),
+    "manifest here": (training(row=job(JobState.GGUF, manifest_sha256="m"), stages=runs(3)), p.Download),
+    "downloaded": (
+        training(row=job(JobState.GGUF, manifest_sha256="m"), stages=runs(3), downloaded=True),
+        p.Move(Trigger.DOWNLOAD),
+    ),
+    "downloaded, machine gone": (
+        snap(job(JobState.GGUF, manifest_sha256="m"), None, GONE, downloaded=True, operations=(STARTED,)),
+        p.Move(Trigger.DOWNLOAD),
+    ),
+    "to verify": (training(row=job(JobState.DOWNLOADED)), p.Verify),
+    "to verify, machine gone": (snap(job(JobState.DOWNLOADED), None, GONE, operations=(STARTED,)), p.Verify),
+    # the way out
+    "verified": (training(row=job(JobState.VERIFIED), receipt=RECEIPT), p.Destroy),
+    "verified, to be asked": (
+        training(row=job(JobState.VERIFIED), receipt=RECEIPT, rules=replace(RULES, ask_before_destroy=True)), p.HoldJob,
+    ),
+    "verified, asked and accepted": (
+        training(
+            row=job(JobState.VERIFIED), receipt=RECEIPT, accepted=True, rules=replace(RULES, ask_before_destroy=True)
+        ),
+        p.Destroy,
+    ),
+    "verified, a lost machine is left": (snap(job(JobState.VERIFIED), None, LOST, receipt=RECEIPT), p.Destroy),
+    "destroy unknown": (training(operations=(STARTED, op(Kind.DESTROY, OpState.UNKNOWN))), p.Wait),
+    "destroy accepted": (training(operations=(STARTED, op(Kind.DESTROY, age_s=5))), p.Wait),
+    "destroy accepted, still listed": (training(operations=(STARTED, op(Kind.DESTROY, age_s=90))), p.Destroy),
+    "verified, all gone": (
+        snap(job(JobState.VERIFIED), None, GONE, receipt=RECEIPT), p.Move(Trigger.CONFIRM_DESTROYED),
+    ),
+    # hosts that go
+    "vanished after work": (snap(job(JobState.SFT), None, GONE, operations=(STARTED,)), p.HoldJob),
+    "vanished before work": (snap(job(), None, GONE), p.Rent),
+    "offline": (training(live=lease(status="offline")), p.Wait),
+    "offline past patience": (training(live=lease(status="offline", status_since=NOW - 2000 * S)), p.MarkLost),
+    "a machine was lost": (snap(job(JobState.SFT), None, LOST), p.Rent),
+    "stopped by the host": (training(live=lease(status="exited", running_ms=9)), p.StartMachine),
+    "start asked": (
+        training(live=lease(status="exited", running_ms=9), operations=(STARTED, op(Kind.START, age_s=30))), p.Wait,
+    ),
+    "does not start": (
+        training(
+            live=lease(status="exited", running_ms=9, status_since=NOW - 900 * S),
+            operations=(STARTED, op(Kind.START, age_s=700)),
+        ),
+        p.HoldJob,
+    ),
+    # money and time
+    "budget": (training(live=lease(running_ms=round(4.6 * 3600 * S))), p.HoldJob),
+    "time": (training(live=lease(created_at=NOW - 37_000 * S, observed_ms=NOW)), p.HoldJob),
+    # holds
+    "held, waiting": (training(row=job(JobState.SFT, hold_reason=H.STAGE_FAILED, **HELD), rescued=True), p.Watch),
+    "held, something to save": (training(row=job(JobState.SFT, hold_reason=H.STAGE_FAILED, **HELD)), p.Save),
+    "held for its limit": (
+        training(
+            row=job(JobState.SFT, hold_reason=H.STAGE_FAILED, hold_since=NOW - 4000 * S), rescued=True,
+            live=lease(created_at=NOW - 9000 * S),
+        ),
+        p.StopMachine,
+    ),
+    "held, stopped": (
+        training(row=job(JobState.SFT, hold_reason=H.STAGE_FAILED, **HELD), live=lease(status="stopped")), p.Wait,
+    ),
+    "wrong counts": (snap(job(hold_reason=H.INTEGRATION, **HELD), lease()), p.Destroy),
+    "wrong counts on a machine that worked": (
+        training(row=job(hold_reason=H.INTEGRATION, **HELD)), p.Watch,
+    ),
+    "budget hold, still training": (training(row=job(JobState.SFT, hold_reason=H.BUDGET, **HELD)), p.StopStages),
+    "budget hold, saved": (
+        training(row=job(JobState.SFT, hold_reason=H.BUDGET, **HELD), report=report(0), rescued=True),
+        p.StopMachine,
+    ),
+    "held, out of reach": (
+        training(row=job(JobState.SFT, hold_reason=H.BY_PERSON, **HELD), link_down_since_ms=NOW - 5 * S), p.Wait,
+    ),
+    # wishes
+    "cancel, nothing rented": (snap(job(wish=Wish.CANCEL)), p.Move),
+    "cancel, nothing started": (snap(job(wish=Wish.CANCEL), lease()), p.Destroy),
+    "cancel, work exists": (training(row=job(JobState.SFT, wish=Wish.CANCEL)), p.Save),
+    "cancel, work saved": (training(row=job(JobState.SFT, wish=Wish.CANCEL), rescued=True), p.HoldJob),
+    "discard, typed": (training(row=job(JobState.SFT, wish=Wish.DISCARD), token=TOKEN), p.Destroy),
+    "discard, token expired": (training(row=job(JobState.SFT, wish=Wish.DISCARD)), p.HoldJob),
+    "abandon, typed": (training(row=job(JobState.SFT, wish=Wish.ABANDON), token=TOKEN), p.Destroy),
+    "cancel, already verified": (training(row=job(JobState.VERIFIED, wish=Wish.CANCEL), receipt=RECEIPT), p.Destroy),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_plan(name: str) -> None:
+    """The situation leads to this action."""
+    snapshot, expected = CASES[name]
+
+    action = p.plan(snapshot)
+
+    if isinstance(expected, type):
+        assert type(action) is expected, action
+    else:
+        assert action == expected
+
+
+def silent(snapshot: p.Snapshot) -> p.Snapshot:
+    """The same, a week later, with nobody having answered since."""
+    return replace(snapshot, now_ms=NOW + 7 * 86_400 * S)
+
+
+@pytest.mark.parametrize("name", [n for n in CASES if "unused" not in n])
+def test_time_alone_never_destroys_what_worked(name: str) -> None:
+    """However long the silence: no destroy without a receipt or a typed token once a stage was started."""
+    snapshot = silent(CASES[name][0])
+
+    action = p.plan(snapshot)
+
+    if isinstance(action, p.Destroy) and snapshot.work_started(action.lease):
+        assert snapshot.receipt or snapshot.token or snapshot.destroys(action.lease)
+
+
+def test_no_wait_without_a_reason() -> None:
+    """Every wait says what for."""
+    waits = [action for s, _ in CASES.values() if isinstance(action := p.plan(s), p.Wait)]
+
+    assert len(waits) > 5 and all(wait.why for wait in waits)
