@@ -82,7 +82,7 @@ class Jobctl(click.Group):
 
             report(error)
             ctx.exit(error.exit_code)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, click.Abort):  # Abort: the same, while a question was open
             click.echo("\ninterrupted", err=True)
             ctx.exit(Exit.INTERRUPTED)
 

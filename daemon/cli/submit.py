@@ -46,7 +46,9 @@ def submit(file: Path, yes: bool, waiting: bool, again: bool, as_json: bool) -> 
     text, folder, daemon = _text(file), _folder(file), client()
     if interactive() and not yes:
         click.echo(plan_screen.screen(cleaned(daemon.plan(text, str(file), folder)), look(), why=False), err=True)
-        click.confirm("Rent and train?", default=False, abort=True, err=True)
+        if not click.confirm("Rent and train?", default=False, err=True):
+            click.echo("nothing was queued", err=True)
+            raise SystemExit(Exit.FAILED)
     request = secrets.token_hex(32) if again else request_id(text, folder)
     answer = cleaned(daemon.submit(text, str(file), folder, request))
     job = answer["job"]

@@ -14,10 +14,12 @@ import time
 from calendar import timegm
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
 import click
 
+from daemon.domain import money
 from daemon.errors import HomeportError, SpecError
 
 SPARKS = "▁▂▃▄▅▆▇█"
@@ -144,8 +146,12 @@ def _fit(cell: str, width: int, right: bool) -> str:
 
 def dollars(amount: str) -> str:
     """A decimal string for a person: two places, four below one cent."""
-    value = float(amount)
-    return f"${value:.4f}" if 0 < abs(value) < 0.01 else f"${value:.2f}"
+    return money.show(money.micros(amount))
+
+
+def cents(amount: str) -> str:
+    """The same for a table's cell: always two places, no sign."""
+    return str(Decimal(amount).quantize(Decimal("0.01"), ROUND_HALF_UP))
 
 
 def duration(seconds: float) -> str:

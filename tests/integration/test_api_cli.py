@@ -425,7 +425,7 @@ class Terminal:
         return True
 
 
-@pytest.mark.parametrize(("typed", "code"), [("29481133\n", 0), ("yes\n", 1), ("\n29481134\n", 1)])
+@pytest.mark.parametrize(("typed", "code"), [("29481133\n", 0), ("yes\n", 1), ("\n29481134\n", 1), ("\x04", 130)])
 def test_abandon_on_a_terminal_has_the_id_typed(
     config: Settings, commands: Scripted, stored: Stored, typed: str, code: int
 ) -> None:

@@ -21,7 +21,7 @@ def screen(page: JobPage, look: Look, now: float) -> str:
     lines += _wrapped(f"  {job['model']}", look, indent=2)
     lines += _stepper(page, look, now)
     lines += [f"  {line}" for line in _training(page, look, now)]
-    for label, text, colour in _facts(page, now):
+    for label, text, colour in _facts(page, look, now):
         first, *rest = _wrapped(f"{label:<{LABEL - 2}}  {text}", look, indent=LABEL)
         lines += [look.paint(first, colour) if colour else first, *rest]
     return "\n".join(lines)
@@ -76,7 +76,7 @@ def _training(page: JobPage, look: Look, now: float) -> Iterator[str]:
         yield f"last report {duration(since)} ago"
 
 
-def _facts(page: JobPage, now: float) -> Iterator[tuple[str, str, str | None]]:
+def _facts(page: JobPage, look: Look, now: float) -> Iterator[tuple[str, str, str | None]]:
     """(label, text, colour or None), top to bottom."""
     job, lease = page["job"], page["job"]["lease"]
     if hold := job["hold"]:
@@ -99,7 +99,8 @@ def _facts(page: JobPage, now: float) -> Iterator[tuple[str, str, str | None]]:
     if job["eta_s"] is not None:
         yield "Finish", f"{job['state']} ends in about {duration(job['eta_s'])}", None
     for i, event in enumerate(reversed(page["recent"])):
-        yield "Recent" if i == 0 else "", f"{local(event['at'], now)}  {_told(event)}", None
+        told = look.clip(f"{local(event['at'], now)}  {_told(event)}", look.width - LABEL)
+        yield "Recent" if i == 0 else "", told, None
     yield "Next", _listed(_next(job)), None
 
 
@@ -122,7 +123,7 @@ def _money(job: JobView) -> str:
 
 
 def _told(event: Event) -> str:
-    body = "  ".join(f"{key}={value}" for key, value in event["body"].items() if value not in (None, ""))
+    body = "  ".join(f"{key}={value}" for key, value in event["body"].items() if value not in (None, "", []))
     return f"{event['kind']}  {body}".rstrip()
 
 

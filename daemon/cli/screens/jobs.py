@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from daemon.cli.screens.footer import attention, money_strip
-from daemon.cli.terminal import Column, Look, duration, seconds_since, size, table
+from daemon.cli.terminal import Column, Look, cents, duration, seconds_since, size, table
 from daemon.store.shapes import Jobs, JobView
 
 EMPTY = "No jobs. Nothing is being rented. $0.00/h.   Start with: jobctl demo"
@@ -35,8 +35,8 @@ def _table(jobs: Sequence[JobView], look: Look, now: float) -> list[str]:
             Column("LOSS", [_number(job["loss"]) for job in jobs], right=True, drop=4),
             Column("GPU", [lease["gpu"] if lease else "" for lease in leases], drop=3),
             Column("UTIL", [_percent(lease["gpu_util"]) if lease else "" for lease in leases], right=True, drop=2),
-            Column("$/H", [f"{float(lease['rate']):.2f}" if lease else "-" for lease in leases], right=True, drop=6),
-            Column("COST", [f"{float(job['cost']):.2f}" for job in jobs], right=True),
+            Column("$/H", [cents(lease["rate"]) if lease else "-" for lease in leases], right=True, drop=6),
+            Column("COST", [cents(job["cost"]) for job in jobs], right=True),
             Column("ETA", [_eta(job) for job in jobs], right=True, drop=5),
             Column("AGE", [duration(seconds_since(job["created_at"], now) or 0) for job in jobs], right=True, drop=1),
         ],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from daemon.cli.screens.footer import attention, money_strip
-from daemon.cli.terminal import Column, Look, duration, local, seconds_since, table
+from daemon.cli.terminal import Column, Look, cents, duration, local, seconds_since, table
 from daemon.store.shapes import Leases
 
 
@@ -18,8 +18,8 @@ def screen(reading: Leases, look: Look, now: float, *, everything: bool) -> str:
                 Column("LEASE", [lease["state"] for lease in shown]),
                 Column("MARKET SAYS", [_status(lease["status"], lease["destroy_requested"]) for lease in shown]),
                 Column("GPU", [lease["gpu"] for lease in shown], drop=3),
-                Column("$/H", [f"{float(lease['rate']):.2f}" for lease in shown], right=True),
-                Column("COST", [f"{float(lease['cost']):.2f}" for lease in shown], right=True),
+                Column("$/H", [cents(lease["rate"]) for lease in shown], right=True),
+                Column("COST", [cents(lease["cost"]) for lease in shown], right=True),
                 Column("SEEN", [_ago(lease["last_seen"], now) for lease in shown], right=True),
                 Column("CONTRACT TO", [_end(lease["contract_ends"], now) for lease in shown], drop=2),
             ],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from daemon.api.messages import OfferView, Plan
-from daemon.cli.terminal import Column, Look, dollars, duration, size, table
+from daemon.cli.terminal import Column, Look, cents, dollars, duration, size, table
 
 OFFERS_SHOWN = 3
 
@@ -49,7 +49,7 @@ def _offers(
             [
                 Column("OFFER", [str(offer["offer"]) for offer in listed], right=True),
                 Column("GPU", [offer["gpu"] for offer in listed]),
-                Column("$/H", [f"{float(offer['price_per_hour']):.2f}" for offer in listed], right=True),
+                Column("$/H", [cents(offer["price_per_hour"]) for offer in listed], right=True),
                 Column("RELIABLE", [f"{offer['reliability']:.1%}" for offer in listed], right=True, drop=1),
                 Column("WHERE", [offer["location"] for offer in listed], drop=2),
                 Column("NOT TAKEN BECAUSE" if why else "", [offer["reason"] for offer in listed], least=24),
