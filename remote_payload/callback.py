@@ -64,6 +64,11 @@ class Progress(TrainerCallback):
             epoch=logs.get("epoch"),
             **{name: value for name, value in logs.items() if name.startswith(("rewards/", "logps/", "mean_token"))},
         )
+        print(
+            f"{self.stage} {state.global_step}/{state.max_steps}: loss {logs['loss']:.4f}, "
+            f"learning rate {logs.get('learning_rate', 0.0):.2e}, {speed:.0f} tokens/s",
+            flush=True,
+        )
         self._gate(state.global_step, logs["loss"], logs.get("grad_norm", 0.0))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

@@ -33,6 +33,7 @@ STEPS: dict[Stage, tuple[str, ...]] = {
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    "PYTHONWARNINGS": "ignore::FutureWarning",  # the versions are pinned: their future says nothing to the reader
     "PYTORCH_ALLOC_CONF": "expandable_segments:True",  # batches of changing length would fragment card memory
 }
 
@@ -71,7 +72,17 @@ class Chain:
         log_began = self.layout.log.stat().st_size
         events = Events(self.layout.events, plan.stage, plan.nonce)
         claim(self.layout, plan, markers)
-        self.status = replace(self.status, stage=plan.stage, nonce=plan.nonce, step=0, total_steps=0, loss=None)
+        self.status = replace(
+            self.status,
+            stage=plan.stage,
+            nonce=plan.nonce,
+            step=0,
+            total_steps=0,
+            loss=None,
+            lr=None,
+            tokens=0,
+            tok_s=None,
+        )
         self.events_read = 0  # what this nonce did in an earlier life of the chain counts
         events.emit("stage_start")
         for step in STEPS[plan.stage]:

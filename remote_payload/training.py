@@ -35,7 +35,7 @@ def load_base(layout: Layout, job: JobFile) -> Any:
     placement.refuse_launchers(os.environ)
     if job.placement == "single":
         os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-    transformers.logging.set_verbosity_warning()
+    transformers.logging.disable_progress_bar()
     cards = torch.cuda.device_count()
     spread = placement.device_map(job.placement, cards)
     dtype = torch.bfloat16 if cards else torch.float32
@@ -119,6 +119,7 @@ def train(trainer: Any, layout: Layout, job: JobFile, stage: Stage, events: Even
     """
     progress = Progress(layout, stage, events, fingerprint, job.checkpoint_keep)
     trainer.add_callback(progress)
+    trainer.remove_callback(transformers.PrinterCallback)  # the callback prints one readable line a step instead
     newest, damaged = checkpoints.newest_whole(layout.stage(stage), fingerprint)
     for folder in damaged:
         events.emit("warn", msg=f"damaged checkpoint set aside as {folder.name}")
