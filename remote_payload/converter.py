@@ -35,7 +35,8 @@ INSIDE_SDIST = PurePosixPath(f"llama_cpp_python-{VERSION}/vendor/llama.cpp")
 WANTED = ("LICENSE", "convert_hf_to_gguf.py", "conversion/", "gguf-py/LICENSE", "gguf-py/gguf/")
 
 IN_IMAGE = Path(sys.prefix) / "share" / "llama.cpp-converter"
-FOLDER = "converter"  # under the root, when the image does not bring it (contract.CONVERTER_DIR)
+FOLDER = "converter"  # contract.CONVERTER_DIR: under the root, when the image does not bring it
+UNFIT = 30  # contract.Exit.PREFLIGHT; this file also runs alone, so it imports nothing of the package
 TIMEOUT_S = 600
 MAX_TREE_BYTES = 64 << 20  # the wanted part is 4 MB
 
@@ -162,7 +163,7 @@ def main() -> int:
                 fetch(folder)
     except ConverterUnavailable as error:
         print(f"converter: {error}", file=sys.stderr)
-        return 30
+        return UNFIT
     print(json.dumps({"converter": str(folder.resolve())}))
     return 0
 

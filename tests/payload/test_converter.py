@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from remote_payload import converter
+from remote_payload import contract, converter
 from remote_payload.converter import ConverterUnavailable
 
 Serve = Callable[[dict[str, bytes]], None]
@@ -58,6 +58,12 @@ class Quiet(SimpleHTTPRequestHandler):
 def test_the_images_converter_is_whole(image_converter: Path) -> None:
     """What was fetched into the box image hashes to the pin."""
     assert converter.is_whole(image_converter)
+
+
+def test_names_and_codes_are_the_contracts() -> None:
+    """The file that also runs alone repeats two facts of the contract, rightly."""
+    assert converter.FOLDER == contract.CONVERTER_DIR
+    assert converter.UNFIT == contract.Exit.PREFLIGHT
 
 
 def test_one_changed_byte_is_noticed(image_converter: Path, tmp_path: Path) -> None:
