@@ -83,7 +83,7 @@ def test_dpo_without_sft(make_box: MakeBox) -> None:
     assert len(box.events("step")) == 8
 
 
-def test_other_reference_is_refused(make_box: MakeBox, trained: Box) -> None:
+def test_other_reference_is_refused(make_box: MakeBox) -> None:
     """A first DPO loss that is not ln 2 means another reference than the SFT model: exit 42."""
     box = make_box()
     code = (
@@ -96,12 +96,13 @@ def test_other_reference_is_refused(make_box: MakeBox, trained: Box) -> None:
         "    progress = Progress(layout, Stage.DPO, Events(layout.events), 'mark', keep=2)\n"
         "    try:\n"
         "        progress.on_log(None, state, None, logs={'loss': loss, 'grad_norm': 1.0})\n"
-        "        print('passed')\n"
+        "        print('verdict passed')\n"
         "    except ScriptFailed as failure:\n"
-        "        print(int(failure.code))\n"
+        "        print('verdict', int(failure.code))\n"
     )
 
-    assert box.evaluate(code).split() == ["passed", str(int(Exit.DPO_GATE))]
+    verdicts = [line for line in box.evaluate(code).splitlines() if line.startswith("verdict")]
+    assert verdicts == ["verdict passed", f"verdict {int(Exit.DPO_GATE)}"]
 
 
 def test_divergence_ends_the_stage(make_box: MakeBox) -> None:
