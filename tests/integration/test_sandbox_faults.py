@@ -197,6 +197,23 @@ async def test_ssh_can_refuse(market: SandboxProcess) -> None:
         assert alive(pid)
 
 
+async def test_stop_ends_the_work_of_a_box_whose_sshd_is_down(market: SandboxProcess) -> None:
+    """The power switch needs no sshd: what runs in the box dies before `exited` is shown."""
+    instance = await market.rent()
+    async with await market.connect(instance) as box:
+        pid = int(str((await box.run("setsid sleep 1000 >/dev/null 2>&1 & echo $!")).stdout))
+    await market.fault("ssh_refused", params={"instance": instance, "seconds": 60.0})
+
+    async def sshd_down() -> bool:
+        file = market.directory / "boxes" / str(instance) / "process.json"
+        return not alive(json.loads(file.read_text())["pid"])
+
+    await until(sshd_down)
+    await market.put(instance, state="stopped")
+    await market.reaches(instance, "exited")
+    assert not alive(pid)
+
+
 async def test_ssh_is_cut_after_the_bytes_ordered(market: SandboxProcess) -> None:
     """A transfer dies after about so many bytes, and the next login works at once."""
     instance = await market.rent()
