@@ -77,9 +77,11 @@ class Ledger:
         """Every instance that ever was, oldest first."""
         return list(self._instances.values())
 
-    def existing(self) -> list[Instance]:
-        """The instances whose rows the market may still list."""
-        return [i for i in self._instances.values() if not i.gone]
+    def existing(self) -> Iterator[Instance]:
+        """The instances whose rows the market may still list, each as it is when its turn comes."""
+        for instance_id in list(self._instances):
+            if not self._instances[instance_id].gone:
+                yield self._instances[instance_id]
 
     def get(self, instance_id: int) -> Instance | None:
         return self._instances.get(instance_id)
