@@ -28,6 +28,7 @@ class LoopbackBox:
     key: Path
     port: int
     host_key: str
+    server: asyncio.subprocess.Process
 
     @property
     def root(self) -> Path:
@@ -64,7 +65,7 @@ async def loopback_box(folder: Path, *, secret: str | None = SECRET, noise: str 
     assert server.stdin and server.stdout
     try:
         port = int(await server.stdout.readline())
-        yield LoopbackBox(home, key, port, " ".join(public.split()[:2]))
+        yield LoopbackBox(home, key, port, " ".join(public.split()[:2]), server)
     finally:
         server.stdin.close()
         await server.wait()

@@ -3,6 +3,7 @@
 `python ssh_server.py HOME HOST_KEY AUTHORIZED_KEYS [--noise TEXT]` prints its port and serves until
 its stdin ends. Commands run in HOME by bash and, as with sshd, outlive their connection (not this server); SFTP's
 relative paths start there too. `--noise` is printed before every command, as a careless .bashrc would.
+On SIGHUP the newest connection is closed in order, its command still running.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ async def run_command(
     noise: str, running: set[asyncio.subprocess.Process], process: asyncssh.SSHServerProcess[bytes]
 ) -> None:
     process.stdout.write(noise.encode())
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, process.channel.get_connection().close)
     child = await asyncio.create_subprocess_exec(
         "/bin/bash",
         "-c",

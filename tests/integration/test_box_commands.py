@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -71,3 +72,15 @@ async def test_a_command_without_an_end_is_a_lost_link(tmp_path: Path) -> None:
     async with proven(tmp_path) as (_, box):
         with pytest.raises(LinkLost, match="no answer in time"):
             await box.run("sleep 60", timeout_s=0.5)
+
+
+async def test_a_connection_closed_in_order_during_a_command_is_a_lost_link(tmp_path: Path) -> None:
+    """Without an exit status the command's end is unknown, however politely the other side hung up."""
+    async with proven(tmp_path) as (there, box):
+        running = asyncio.create_task(box.run("touch begun; sleep 60"))
+        await until((there.root / "begun").exists)
+
+        there.server.send_signal(signal.SIGHUP)
+
+        with pytest.raises(LinkLost):
+            await running
