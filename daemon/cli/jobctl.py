@@ -87,22 +87,12 @@ class Jobctl(click.Group):
             ctx.exit(Exit.INTERRUPTED)
 
 
-def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
-    if value:
-        from daemon.version import installed
-
-        click.echo(f"jobctl {installed()}")
-        ctx.exit()
-
-
 @click.group(
     cls=Jobctl,
     subcommand_metavar="VERB ...",
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="\b\nExamples:\n  jobctl demo --quick\n  jobctl submit job.yaml --wait",
 )
-@click.option(
-    "-V", "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Version."
-)
+@click.version_option(None, "-V", "--version", package_name="homeport", message="jobctl %(version)s")
 def jobctl() -> None:
     """Rent a GPU, train, bring the model home, prove it is whole, and only then let the machine go."""
