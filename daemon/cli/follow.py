@@ -15,7 +15,7 @@ from daemon.cli.watch import detaching
 from daemon.domain.holds import HoldReason
 from daemon.domain.lifecycle import MAIN_LINE, JobState
 from daemon.store.readonly import LOG_PAGE
-from daemon.store.shapes import JobView, Log, Metric, Metrics
+from daemon.store.shapes import JobPage, JobView, Log, Metric, Metrics
 
 POLL_S = 0.3
 
@@ -24,7 +24,7 @@ ENDED: dict[str, Exit] = {
     JobState.FAILED: Exit.JOB_FAILED,
     JobState.CANCELLED: Exit.JOB_ENDED,
     JobState.ABANDONED: Exit.JOB_ENDED,
-    JobState.DESTROYED: Exit.OK,
+    JobState.DESTROYED: Exit.FAILED,  # it went well, but not where it was waited for, as in --for CANCELLED
 }
 
 
@@ -106,6 +106,7 @@ def _all_steps(job: str) -> tuple[list[Metric], bool]:
         if not reading.value["metrics"]:
             return steps, reading.live
         steps += reading.value["metrics"]
+        job = reading.value["job"]  # @last stays this job when another is submitted
 
 
 @click.command(epilog=examples("jobctl wait k7f --for DESTROYED --timeout 8h", "jobctl wait @last --for VERIFIED"))
@@ -132,10 +133,14 @@ def wait_for(job: str, wanted: str, *, timeout_s: float | None) -> Exit:
     """Follow `job` until it is at `wanted` or cannot get there; says every change on standard error."""
     from daemon.cli.screens.jobs import state
 
+    def look_at(source: Readings) -> JobPage:
+        return source.job(job)
+
     began, told = time.monotonic(), ""
     with detaching(f"jobctl wait {job} --for {wanted}"):
         while True:
-            view = read(lambda source: source.job(job)).value["job"]
+            view = read(look_at).value["job"]
+            job = view["id"]  # @last stays this job when another is submitted
             if told != (now := state(view)):
                 click.echo(f"{view['id']}  {now}", err=True)
                 told = now

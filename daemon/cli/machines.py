@@ -36,14 +36,19 @@ def leases(everything: bool, check: bool, as_json: bool) -> None:
 @click.command(epilog=examples("jobctl offers --gpu H100_SXM --count 8", "jobctl offers --max-price 0.50 --why"))
 @click.option("--gpu", multiple=True, metavar="NAME", help="Only this GPU; may be given several times.")
 @click.option("--count", type=click.IntRange(1), help="GPUs in one machine.")
-@click.option("--max-price", metavar="DOLLARS", help="Dollars per hour, all GPUs and the disk.")
+@click.option(
+    "--max-price",
+    metavar="DOLLARS",
+    type=click.FloatRange(0, min_open=True),
+    help="Dollars per hour, all GPUs and the disk.",
+)
 @click.option("--why", is_flag=True, help="List every offer that is not taken, with the reason.")
 @click.option("--json", "as_json", is_flag=True, help="The offers as JSON.")
-def offers(gpu: tuple[str, ...], count: int | None, max_price: str | None, why: bool, as_json: bool) -> None:
+def offers(gpu: tuple[str, ...], count: int | None, max_price: float | None, why: bool, as_json: bool) -> None:
     """What can be rented now, best first."""
     from daemon.cli.screens import plan
 
-    asked = {"gpu": list(gpu) or None, "count": count, "max_price": max_price}
+    asked = {"gpu": list(gpu) or None, "count": count, "max_price": None if max_price is None else str(max_price)}
     found = cleaned(client().offers(**{name: value for name, value in asked.items() if value is not None}))
     if as_json:
         emit_json({"schema": "homeport.offers/1", **found})

@@ -233,6 +233,8 @@ WAITS = [
     ({"state": "DESTROYED"}, "DESTROYED", 0),
     ({"state": "SFT"}, "DESTROYED", 7),
     ({"state": "FAILED"}, "DESTROYED", 8),
+    ({"state": "FAILED"}, "FAILED", 0),
+    ({"state": "DESTROYED"}, "CANCELLED", 1),
     ({"state": "CANCELLED"}, "VERIFIED", 9),
     ({"state": "ABANDONED"}, "VERIFIED", 9),
     ({"state": "DOWNLOADED", "hold_reason": "VERIFY_FAILED", "hold_since": NOW}, "VERIFIED", 10),

@@ -49,6 +49,7 @@ MISUSED = [
     ["submit", "no-such-file.yaml"],
     ["data-check", "no-such-file.jsonl"],
     ["sandbox", "serve", "--image", "nano"],
+    ["offers", "--max-price", "cheap"],
 ]
 
 
