@@ -6,15 +6,14 @@ data was synced after that. Only the durable ones are recorded, and in that orde
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from daemon import platform
+from daemon.box.room import reserve
 from daemon.errors import TransferFailed
 from remote_payload.contract import ArtifactFile
 
@@ -53,9 +52,8 @@ class PartFile:
             self.final.replace(self.path)
             claimed = set(range(len(self.file.chunks)))
         with self._descriptor() as fd:
-            kept = min(os.fstat(fd).st_size, self.file.size)
-            os.ftruncate(fd, kept)
-            self._reserve(fd, kept)
+            os.ftruncate(fd, min(os.fstat(fd).st_size, self.file.size))
+            reserve(fd, self.path, self.file.size)
             self.written = {chunk for chunk in claimed if self._is_right(fd, chunk)}
         self.durable = set()
         return len(claimed) - len(self.written)
@@ -124,23 +122,6 @@ class PartFile:
             yield fd
         finally:
             os.close(fd)
-
-    def _reserve(self, fd: int, kept: int) -> None:
-        """Take the room now, or say what is lacking and leave the disk as it was."""
-        if not self.file.size:
-            return
-        free = shutil.disk_usage(self.path.parent).free
-        if self.file.size - kept > free:
-            raise self._no_room(errno.ENOSPC, free)
-        try:
-            platform.preallocate(fd, self.file.size)
-        except OSError as error:
-            # A failed reservation keeps what it got, and a full disk would stop the database too.
-            os.ftruncate(fd, kept)
-            raise self._no_room(error.errno or errno.ENOSPC, free) from error
-
-    def _no_room(self, code: int, free: int) -> OSError:
-        return OSError(code, f"{os.strerror(code)}: {self.file.size} bytes needed, {free} free", str(self.path))
 
     def _is_right(self, fd: int, chunk: int) -> bool:
         offset, size = self.span(chunk)

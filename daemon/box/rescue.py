@@ -21,6 +21,7 @@ from daemon import platform
 from daemon.box.contact import Contact
 from daemon.box.lanes import BLOCK_BYTES, READS, Lane, Traffic, lanes_for
 from daemon.box.link import translated
+from daemon.box.room import reserve
 from daemon.errors import TransferFailed
 from remote_payload import contract
 from remote_payload.contract import Checkpoint, ContractError, Output
@@ -141,8 +142,7 @@ async def _carry(contact: Contact, remote: str, folder: Path, files: list[_Wante
             part.parent.mkdir(parents=True, exist_ok=True)
             fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), 0o600)
             opened.callback(os.close, fd)
-            if file.size:
-                platform.preallocate(fd, file.size)
+            reserve(fd, part, file.size)
             source = f"{contact.address.root}/{remote}/{file.path}"
             for offset in range(0, file.size, BLOCK_BYTES):
                 todo.append(_Block(fd, source, offset, min(BLOCK_BYTES, file.size - offset)))

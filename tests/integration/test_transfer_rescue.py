@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -105,6 +107,19 @@ async def test_a_name_that_no_file_here_may_have_fails(tmp_path: Path) -> None:
                 await box.fetch_folder(remote, tmp_path / "home")
 
         assert not (tmp_path / "home").exists()
+
+
+async def test_a_log_larger_than_the_disk_is_refused_and_takes_nothing(tmp_path: Path) -> None:
+    """A sparse file of the box cannot fill the disk at home."""
+    async with proven(tmp_path) as (there, box):
+        (there.root / "run/sft").mkdir(parents=True)
+        (there.root / "run/sft/trainer.log").touch()
+        os.truncate(there.root / "run/sft/trainer.log", shutil.disk_usage(tmp_path).total)
+
+        with pytest.raises(OSError, match="bytes needed"):
+            await box.fetch_folder("run/sft", tmp_path / "home")
+
+        assert (tmp_path / "home/trainer.log.part").stat().st_blocks == 0
 
 
 async def test_links_of_the_box_are_not_followed(tmp_path: Path) -> None:
