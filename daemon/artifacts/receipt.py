@@ -40,19 +40,6 @@ class Receipt:
     files: tuple[ReceiptFile, ...]
     levels: tuple[dict[str, Any], ...]
 
-    @classmethod
-    def from_json(
-        cls, folder: str, manifest_sha256: str, level: Depth, files: list[dict[str, Any]], levels: list[dict[str, Any]]
-    ) -> Receipt:
-        """A stored receipt. Raises ContractError for anything that is not one."""
-        try:
-            parsed = tuple(ReceiptFile(**file) for file in files)
-        except TypeError as error:
-            raise ContractError(f"not a receipt: {error}") from error
-        for file in parsed:
-            checked_path(file.path)
-        return cls(folder, manifest_sha256, level, parsed, tuple(levels))
-
 
 def take(at: Path, final: Path, manifest: Manifest, manifest_sha256: str, report: Report) -> Receipt:
     """The receipt for a passed `report` over files that lie under `at` now and will lie under `final`.
@@ -96,6 +83,9 @@ def load(text: str) -> Receipt:
         raw = json.loads(text)
         if raw["schema"] != SCHEMA:
             raise ContractError(f"receipt of schema {raw['schema']}, expected {SCHEMA}")
-        return Receipt.from_json(raw["folder"], raw["manifest_sha256"], raw["level"], raw["files"], raw["levels"])
+        files = tuple(ReceiptFile(**file) for file in raw["files"])
+        for file in files:
+            checked_path(file.path)
+        return Receipt(raw["folder"], raw["manifest_sha256"], raw["level"], files, tuple(raw["levels"]))
     except (ValueError, KeyError, TypeError) as error:
         raise ContractError(f"not a receipt: {error}") from error

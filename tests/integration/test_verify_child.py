@@ -1,5 +1,6 @@
 """The fenced child and the check of this workstation, with the real llama.cpp on a generated model."""
 
+import json
 from pathlib import Path
 
 import psutil
@@ -75,20 +76,31 @@ async def test_it_sees_no_secret(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert "PATH" in str(told.value)
 
 
-@pytest.mark.parametrize(
-    ("code", "says"),
-    [
-        ("pass", "something else"),
-        ("print('hello')", "something else"),
-        ("print('{}')", "something else"),
-        ("print('[' * 100000)", "something else"),
-        (
-            "print('{\"vocabulary\":1,\"tokens\":[],\"prompts\":[],\"greedy_text\":\"\",\"greedy_ended\":true,"
-            "\"load_s\":0,\"score_s\":0}')",
-            "other questions",
-        ),
-    ],
-)  # fmt: skip
+SCORES = {"logs": [-1.0, -1.0], "tail": -1.0}
+POSITION = {"finite": True, "choice": 1, "sets": [SCORES, SCORES]}  # the second set asks for other counts
+REPLY = {
+    "vocabulary": 260,
+    "tokens": [[1], [2]],
+    "prompts": [[POSITION, POSITION]],
+    "greedy_text": "",
+    "greedy_ended": True,
+    "load_s": 0,
+    "score_s": 0,
+}
+INSTEAD = [
+    ("pass", "something else"),
+    ("print('hello')", "something else"),
+    ("print('{}')", "something else"),
+    ("print('[' * 100000)", "something else"),
+    (f"print({json.dumps(json.dumps(REPLY | {'load_s': 'x'}))})", "something else"),
+    (f"print({json.dumps(json.dumps(REPLY | {'tokens': []}))})", "other questions"),
+    (f"print({json.dumps(json.dumps(REPLY | {'prompts': []}))})", "other questions"),
+    (f"print({json.dumps(json.dumps(REPLY | {'prompts': [[POSITION]]}))})", "other questions"),
+    (f"print({json.dumps(json.dumps(REPLY))})", "other questions"),
+]
+
+
+@pytest.mark.parametrize(("code", "says"), INSTEAD)
 async def test_a_child_taken_over_by_its_file_is_not_believed(
     request_: child.Request, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: str, says: str
 ) -> None:
@@ -113,7 +125,7 @@ async def test_a_model_too_large_is_objected_to_before_renting(tmp_path: Path) -
 
     assert ["needed for the model" in full[0].problem, "memory" in full[1].problem] == [True, True]
     assert all(objection.mend for objection in full)
-    assert hashed == full[:1]
+    assert ["needed for the model" in objection.problem for objection in hashed] == [True]
 
 
 async def test_a_missing_verifier_names_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
