@@ -95,9 +95,9 @@ class Paths:
         return self.state / "jobd.log"
 
     @property
-    def job_logs(self) -> Path:
-        """What each job's stages printed on the box, mirrored here: <job>.log."""
-        return self.state / "logs"
+    def job_folders(self) -> Path:
+        """What is kept of each job beside the database: <job>/log.txt and what was rescued."""
+        return self.state / "jobs"
 
     @property
     def data(self) -> Path:

@@ -27,7 +27,7 @@ log = structlog.get_logger()
 
 def application(settings: Settings, commands: Commands, version: str) -> Starlette:
     """Every route, bound to this daemon's database and commands."""
-    model = ReadModel(settings.paths.database, settings.paths.job_logs)
+    model = ReadModel(settings.paths.database, settings.paths.job_folders)
     reading, asking = _Reading(model, settings, version), _Asking(model, commands)
     return Starlette(
         routes=[

@@ -56,7 +56,7 @@ def read(ask: Callable[[Readings], _T]) -> Reading[_T]:
     except DaemonUnreachable:
         if not where.database.exists():
             raise
-        return Reading(cleaned(ask(ReadModel(where.database, where.job_logs))), live=False, demo=loaded.demo)
+        return Reading(cleaned(ask(ReadModel(where.database, where.job_folders))), live=False, demo=loaded.demo)
 
 
 def banner(reading: Reading[Any], money: MoneyStrip, drawn: Look) -> list[str]:

@@ -42,6 +42,7 @@ from daemon.store.shapes import (
 EVENTS_PAGE = 500  # rows
 METRICS_PAGE = 2_000  # rows
 LOG_PAGE = 256 << 10  # bytes
+LOG_NAME = "log.txt"  # as on the box
 RECENT_EVENTS = 6
 LOSS_POINTS = 40
 PACE_STEPS = 20  # the last steps whose pace gives the ETA
@@ -55,7 +56,7 @@ class ReadModel:
     """
 
     database: Path
-    job_logs: Path
+    job_folders: Path
 
     def jobs(self) -> Jobs:
         """Every job, newest first."""
@@ -103,7 +104,7 @@ class ReadModel:
         """What the stages printed, from byte `offset`, from the end when negative. A log not here yet is empty."""
         with connection(self.database) as db:
             job = resolve(db, ref)
-        text, following = _log_page(self.job_logs / f"{job}.log", offset)
+        text, following = _log_page(self.job_folders / job / LOG_NAME, offset)
         return Log(schema="homeport.log/1", job=job, text=text, offset=following)
 
     def leases(self) -> Leases:

@@ -105,8 +105,9 @@ def test_readings_come_from_the_database(client: Client, stored: Stored) -> None
     stored.lease("k7f3qd")
     stored.steps("k7f3qd", "SFT", 1, 12, 520)
     stored.insert("events", job_id="k7f3qd", at=0, kind="job.moved", by="daemon", body='{"from":"QUEUED","to":"SFT"}')
-    client.paths.job_logs.mkdir()
-    (client.paths.job_logs / "k7f3qd.log").write_text("step 12\n")
+    log = client.paths.job_folders / "k7f3qd" / "log.txt"
+    log.parent.mkdir(parents=True)
+    log.write_text("step 12\n")
 
     assert [job["id"] for job in client.jobs()["jobs"]] == ["k7f3qd"]
     assert client.job("k7f")["job"]["progress"] == {"stage": "SFT", "done": 12, "total": 520, "unit": "STEPS"}

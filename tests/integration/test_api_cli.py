@@ -352,8 +352,9 @@ def test_escape_sequences_of_a_box_stay_harmless(
 ) -> None:
     """What came from a machine cannot move the cursor, set the title or colour the screen."""
     stored.job("k7f3qd", hold_reason="STAGE_FAILED", hold_detail="\x1b]0;owned\x07 boom", hold_since=NOW)
-    config.paths.job_logs.mkdir()
-    (config.paths.job_logs / "k7f3qd.log").write_text("step 1\n\x1b[2Jgone\n")
+    log = config.paths.job_folders / "k7f3qd" / "log.txt"
+    log.parent.mkdir(parents=True)
+    log.write_text("step 1\n\x1b[2Jgone\n")
 
     for verb in (("status",), ("show", "k7f"), ("logs", "k7f"), ("status", "--json")):
         assert "\x1b" not in run(*verb).stdout

@@ -25,7 +25,7 @@ def stored(tmp_path: Path) -> Stored:
 @pytest.fixture
 def model(stored: Stored, monkeypatch: pytest.MonkeyPatch) -> ReadModel:
     monkeypatch.setattr(readonly, "now_ms", lambda: NOW)
-    return ReadModel(stored.path, stored.path.parent / "logs")
+    return ReadModel(stored.path, stored.path.parent / "jobs")
 
 
 def the_job(model: ReadModel) -> JobView:
@@ -264,9 +264,10 @@ def test_a_log_is_paged_in_whole_lines(model: ReadModel, stored: Stored, monkeyp
     """Pages end at line ends, and together they are the log."""
     monkeypatch.setattr(readonly, "LOG_PAGE", 10)
     stored.job("k7f3qd")
-    model.job_logs.mkdir()
+    log = model.job_folders / "k7f3qd" / "log.txt"
+    log.parent.mkdir(parents=True)
     text = "".join(f"line {n}\n" for n in range(9))
-    (model.job_logs / "k7f3qd.log").write_text(text)
+    log.write_text(text)
 
     pages, offset = [], 0
     while (page := model.log("k7f", offset))["text"]:
