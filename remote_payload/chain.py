@@ -40,7 +40,10 @@ ENVIRONMENT = {
 BEAT_S = 1.0
 GPU_BEAT_S = 10.0  # nvidia-smi takes a noticeable fraction of a second
 LAST_LINES = 40  # of the log, into failed.json
-KILL_RETRIES = 1  # automatic resumes of a stage that a signal or lack of memory ended, per life of the chain
+# Automatic resumes of one step, by what ended it. A kill may be chance, once; lack of memory halves the micro batch,
+# and four times lead from the largest default, 16 rows, to one.
+KILL_RETRIES = 1
+MEMORY_RETRIES = 4
 
 
 @dataclass
@@ -86,14 +89,15 @@ class Chain:
         self.events_read = 0  # what this nonce did in an earlier life of the chain counts
         events.emit("stage_start")
         for step in STEPS[plan.stage]:
-            retries = KILL_RETRIES
+            kills, shortages = KILL_RETRIES, MEMORY_RETRIES
             while (code := self.run_step(step, plan, markers)) is not Exit.OK:
                 if code == Exit.STOPPED and not self.layout.stop.exists():
                     continue  # somebody asked to stop and then to start again
                 if code == Exit.STOPPED:
                     return self.end(Phase.STOPPED, "stopped on request; the newest checkpoint is whole")
-                if retries and (code < 0 or code == Exit.OUT_OF_MEMORY):
-                    retries -= 1
+                kills -= code < 0
+                shortages -= code == Exit.OUT_OF_MEMORY
+                if (code < 0 and kills >= 0) or (code == Exit.OUT_OF_MEMORY and shortages >= 0):
                     events.emit("warn", msg=f"{step}: {describe(code)}; resuming")
                     continue
                 return self.fail(plan, markers, code, log_began)

@@ -180,6 +180,18 @@ def test_killed_stage_is_resumed_once(make_box: MakeBox, trained: Box) -> None:
     assert box.start("nonce-sft")["phase"] == Phase.FAILED
 
 
+def test_short_memory_is_tried_with_less(make_box: MakeBox, trained: Box) -> None:
+    """A stage out of card memory is started again four times, each with half the rows a forward, and then fails."""
+    box = prepared(make_box, trained, stages=SFT_ONLY)
+    python = launcher(box, ENDLESS.replace("exec sleep 600", "exit 70"))
+
+    box.start("nonce-sft", HOMEPORT_PYTHON=python)
+
+    wait_for((box.layout.markers("nonce-sft") / contract.FAILED_FILE).exists, "failed.json")
+    assert box.failed("nonce-sft").exit_code == Exit.OUT_OF_MEMORY
+    assert len(box.events("warn")) == 4
+
+
 def test_failure_tells_the_reason(make_box: MakeBox) -> None:
     """A stage that refuses leaves its own words and the end of its log in failed.json; later stages do not start."""
     box = make_box()  # prepare has not run
