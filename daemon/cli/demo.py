@@ -32,19 +32,19 @@ IMAGE_REF = "homeport/demo"
 TIME_SCALE = 20.0  # the market's waits and the daemon's windows, divided
 START_S = 30.0  # for the sandbox and the daemon to answer
 POLL_S = 0.25
-QUICK_ROWS = {"sft": 96, "dpo": 48}
+QUICK_ROWS = {"sft": 64, "dpo": 32}
 FOREX_ROWS = {"sft": 240, "dpo": 96, "eval": 48}
 
 QUICK_SPEC = """\
 version: 1
 name: quick
 model: {model}
-sft: {{data: sft.jsonl, epochs: 2, lr: 2.0e-3}}
-dpo: {{data: dpo.jsonl, epochs: 2, lr: 5.0e-4}}
+sft: {{data: sft.jsonl, epochs: 1, lr: 2.0e-3}}
+dpo: {{data: dpo.jsonl, epochs: 1, lr: 5.0e-4}}
 lora: {{r: 8, alpha: 16}}
-batch_size: 8
+batch_size: 4
 max_length: 192
-checkpoint: {{every: 10, keep: 3}}
+checkpoint: {{every: 5, keep: 3}}
 integration: {{tag: DEMO INTEGRATION, sft_rows: {sft}, dpo_rows: {dpo}}}
 export: {{gguf: [Q8_0]}}
 limits: {{price: 5.00/h, cost: $5.00, time: 1h}}

@@ -17,6 +17,7 @@ import structlog
 from daemon.artifacts.folder import set_aside
 from daemon.artifacts.receipt import Receipt
 from daemon.box.keys import own_key
+from daemon.box.lines import clean_line
 from daemon.control import quotes, snapshot
 from daemon.control.attempts import begin_again
 from daemon.control.bell import PAUSE_S, Bell
@@ -115,7 +116,7 @@ class Acts:
             self.hold(s, HoldReason.DATA, str(error))
             return
         except RemoteFailed as error:
-            await self._give_back(s, lease, str(error))
+            await self._give_back(s, lease, f"{error} {clean_line(error.output[-500:])}".strip())
             return
         with self.world.database.write() as c:
             jobs.change(c, s.job, self.world.clock.wall_ms(), self.world.database.epoch, prepared_json=dump(prepared))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from daemon.domain.records import Job, StageRun
@@ -110,9 +110,5 @@ def _file(data: DataSet | None) -> DataFile | None:
 def _training(stage: Training | None) -> StageTraining | None:
     if stage is None:
         return None
-    return StageTraining(
-        epochs=stage.epochs,
-        lr=stage.lr,
-        beta=stage.beta if isinstance(stage, Preference) else 0.0,
-        max_steps=stage.max_steps,
-    )
+    common = StageTraining(epochs=stage.epochs, lr=stage.lr, max_steps=stage.max_steps)
+    return replace(common, beta=stage.beta) if isinstance(stage, Preference) else common

@@ -42,7 +42,8 @@ def test_from_submit_to_destroyed(home: MakeHome, job_file: MakeJob, real: bool)
     assert checked_sums(folder) >= 8
     assert (folder / "quick-Q8_0.gguf").stat().st_size > 1_000_000
     assert one.events(job, "job.moved")[-1]["to"] == "DESTROYED"
-    assert len(json.loads(one.jobctl("metrics", job, "--json").stdout)["metrics"]) > 10
+    steps = [json.loads(line) for line in one.jobctl("metrics", job, "--json").stdout.splitlines()]
+    assert {"SFT", "DPO"} == {step["stage"] for step in steps} and len(steps) > 10
 
 
 def test_cost_is_the_markets(home: MakeHome, job_file: MakeJob) -> None:
