@@ -352,3 +352,14 @@ async def test_hash_depth_claims_no_behaviour(incoming: Incoming) -> None:
     assert report.depth == "hash"
     assert not report.levels[5].passed and not report.levels[5].ran
     assert report.levels[5].problem.startswith("not run")
+
+
+async def test_hash_depth_still_fails_what_it_can_see(incoming: Incoming) -> None:
+    """Depth "hash" forgives a level that could not be run, not one that ran and failed."""
+    zero_tensor(incoming)
+    incoming.lie()
+
+    report = await incoming.verify("hash")
+
+    assert not report.passed
+    assert report.levels[-1].name == L4
