@@ -37,7 +37,7 @@ def configure(file: Path, *, console: bool, level: str = "INFO") -> None:
     if console:
         root.handlers.append(_to(logging.StreamHandler(sys.stderr), shared, colour=sys.stderr.isatty()))
     root.setLevel(level)
-    for chatty in ("asyncssh", "httpx", "httpcore", "uvicorn", "transitions"):  # each connection, each callback
+    for chatty in ("asyncssh", "httpx", "httpcore", "uvicorn", "transitions", "alembic"):  # each connection, each callback
         logging.getLogger(chatty).setLevel(logging.WARNING)
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],

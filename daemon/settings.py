@@ -24,6 +24,7 @@ class Timing:
     """Every window of the daemon, in seconds; on a loopback market divided by its `time_scale`."""
 
     reconcile_every: float = 30.0  # a trusted listing while anything may bill
+    idle_every: float = 600.0  # a listing while nothing may bill: a late arrival is found even then
     poll_every: float = 10.0  # one look at a box
     create_absent_span: float = 600.0  # awake time that an UNKNOWN create must stay absent
     create_absent_listings: int = 5

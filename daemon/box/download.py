@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from daemon.box.lanes import BLOCK_BYTES, READS, Dial, Lane, Traffic, end_all, lanes_for
-from daemon.box.part import PartFile
+from daemon.box.part import PartFile, bitmap_of
 from daemon.errors import TransferFailed
 from remote_payload import contract
 from remote_payload.contract import ContractError, Manifest
@@ -143,7 +143,10 @@ class Download:
     async def _is_home(self, part: PartFile) -> bool:
         if not await asyncio.to_thread(part.is_finished):
             return False
-        self._done += part.file.size
+        file, count = part.file, len(part.file.chunks)
+        self._done += file.size
+        self._durable.load(file.path, file.sha256, file.size, part.chunk_size)
+        self._durable.record(file.path, bitmap_of(set(range(count)), count), complete=True, resent=0, bad=0)
         return True
 
     async def _resume(self, part: PartFile) -> None:

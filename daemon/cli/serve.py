@@ -40,8 +40,13 @@ def sandbox_serve(port: int, folder: Path | None, time_scale: float, images: tup
 
 @click.command(epilog=examples("jobctl demo --quick", "jobctl demo"))
 @click.option("--quick", is_flag=True, help="A nano model, about a minute.")
-def demo(quick: bool) -> None:
+@click.option(
+    "--image",
+    type=click.Path(path_type=Path, file_okay=False, resolve_path=True),
+    help="The folder of the machines' environment; made there if need be.",
+)
+def demo(quick: bool, image: Path | None) -> None:
     """Rent, train, convert, download, verify and destroy, all on this computer. Spends $0.00."""
     from daemon.cli import demo as line
 
-    raise SystemExit(line.run(quick=quick))
+    raise SystemExit(line.run(quick=quick, image_folder=image))

@@ -7,10 +7,11 @@ have taken effect and is UNKNOWN until a trusted listing says. A create is never
 
 from __future__ import annotations
 
+import asyncio
 import json
 import secrets
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
@@ -40,6 +41,7 @@ class Operator:
     market: Market
     clock: Clock
     settings: Settings
+    acted: asyncio.Event = field(default_factory=asyncio.Event)  # something was sent: list soon
 
     async def rent(self, job: Job, offer: Offer, disk_gb: int) -> Lease | None:
         """One create for one offer. None when the answer is unknown; reconcile resolves that.
@@ -117,6 +119,7 @@ class Operator:
         """SENT, the call, the reply stored. None: unknown. A definite refusal is recorded and raised."""
         with self.database.write() as c:
             operations.set_state(c, operation, OpState.SENT, self.clock.wall_ms())
+        self.acted.set()
         try:
             reply = await call()
         except MarketUnreachable as error:

@@ -30,7 +30,6 @@ class Supervisor:
     reconciler: Reconciler
     drivers: dict[str, Driver] = field(default_factory=dict)
     _tasks: dict[str, asyncio.Task[None]] = field(default_factory=dict)
-    _hurry: asyncio.Event = field(default_factory=asyncio.Event)
     _stopped: asyncio.Event = field(default_factory=asyncio.Event)
     _fenced: BaseException | None = None
 
@@ -69,7 +68,7 @@ class Supervisor:
 
     def hurry(self) -> None:
         """Reconcile now."""
-        self._hurry.set()
+        self.world.operator.acted.set()
 
     async def _keep(self, driver: Driver) -> None:
         """A defect in one job's driver holds that job and never touches another."""
@@ -103,12 +102,11 @@ class Supervisor:
                 return  # a command was quicker; the driver looks again
 
     async def _reconcile_loop(self) -> None:
+        acted = self.world.operator.acted
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._hurry.wait(), self._pause())
-            self._hurry.clear()
-            if not self._anything_billable():
-                continue
+                await asyncio.wait_for(acted.wait(), self._pause())
+            acted.clear()
             try:
                 await self.reconciler.run_once()
             except Fenced as error:
@@ -122,8 +120,10 @@ class Supervisor:
                 driver.wake()
 
     def _pause(self) -> float:
-        """Quicker while something is being made, confirmed or resolved."""
+        """Quicker while something is being made, confirmed or resolved; slower, but never never, when nothing bills."""
         timing = self.world.settings.timing
+        if not self._anything_billable():
+            return timing.idle_every
         with self.world.database.read() as c:
             unsettled = bool(operations.open_ones(c)) or any(
                 lease.status != "running" or lease.absent_count for lease in leases.held(c)

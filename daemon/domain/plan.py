@@ -297,8 +297,10 @@ def _ready_machine(s: Snapshot) -> Action | Lease:
 
 
 def _no_machine(s: Snapshot) -> Action:
-    if s.leases and s.leases[-1].state is LeaseState.GONE and s.work_started(s.leases[-1]):
-        return HoldJob(HoldReason.GONE, f"instance {s.leases[-1].instance_id} is not at the market any more")
+    last = s.leases[-1] if s.leases else None
+    unanswered = last is not None and (last.gone_at or 0) > s.job.spoken_at
+    if last is not None and last.state is LeaseState.GONE and s.work_started(last) and unanswered:
+        return HoldJob(HoldReason.GONE, f"instance {last.instance_id} is not at the market any more")
     if _returned_unused(s) >= MACHINES_BEFORE_HOLD:
         return HoldJob(HoldReason.PROVISIONING, f"{MACHINES_BEFORE_HOLD} machines were returned unused")
     if s.asked_market_ms is not None and not _longer(s, s.asked_market_ms, s.rules.offer_retry_s):

@@ -149,6 +149,11 @@ class Home:
         instances: list[dict[str, Any]] = self._ask("GET", "/sandbox/ledger")["instances"]
         return instances
 
+    def box(self) -> Path:
+        """The run folder on the one box there is."""
+        (instance,) = (self.folder / "market" / "instances").iterdir()
+        return instance / "homeport" / "run"
+
     def journal(self, method: str, path: str = "") -> list[dict[str, Any]]:
         """Requests of this method whose path contains `path`, in order."""
         return [

@@ -66,6 +66,10 @@ def test_late_arrival(home: MakeHome, job_file: MakeJob) -> None:
     one = home(time_scale=200.0)
     one.fault("late_listing", match=CREATE, seconds=12.0)
     one.fault("reply_lost", match=CREATE)
+    no_charges = '{"success": true, "results": [], "count": 0, "total": 0, "next_token": null}'
+    one.fault(
+        "http_error", match={"method": "GET", "path": "/api/v0/charges*"}, count=None, status=200, body=no_charges
+    )
     one.start()
 
     job = one.submit(job_file())
@@ -74,7 +78,8 @@ def test_late_arrival(home: MakeHome, job_file: MakeJob) -> None:
 
     assert len(one.ledger()) == 2
     assert one.events(job, "lease.late")
-    assert sorted(intent["permit"] for intent in one.events(job, "destroy.intent")) == ["receipt", "unused"]
+    assert {intent["permit"] for intent in one.events(job, "destroy.intent")} == {"receipt", "unused"}
+    assert one.events(job, "stop.done")
 
 
 def test_destroy_whose_reply_is_lost(home: MakeHome, job_file: MakeJob) -> None:

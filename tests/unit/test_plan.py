@@ -158,6 +158,9 @@ CASES: dict[str, tuple[p.Snapshot, type[p.Action] | p.Action]] = {
     ),
     # hosts that go
     "vanished after work": (snap(job(JobState.SFT), None, GONE, operations=(STARTED,)), p.HoldJob),
+    "vanished after work, resumed since": (
+        snap(job(JobState.SFT, spoken_at=NOW + 1), None, GONE, operations=(STARTED,)), p.Rent,
+    ),
     "vanished before work": (snap(job(), None, GONE), p.Rent),
     "offline": (training(live=lease(status="offline")), p.Wait),
     "offline past patience": (training(live=lease(status="offline", status_since=NOW - 2000 * S)), p.MarkLost),
