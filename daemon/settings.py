@@ -51,7 +51,7 @@ class Image:
     ref: str = "vastai/pytorch:2.12.0-cu130-cuda-13.2-mini-py312-2026-06-05"
     root: str = "/workspace/homeport"
     python: str = "/venv/main/bin/python"
-    cuda: bool = True
+    cuda: float = 13.0  # the version that the host's driver must offer; 0 (or false): none needed
 
 
 @dataclass(frozen=True)
@@ -135,6 +135,7 @@ class Settings:
     image: Image = field(default_factory=Image)
     demo: bool = False  # marks every screen
     notify_url: str | None = None
+    hub: str = "https://huggingface.co"
 
     @property
     def loopback_market(self) -> bool:
@@ -188,6 +189,7 @@ def load(env: Mapping[str, str] = os.environ) -> Settings:
         image=_image(raw.get("image"), where.config_file),
         demo=bool(raw.get("demo", False)),
         notify_url=str(raw["notify_url"]) if raw.get("notify_url") else None,
+        hub=env.get("HF_ENDPOINT") or Settings.hub,
     )
 
 
@@ -203,7 +205,8 @@ def _image(raw: object, file: Path) -> Image:
     known = {f.name: f.type for f in fields(Image)}
     if not isinstance(raw, dict) or raw.keys() - known.keys():
         raise HomeportError(f"{file}: [image] takes {', '.join(known)}", hint=f"edit {file}")
-    return replace(Image(), **raw)
+    image = replace(Image(), **raw)
+    return replace(image, cuda=float(image.cuda))
 
 
 def api_key(where: Paths, env: Mapping[str, str] = os.environ) -> ApiKey:

@@ -18,6 +18,8 @@ from sqlalchemy.exc import IntegrityError
 
 from daemon.control import quotes
 from daemon.control.attempts import begin_again
+from daemon.control.homecoming import base_identity
+from daemon.control.jobfile import hub_name, model_folder
 from daemon.control.world import World
 from daemon.domain import ids
 from daemon.domain.holds import HOLDS, HoldReason
@@ -65,7 +67,8 @@ class Commands:
         objections = await quotes.objections(self.world, spec, estimated)
         if objections:
             raise WorkstationUnfit("\n".join(o.problem for o in objections), hint="; ".join(o.mend for o in objections))
-        job = self._store(spec, text, folder, request_id, data)
+        revision = await self._revision(spec, Path(folder))
+        job = self._store(spec, text, folder, request_id, data, revision)
         self.changed(job)
         return {"job": job, "name": spec.name, "created": True, "plan": None}
 
@@ -87,7 +90,22 @@ class Commands:
             raise SpecError(problems, hint="jobctl data-check FILE")
         return found
 
-    def _store(self, spec: JobSpec, text: str, folder: str, request_id: str, data: dict[str, dict[str, Any]]) -> str:
+    async def _revision(self, spec: JobSpec, folder: Path) -> str | None:
+        """The hub commit of the base model, its identity fetched now: verifying needs no network then."""
+        if model_folder(spec, folder) is not None:
+            return None
+        repo, revision = hub_name(spec.model)
+        return (await base_identity(repo, revision, self.world.settings)).revision
+
+    def _store(
+        self,
+        spec: JobSpec,
+        text: str,
+        folder: str,
+        request_id: str,
+        data: dict[str, dict[str, Any]],
+        revision: str | None,
+    ) -> str:
         now = self.world.clock.wall_ms()
         with self._database.write() as c:
             if spec.name in jobs.names(c):
@@ -105,6 +123,7 @@ class Commands:
                 spec_json=spec.canonical_json(),
                 spec_sha256=spec.sha256,
                 spec_dir=folder,
+                model_revision=revision,
                 data_json=json.dumps(data),
             )
             run = [name for name, block in (("SFT", spec.sft), ("DPO", spec.dpo)) if block is not None] + ["GGUF"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import structlog
 from daemon.artifacts import base as base_model
 from daemon.artifacts import folder as model_folder
 from daemon.artifacts import receipt as receipts
+from daemon.artifacts.base import BaseIdentity
 from daemon.artifacts.verify import Report, verify
 from daemon.box.box import Box
 from daemon.clock import Clock
@@ -27,6 +29,13 @@ from remote_payload.contract import MANIFEST_FILE, RUN_DIR, Done, Manifest, Role
 
 log = structlog.get_logger()
 SPACE_MARGIN = 1.05  # of the bytes still to come
+
+
+async def base_identity(name: str, revision: str | None, settings: Settings) -> BaseIdentity:
+    """The base model as this workstation knows it; a hub commit fetched once needs no network again."""
+    return await base_model.base_identity(
+        name, revision, settings.paths.state / "base", endpoint=settings.hub, token=os.environ.get("HF_TOKEN")
+    )
 
 
 @dataclass(frozen=True)
@@ -83,8 +92,8 @@ class Homecoming:
     async def prove(self, say: Callable[[str], None]) -> Report:
         manifest = self._manifest()
         source = local_model(self.job, self.spec)
-        name, revision = (str(source), None) if source else hub_name(self.spec.model)
-        base = await base_model.base_identity(name, revision, self.settings.paths.state / "base")
+        name = str(source) if source else hub_name(self.spec.model)[0]
+        base = await base_identity(name, self.job.model_revision, self.settings)
         return await verify(self.incoming, manifest, base, self.spec.verify.level, say)
 
     def settle_in(self, report: Report, log_file: Path) -> receipts.Receipt:

@@ -62,13 +62,13 @@ def hub_name(model: str) -> tuple[str, str | None]:
 
 def build(job: Job, spec: JobSpec, stages: tuple[StageRun, ...], settings: Settings) -> JobFile:
     data = data_sets(job)
-    repo, revision = hub_name(spec.model)
+    repo, _ = hub_name(spec.model)
     local = local_model(job, spec)
     return JobFile(
         job=job.id,
         attempt=job.attempt,
         name=spec.name,
-        model=ModelSource(local.name) if local else ModelSource(spec.model, repo, revision),
+        model=ModelSource(local.name) if local else ModelSource(spec.model, repo, job.model_revision),
         stages=[StagePlan(Stage(run.stage), run.nonce, bool(run.fresh)) for run in stages],
         integration=integration(spec, data),
         lora=Lora(r=spec.lora.r, alpha=spec.lora.alpha, dropout=spec.lora.dropout),

@@ -13,6 +13,7 @@ from daemon.control.world import World
 from daemon.domain import money, units
 from daemon.domain.estimate import Estimate, estimate, over_limits
 from daemon.domain.market import Offer
+from daemon.domain.model_size import folder_parameters
 from daemon.domain.offers import Ranking, query, rank, widened
 from daemon.domain.spec import JobSpec
 from daemon.errors import HomeportError, MarketError
@@ -20,14 +21,13 @@ from daemon.store import leases, machines
 
 SHOWN = 3  # offers of a plan
 MARGIN = 1.1  # of disk space, over the bytes that come home
-WEIGHT_BYTES = 2  # of a base model in bf16
 
 
 def expected(spec: JobSpec, folder: Path, rows: Mapping[str, int], offer: Offer | None = None) -> Estimate:
     """The estimate, with the base model's true size where its weights lie here."""
     parameters = None
     if (local := model_folder(spec, folder)) is not None:
-        parameters = sum(f.stat().st_size for f in local.glob("*.safetensors")) / WEIGHT_BYTES or None
+        parameters = folder_parameters(local)
     return estimate(spec, rows, offer, parameters=parameters)
 
 
@@ -43,7 +43,7 @@ async def ranked(
     world: World, spec: JobSpec, folder: Path, rows: Mapping[str, int], credit: int | None
 ) -> tuple[Ranking, int]:
     """The offers for `spec`, best first, and the disk in GB they were priced with."""
-    asked = query(spec, expected(spec, folder, rows))
+    asked = query(spec, expected(spec, folder, rows), min_cuda=world.settings.image.cuda or None)
     found = await world.operator.market.search(asked)
     with world.database.read() as c:
         bad = machines.bad(c, world.clock.wall_ms())
@@ -105,9 +105,8 @@ async def offers(world: World, filters: Mapping[str, Any]) -> dict[str, Any]:
             "limits": {"price": money.micros(price) if price else None},
         }
     )
-    asked = query(spec, estimate(spec, {}))
-    found = await world.operator.market.search(widened(asked))
-    asked = widened(asked) if not price else asked
+    asked = query(spec, estimate(spec, {}), min_cuda=world.settings.image.cuda or None)
+    found = await world.operator.market.search(widened(asked))  # wide, so that each reason can be shown
     ranking = rank(found, spec, asked, lambda offer: estimate(spec, {}, offer), now_ms=world.clock.wall_ms())
     return {
         "offers": [offer_view(offer) for offer in ranking.chosen],

@@ -23,4 +23,4 @@ class World:
     notify: Callable[[str, str], Awaitable[None]]
 
     def job_folder(self, job: str) -> Path:
-        return self.settings.paths.state / "jobs" / job
+        return self.settings.paths.job_folders / job

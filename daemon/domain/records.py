@@ -65,6 +65,7 @@ class Job:
     spec_json: str
     spec_sha256: str
     spec_dir: str
+    model_revision: str | None
     hold_reason: HoldReason | None
     hold_detail: str | None
     hold_since: int | None

@@ -54,6 +54,7 @@ jobs = _table(
     _required("spec_text", TEXT),
     _required("spec_json", TEXT),
     _required("spec_sha256", TEXT),
+    Column("model_revision", TEXT),  # the hub commit that box and workstation must agree on
     _required("spec_dir", TEXT),  # relative paths in the spec are relative to this folder
     Column("hold_reason", TEXT),
     Column("hold_detail", TEXT),

@@ -34,6 +34,7 @@ TABLES = [
     spec_text TEXT NOT NULL,
     spec_json TEXT NOT NULL,
     spec_sha256 TEXT NOT NULL,
+    model_revision TEXT,
     spec_dir TEXT NOT NULL,
     hold_reason TEXT,
     hold_detail TEXT,
