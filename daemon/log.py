@@ -17,6 +17,7 @@ import structlog
 
 FILE_BYTES = 10 << 20
 FILES = 3
+CHATTY = ("asyncssh", "httpx", "httpcore", "uvicorn", "transitions", "alembic")  # each connection, each callback
 SECRET = ("key", "token", "secret", "password", "authorization")
 PUBLIC = frozenset({"host_key", "public_key", "tokens", "max_tokens", "token_id"})
 
@@ -37,7 +38,7 @@ def configure(file: Path, *, console: bool, level: str = "INFO") -> None:
     if console:
         root.handlers.append(_to(logging.StreamHandler(sys.stderr), shared, colour=sys.stderr.isatty()))
     root.setLevel(level)
-    for chatty in ("asyncssh", "httpx", "httpcore", "uvicorn", "transitions", "alembic"):  # each connection, each callback
+    for chatty in CHATTY:
         logging.getLogger(chatty).setLevel(logging.WARNING)
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],

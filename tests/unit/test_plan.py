@@ -36,7 +36,8 @@ RULES = p.Rules(
 def job(state: JobState = JobState.QUEUED, **values: Any) -> Job:
     row = Job(
         id="abc123", name="n", state=state, version=1, attempt=1, spec_text="", spec_json="{}", spec_sha256="",
-        spec_dir="/", model_revision=None, hold_reason=None, hold_detail=None, hold_since=None, hold_by=None, wish=None, wish_by=None,
+        spec_dir="/", model_revision=None, hold_reason=None, hold_detail=None, hold_since=None, hold_by=None, wish=None,
+        wish_by=None,
         manifest_sha256=None, manifest_json=None, data_json=None, prepared_json=None, created_at=NOW - 3600 * S,
         state_since=NOW - 600 * S, spoken_at=NOW - 3600 * S, model_dir=None,
     )  # fmt: skip
