@@ -76,6 +76,22 @@ def test_commands_exist(page: Path) -> None:
             assert set(re.findall(r"(?<= )--?[a-z][\w-]*", arguments)) <= options(verb), line
 
 
+@each_page
+def test_named_files_exist(page: Path) -> None:
+    """A module that a page names, by its path or the end of it, is there."""
+    code = [p.as_posix() for top in ("daemon", "remote_payload", "tests", "docs") for p in (ROOT / top).rglob("*.*")]
+    for path in re.findall(r"`([\w/.-]+\.(?:py|sh))`", text_of(page)):
+        assert any(file.endswith(f"/{path}") for file in code), path
+
+
+def test_every_folder_has_its_row() -> None:
+    """architecture.md names each folder of the daemon, and the folders beside it that hold code."""
+    folders = {f"daemon/{p.parent.name}/" for p in (ROOT / "daemon").glob("*/__init__.py")}
+    table = rows(DOCS / "architecture.md")
+
+    assert folders | {"remote_payload/", "migrations/"} <= table.keys()
+
+
 def options(verb: str) -> set[str]:
     """Every spelling of every option of a verb, its subcommands' included."""
     command = jobctl.get_command(click.Context(jobctl), verb)
