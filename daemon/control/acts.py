@@ -108,7 +108,7 @@ class Acts:
         lease = action.lease
         try:
             box = await self.link.to(lease)
-            prepared, python = await provision(box, s.job, self.spec, s.stages, self.world.settings)
+            prepared, python = await provision(box, s.job, self.spec, lease, s.stages, self.world.settings)
         except IntegrationRefused as error:
             self.hold(s, HoldReason.INTEGRATION, str(error))
             return

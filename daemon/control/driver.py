@@ -48,11 +48,11 @@ class Driver:
 
     def __init__(self, world: World, job: Job, spec: JobSpec) -> None:
         rows = {kind: data.rows for kind, data in data_sets(job).items()}
-        reserve = quotes.expected(spec, Path(job.spec_dir), rows).reserve
+        estimated = quotes.expected(spec, Path(job.spec_dir), rows)
         self.world, self.job_id = world, job.id
         self.memory, self.link, self.bell = snapshot.Memory(), Link(world), Bell()
         self.acts = Acts(world, job.id, spec, rows, self.memory, self.link, self.bell)
-        self.rules = snapshot.rules(spec, reserve, world.settings.timing)
+        self.rules = snapshot.rules(spec, estimated, world.settings.timing)
         self._said: tuple[str, str] | None = None
 
     def wake(self) -> None:

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from daemon.domain.records import Job, StageRun
+from daemon.domain.records import Job, Lease, StageRun
 from daemon.domain.spec import JobSpec, Preference, Training
 from daemon.settings import Settings
 from remote_payload.contract import (
@@ -60,7 +60,7 @@ def hub_name(model: str) -> tuple[str, str | None]:
     return repo, revision or None
 
 
-def build(job: Job, spec: JobSpec, stages: tuple[StageRun, ...], settings: Settings) -> JobFile:
+def build(job: Job, spec: JobSpec, lease: Lease, stages: tuple[StageRun, ...], settings: Settings) -> JobFile:
     data = data_sets(job)
     repo, _ = hub_name(spec.model)
     local = local_model(job, spec)
@@ -86,6 +86,7 @@ def build(job: Job, spec: JobSpec, stages: tuple[StageRun, ...], settings: Setti
         checkpoint_keep=spec.checkpoint.keep,
         seed=spec.seed,
         reasoning=spec.reasoning,
+        away_limit_s=spec.limits.hold / lease.price_per_hour * 3600 if lease.price_per_hour else None,
         notify_url=settings.notify_url,
     )
 

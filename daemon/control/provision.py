@@ -18,7 +18,7 @@ from daemon.box.box import Box
 from daemon.box.lines import clean_line
 from daemon.box.upload import Upload
 from daemon.control.jobfile import DataSet, build, canonical_path, data_sets, integration, local_model, remote_path
-from daemon.domain.records import Job, StageRun
+from daemon.domain.records import Job, Lease, StageRun
 from daemon.domain.spec import JobSpec
 from daemon.errors import HomeportError, RemoteFailed
 from daemon.settings import Settings
@@ -39,7 +39,7 @@ class IntegrationRefused(HomeportError):
 
 
 async def provision(
-    box: Box, job: Job, spec: JobSpec, stages: tuple[StageRun, ...], settings: Settings
+    box: Box, job: Job, spec: JobSpec, lease: Lease, stages: tuple[StageRun, ...], settings: Settings
 ) -> tuple[Prepared, str]:
     """Make the box ready for the first stage; returns what `prepare` counted and the interpreter to use.
 
@@ -52,7 +52,7 @@ async def provision(
     if not facts["ok"]:
         raise RemoteFailed(f"preflight: {_objections(facts)}", exit_code_remote=Exit.PREFLIGHT)
     await box.upload(list(_uploads(job, spec, settings)))
-    await box.write_job(build(job, spec, stages, settings))
+    await box.write_job(build(job, spec, lease, stages, settings))
     token = os.environ.get("HF_TOKEN")
     prepared = await box.prepare({"HF_TOKEN": token} if token else {})
     check(prepared, spec, data_sets(job))

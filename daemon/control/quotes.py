@@ -8,16 +8,17 @@ from typing import Any
 
 from daemon.artifacts import workstation
 from daemon.artifacts.workstation import Objection
-from daemon.control.jobfile import model_folder
+from daemon.control.jobfile import data_sets, model_folder
 from daemon.control.world import World
 from daemon.domain import money, units
 from daemon.domain.estimate import Estimate, estimate, over_limits
+from daemon.domain.lifecycle import JobState
 from daemon.domain.market import Offer
 from daemon.domain.model_size import folder_parameters
 from daemon.domain.offers import Ranking, query, rank, widened
-from daemon.domain.spec import JobSpec
+from daemon.domain.spec import JobSpec, from_canonical
 from daemon.errors import HomeportError, MarketError
-from daemon.store import leases, machines
+from daemon.store import jobs, leases, machines
 
 SHOWN = 3  # offers of a plan
 MARGIN = 1.1  # of disk space, over the bytes that come home
@@ -33,10 +34,21 @@ def expected(spec: JobSpec, folder: Path, rows: Mapping[str, int], offer: Offer 
 
 async def objections(world: World, spec: JobSpec, estimated: Estimate) -> list[Objection]:
     """Why this workstation cannot receive and verify the model."""
-    needed = round(estimated.model_bytes * MARGIN)
+    needed = round((estimated.model_bytes + _promised(world)) * MARGIN)
     return await workstation.check(
         world.settings.paths.models, needed=needed, largest=estimated.model_bytes, depth=spec.verify.level
     )
+
+
+def _promised(world: World) -> int:
+    """Bytes that unfinished jobs have yet to bring home to the same disk."""
+    with world.database.read() as c:
+        waiting = [job for job in jobs.unfinished(c) if job.state not in (JobState.DOWNLOADED, JobState.VERIFIED)]
+    total = 0
+    for job in waiting:
+        spec, rows = from_canonical(job.spec_json), {kind: data.rows for kind, data in data_sets(job).items()}
+        total += expected(spec, Path(job.spec_dir), rows).model_bytes
+    return total
 
 
 async def ranked(

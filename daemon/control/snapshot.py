@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, select
 
 from daemon.clock import Clock
+from daemon.domain.estimate import Estimate
 from daemon.domain.holds import HoldReason
+from daemon.domain.money import HOUR_MS
 from daemon.domain.plan import Rules, Snapshot
-from daemon.domain.records import Job
+from daemon.domain.records import Job, Lease
 from daemon.domain.spec import JobSpec
 from daemon.settings import Timing
-from daemon.store import artifacts, jobs, leases, operations, reports, schema, stages
+from daemon.store import artifacts, jobs, leader, leases, operations, reports, schema, stages
 from daemon.store.database import Database
 from remote_payload.contract import Manifest, load
 
@@ -46,6 +48,7 @@ def take(database: Database, clock: Clock, job_id: str, rules: Rules, memory: Me
             operations=tuple(operations.of_job(c, job_id)),
             stages=runs,
             receipt=artifacts.current_receipt(c, job),
+            loss_ms=_loss_ms(c, live, clock.wall_ms()),
             token=artifacts.usable_token(c, job, held.instance_id, clock.wall_ms()) if held else None,
             report=reports.get(c, job_id),
             stage_failure=words if current is not None and current.nonce == nonce else None,
@@ -57,12 +60,13 @@ def take(database: Database, clock: Clock, job_id: str, rules: Rules, memory: Me
         )
 
 
-def rules(spec: JobSpec, reserve: int, timing: Timing) -> Rules:
+def rules(spec: JobSpec, estimated: Estimate, timing: Timing) -> Rules:
     return Rules(
         cost_limit=spec.limits.cost,
         time_limit_s=spec.limits.time,
         hold_limit=spec.limits.hold,
-        reserve=reserve,
+        reserve=estimated.reserve,
+        rescue_s=estimated.rescue_s,
         ask_before_destroy=spec.destroy == "ask",
         boot_patience_s=timing.boot_patience,
         ssh_patience_s=timing.ssh_patience,
@@ -71,6 +75,18 @@ def rules(spec: JobSpec, reserve: int, timing: Timing) -> Rules:
         destroy_resend_s=timing.destroy_resend,
         offer_retry_s=timing.offer_retry,
     )
+
+
+def _loss_ms(c: Connection, lease: Lease | None, now_ms: int) -> int | None:
+    """When what the machine holds may be lost: its contract ends, or the credit at the rate of everything rented."""
+    if lease is None:
+        return None
+    credit = leader.get_meta(c, "credit")
+    burn = sum(held.rate for held in leases.held(c))
+    ends = [lease.end_ms] if lease.end_ms is not None else []
+    if credit is not None and burn > 0:
+        ends.append(now_ms + int(credit) * HOUR_MS // burn)
+    return min(ends, default=None)
 
 
 def _downloaded(c: Connection, job: Job) -> bool:

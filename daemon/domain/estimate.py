@@ -57,6 +57,7 @@ class Estimate:
     total_s: float
     cost: int
     reserve: int
+    rescue_s: float  # download and verification
     model_bytes: int
     disk_gb: int
     vram_gb: int
@@ -119,6 +120,7 @@ def estimate(
         total_s=total_s,
         cost=money.accrued(price, round(total_s * 1000)) + home_cost + round(weights / 1e9 * down_price),
         reserve=money.accrued(price, round(RESERVE * rescue_s * 1000)) + home_cost,
+        rescue_s=rescue_s,
         model_bytes=round(home_bytes),
         vram_gb=spec.machine.vram or _vram_gb(spec, weights),
         disk_gb=spec.machine.disk or _disk_gb(spec, weights, model_bytes, adapter),

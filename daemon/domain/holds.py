@@ -23,6 +23,7 @@ class HoldReason(StrEnum):
     GONE = "GONE"
     BUDGET = "BUDGET"
     TIME = "TIME"
+    LOSS_NEAR = "LOSS_NEAR"
     NO_CREDIT = "NO_CREDIT"
     CREDENTIALS = "CREDENTIALS"
     NO_OFFERS = "NO_OFFERS"
@@ -117,6 +118,13 @@ HOLDS: dict[HoldReason, Hold] = {
     ),
     HoldReason.TIME: Hold(
         "the time limit is reached", W, Release.STOP_NOW, "resume gives it the same time again", (_RESUME, _ABANDON)
+    ),
+    HoldReason.LOSS_NEAR: Hold(
+        "the contract or the account's credit ends too soon to go on safely",
+        W,
+        R,
+        "top up, or let the machine go; what it has is being saved",
+        (_RESUME, _ABANDON),
     ),
     HoldReason.NO_CREDIT: Hold("the market account has no credit", W, R, "top up, then resume", (_RESUME, _CANCEL)),
     HoldReason.CREDENTIALS: Hold(

@@ -46,6 +46,7 @@ class Rules:
     time_limit_s: float | None
     hold_limit: int
     reserve: int  # download, verification and bandwidth after training
+    rescue_s: float  # what download and verification take
     ask_before_destroy: bool
     boot_patience_s: float
     ssh_patience_s: float
@@ -67,6 +68,7 @@ class Snapshot:
     operations: tuple[Operation, ...] = ()  # all of the job, oldest first
     stages: tuple[StageRun, ...] = ()
     receipt: ReceiptRow | None = None
+    loss_ms: int | None = None  # the contract ends, or the credit does at this rate
     token: Token | None = None  # usable, for the lease in question
     report: BoxReport | None = None
     stage_failure: str | None = None  # the box's failed.json of the current stage, in words
@@ -366,6 +368,8 @@ def _over_limits(s: Snapshot) -> Action | None:
     training = s.job.state in (JobState.QUEUED, JobState.PROVISIONED, JobState.SFT, JobState.DPO)
     if limit is not None and training and s.cost >= limit - s.rules.reserve:
         return HoldJob(HoldReason.BUDGET, "limits.cost minus what the way home needs is spent")
+    if training and s.loss_ms is not None and s.loss_ms - s.now_ms < 2 * s.rules.rescue_s * 1000:
+        return HoldJob(HoldReason.LOSS_NEAR, "less than twice the time that bringing the model home takes is left")
     if s.rules.time_limit_s is not None and training and _longer(s, s.lease.created_at, s.rules.time_limit_s):
         return HoldJob(HoldReason.TIME, "limits.time is over")
     return None

@@ -18,7 +18,8 @@ from daemon.market.permit import DestroyPermit
 class Reply:
     """The market's own words.
 
-    `instance_id` is the `new_contract` of a create; `queued` marks a start that waits for its GPU and bills when it comes.
+    `instance_id` is the `new_contract` of a create; `queued` marks a start that waits for its GPU, and bills once it
+    has it.
     """
 
     status: int

@@ -27,7 +27,8 @@ from daemon.domain.records import (
 NOW = 1_790_000_000_000
 S = 1000
 RULES = p.Rules(
-    cost_limit=10_000_000, time_limit_s=36_000, hold_limit=2_000_000, reserve=1_000_000, ask_before_destroy=False,
+    cost_limit=10_000_000, time_limit_s=36_000, hold_limit=2_000_000, reserve=1_000_000, rescue_s=600,
+    ask_before_destroy=False,
     boot_patience_s=1200, ssh_patience_s=600, offline_patience_s=1800, start_patience_s=600, destroy_resend_s=60,
     offer_retry_s=60,
 )  # fmt: skip
@@ -179,6 +180,8 @@ CASES: dict[str, tuple[p.Snapshot, type[p.Action] | p.Action]] = {
     ),
     # money and time
     "budget": (training(live=lease(running_ms=round(4.6 * 3600 * S))), p.HoldJob),
+    "contract ends soon": (training(loss_ms=NOW + 1000 * S), p.HoldJob),
+    "contract ends later": (training(loss_ms=NOW + 1300 * S), p.Watch),
     "time": (training(live=lease(created_at=NOW - 37_000 * S, observed_ms=NOW)), p.HoldJob),
     # holds
     "held, waiting": (training(row=job(JobState.SFT, hold_reason=H.STAGE_FAILED, **HELD), rescued=True), p.Watch),
