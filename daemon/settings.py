@@ -37,6 +37,7 @@ class Timing:
     start_patience: float = 600.0
     destroy_resend: float = 60.0
     offer_retry: float = 60.0  # between searches that found nothing
+    offer_patience: float = 3_600.0  # of searches that find nothing, before the person is asked
     token_life: float = 900.0
 
     def scaled(self, by: float) -> Timing:

@@ -24,7 +24,7 @@ from daemon.control.bell import PAUSE_S, Bell
 from daemon.control.homecoming import Homecoming
 from daemon.control.link import Link
 from daemon.control.provision import DataRefused, IntegrationRefused, provision
-from daemon.control.watch import look
+from daemon.control.watch import calling, look
 from daemon.control.world import World
 from daemon.domain import plan as p
 from daemon.domain.holds import HoldReason
@@ -34,6 +34,7 @@ from daemon.domain.records import Kind, Lease, LeaseState, OpState
 from daemon.domain.spec import JobSpec
 from daemon.errors import (
     BoxError,
+    CredentialsRefused,
     LinkLost,
     MarketError,
     NoCredit,
@@ -44,6 +45,7 @@ from daemon.store import artifacts, downloads, events, jobs, leases, machines, o
 from remote_payload.contract import dump
 
 log = structlog.get_logger()
+DAY_MS = 86_400_000
 LOOK_S = 2.0  # at least, between two looks: each starts a process on the box
 START = {"SFT": Trigger.START_SFT, "DPO": Trigger.START_DPO, "GGUF": Trigger.START_GGUF}
 
@@ -84,13 +86,15 @@ class Acts:
         for offer in ranking.chosen[:3]:
             try:
                 await w.operator.rent(s.job, offer, disk_gb)
+                self.memory.nothing_fits_since_ms = None
                 return
             except OfferGone:
                 continue  # a definite refusal: only then the next one
             except NoCredit as error:
                 self.hold(s, HoldReason.NO_CREDIT, str(error))
                 return
-        if self.memory.asked_market_ms is None:
+        if self.memory.nothing_fits_since_ms is None:
+            self.memory.nothing_fits_since_ms = w.clock.wall_ms()
             reasons = "; ".join(sorted({reason for _, reason in ranking.rejected})[:3])
             with w.database.write() as c:
                 events.add(c, "market.nothing_fits", w.clock.wall_ms(), job=self.job_id, reasons=reasons)
@@ -221,11 +225,15 @@ class Acts:
     async def _download(self, s: p.Snapshot, action: p.Download) -> None:
         with self.world.database.write() as c:
             events.add(c, "download.started", self.world.clock.wall_ms(), job=self.job_id)
-        await self._home(s).download(await self.link.to(action.lease), lambda progress: None)
+        box = await self.link.to(action.lease)
+        async with calling(box):
+            await self._home(s).download(box, lambda progress: None)
 
     async def _save(self, s: p.Snapshot, action: p.Save) -> None:
         home = self._home(s)
-        count = await home.save(await self.link.to(action.lease), s.stages)
+        box = await self.link.to(action.lease)
+        async with calling(box):
+            count = await home.save(box, s.stages)
         with self.world.database.write() as c:
             events.add(c, "job.saved", self.world.clock.wall_ms(), job=self.job_id, files=count, folder=str(home.saved))
 
@@ -289,11 +297,35 @@ class Acts:
     async def _move(self, s: p.Snapshot, action: p.Move) -> None:
         w = self.world
         to = fire(s.job.state, action.trigger, self._facts(s))
+        if to.is_terminal:
+            await self._settle(s)
         with w.database.write() as c:
             jobs.move(c, s.job, to, w.clock.wall_ms(), w.database.epoch)
         log.info("job.moved", job=self.job_id, to=to.value)
         if to.is_terminal:
             await w.notify(f"{s.job.name}: {to.value}", action.why)
+
+    async def _settle(self, s: p.Snapshot) -> None:
+        """What the market charged for each machine, beside what we counted. It may come later than we ask."""
+        w = self.world
+        try:
+            charges = await w.operator.market.charges(s.job.created_at - DAY_MS)
+        except (MarketError, CredentialsRefused) as error:
+            log.info("cost.unsettled", job=self.job_id, error=str(error))
+            return
+        with w.database.write() as c:
+            for lease in s.leases:
+                amount = sum(charge.amount for charge in charges if charge.instance_id == lease.instance_id)
+                leases.change(c, lease.id, settled_cost=amount)
+                events.add(
+                    c,
+                    "cost.settled",
+                    w.clock.wall_ms(),
+                    job=self.job_id,
+                    lease=lease.id,
+                    charged=amount,
+                    counted=lease.cost,
+                )
 
     async def _hold_job(self, s: p.Snapshot, action: p.HoldJob) -> None:
         self.hold(s, action.reason, action.detail)

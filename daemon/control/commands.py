@@ -155,6 +155,8 @@ class Commands:
             _refuse_if_letting_go(c, row)
             if row.hold_reason is None:
                 raise Refused(f"job {row.id} is not held", hint=f"jobctl show {row.id}")
+            if row.hold_reason is HoldReason.BUDGET:
+                raise Refused(f"limits.cost of job {row.id} is spent", hint=f"jobctl cancel {row.id}")
             artifacts.void_tokens(c, row.id, self._now)
             if row.hold_reason is HoldReason.GONE:
                 self._again(c, row, by, keep=False, fresh=True)

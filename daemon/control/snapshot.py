@@ -26,6 +26,7 @@ class Memory:
 
     link_down_since_ms: int | None = None
     asked_market_ms: int | None = None
+    nothing_fits_since_ms: int | None = None
     failure: tuple[str, str] | None = None  # nonce, the box's words
 
 
@@ -55,6 +56,7 @@ def take(database: Database, clock: Clock, job_id: str, rules: Rules, memory: Me
             downloaded=_downloaded(c, job),
             rescued=_said_since(c, job, "job.saved", job.hold_since or job.state_since),
             asked_market_ms=memory.asked_market_ms,
+            nothing_fits_since_ms=memory.nothing_fits_since_ms,
             accepted=_released(c, job, HoldReason.ASK_DESTROY),
             link_down_since_ms=memory.link_down_since_ms,
         )
@@ -74,6 +76,7 @@ def rules(spec: JobSpec, estimated: Estimate, timing: Timing) -> Rules:
         start_patience_s=timing.start_patience,
         destroy_resend_s=timing.destroy_resend,
         offer_retry_s=timing.offer_retry,
+        offer_patience_s=timing.offer_patience,
     )
 
 

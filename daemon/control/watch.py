@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +17,13 @@ from daemon.box.box import Box
 from daemon.box.lines import clean_line
 from daemon.clock import Clock
 from daemon.domain.records import Job, StageRun
-from daemon.errors import RemoteFailed
+from daemon.errors import LinkLost, RemoteFailed
 from daemon.store import reports, stages
 from daemon.store.database import Database
 from remote_payload.contract import Done, Failed, dump
 
 log = structlog.get_logger()
+CALL_S = 30.0  # between calls that only say that we are here
 READ_LIMIT = 1 << 20  # bytes of events or log a look
 MAX_EVENT_BYTES = 64 << 10
 
@@ -29,6 +34,24 @@ class Seen:
 
     ended: bool = False
     failure: str | None = None  # the box's own words, when the stage failed
+
+
+@asynccontextmanager
+async def calling(box: Box) -> AsyncIterator[None]:
+    """Call the box now and then while something else is under way: one that hears nothing for long stops itself."""
+
+    async def call() -> None:
+        while True:
+            await asyncio.sleep(CALL_S)
+            with contextlib.suppress(LinkLost):
+                await box.status()
+
+    task = asyncio.create_task(call())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 async def look(box: Box, job: Job, run: StageRun, database: Database, clock: Clock, log_file: Path) -> Seen:

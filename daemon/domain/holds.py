@@ -113,8 +113,8 @@ HOLDS: dict[HoldReason, Hold] = {
         "the cost limit is reached",
         W,
         Release.STOP_NOW,
-        "raise limits.cost in a new submit, or give up",
-        (_RESUME, _ABANDON),
+        "what it has is saved here; the limit holds, so submit again with a higher limits.cost",
+        (_CANCEL, _ABANDON),
     ),
     HoldReason.TIME: Hold(
         "the time limit is reached", W, Release.STOP_NOW, "resume gives it the same time again", (_RESUME, _ABANDON)

@@ -54,6 +54,7 @@ class Rules:
     start_patience_s: float
     destroy_resend_s: float
     offer_retry_s: float
+    offer_patience_s: float
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class Snapshot:
     downloaded: bool = False  # every file of the manifest is complete here
     rescued: bool = False  # what was worth saving since the hold or wish began is here
     asked_market_ms: int | None = None  # last search that found nothing
+    nothing_fits_since_ms: int | None = None  # the first such search since a machine was rented
     accepted: bool = False  # the person released an ASK_DESTROY hold
     link_down_since_ms: int | None = None
 
@@ -305,6 +307,9 @@ def _no_machine(s: Snapshot) -> Action:
         return HoldJob(HoldReason.GONE, f"instance {last.instance_id} is not at the market any more")
     if _returned_unused(s) >= MACHINES_BEFORE_HOLD:
         return HoldJob(HoldReason.PROVISIONING, f"{MACHINES_BEFORE_HOLD} machines were returned unused")
+    since = s.nothing_fits_since_ms
+    if since is not None and _longer(s, max(since, s.job.spoken_at), s.rules.offer_patience_s):
+        return HoldJob(HoldReason.NO_OFFERS, "nothing on the market fits: jobctl plan shows why")
     if s.asked_market_ms is not None and not _longer(s, s.asked_market_ms, s.rules.offer_retry_s):
         return Wait("no offer fits; looking again soon")
     return Rent()
@@ -326,7 +331,7 @@ def _halted(s: Snapshot, lease: Lease) -> Action:
     recent = starts and not _longer(s, starts[-1].created_at, s.rules.start_patience_s)
     if recent and starts[-1].state is OpState.DONE:
         return Wait("starting")
-    if starts and starts[-1].created_at >= (lease.status_since or 0):
+    if starts and starts[-1].created_at >= max(lease.status_since or 0, s.job.spoken_at):
         if not s.work_started(lease):
             return Destroy(lease, "stopped, and does not start again")
         return HoldJob(HoldReason.HOST_STOPPED, f"instance {lease.instance_id} is {lease.status} and does not start")
@@ -370,7 +375,8 @@ def _over_limits(s: Snapshot) -> Action | None:
         return HoldJob(HoldReason.BUDGET, "limits.cost minus what the way home needs is spent")
     if training and s.loss_ms is not None and s.loss_ms - s.now_ms < 2 * s.rules.rescue_s * 1000:
         return HoldJob(HoldReason.LOSS_NEAR, "less than twice the time that bringing the model home takes is left")
-    if s.rules.time_limit_s is not None and training and _longer(s, s.lease.created_at, s.rules.time_limit_s):
+    begun = max(s.lease.created_at, s.job.spoken_at)  # resume gives the same time again
+    if s.rules.time_limit_s is not None and training and _longer(s, begun, s.rules.time_limit_s):
         return HoldJob(HoldReason.TIME, "limits.time is over")
     return None
 

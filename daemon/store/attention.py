@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from daemon.domain.lifecycle import TERMINAL
+from daemon.domain.lifecycle import STAGES, TERMINAL
 from daemon.store.shapes import Activity, Attention, JobView, LeaseView
 
 
@@ -28,8 +28,12 @@ def _of_job(job: JobView) -> Iterator[Attention]:
         text = f"{ref}: {job['safety']['text']}"
         yield Attention(kind="MODEL_MISSING", urgent=False, job=ref, instance=instance, text=text, hint=hint)
     if job["activity"] == Activity.OUT_OF_CONTACT:
-        text = f"{ref} is out of contact since {job['out_of_contact_since']}; training goes on, the machine is kept"
+        work = "the work on it goes on, " if job["state"] in STAGES else ""
+        text = f"{ref} is out of contact since {job['out_of_contact_since']}; {work}the machine is kept"
         yield Attention(kind="OUT_OF_CONTACT", urgent=False, job=ref, instance=instance, text=text, hint=hint)
+    if job["verification"] == "HASH" and job["state"] not in TERMINAL:
+        text = f"{ref}: verify: {{level: hash}}, so the model is not run before its machine is destroyed"
+        yield Attention(kind="HASH_ONLY", urgent=False, job=ref, instance=instance, text=text, hint=hint)
     if job["activity"] == Activity.UNANSWERED:
         text = f"{ref}: the reply to a rental was lost; it is looked for, and nothing else is rented meanwhile"
         yield Attention(kind="UNANSWERED", urgent=False, job=ref, instance=None, text=text, hint=hint)

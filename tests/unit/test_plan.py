@@ -30,7 +30,7 @@ RULES = p.Rules(
     cost_limit=10_000_000, time_limit_s=36_000, hold_limit=2_000_000, reserve=1_000_000, rescue_s=600,
     ask_before_destroy=False,
     boot_patience_s=1200, ssh_patience_s=600, offline_patience_s=1800, start_patience_s=600, destroy_resend_s=60,
-    offer_retry_s=60,
+    offer_retry_s=60, offer_patience_s=3600,
 )  # fmt: skip
 
 
@@ -107,6 +107,9 @@ CASES: dict[str, tuple[p.Snapshot, type[p.Action] | p.Action]] = {
     "nothing rented": (snap(), p.Rent),
     "no offers a moment ago": (snap(asked_market_ms=NOW - 10 * S), p.Wait),
     "no offers a while ago": (snap(asked_market_ms=NOW - 90 * S), p.Rent),
+    "no offers for long": (
+        snap(job(spoken_at=0), asked_market_ms=NOW - 90 * S, nothing_fits_since_ms=NOW - 4000 * S), p.HoldJob,
+    ),
     "create unknown": (snap(operations=(op(Kind.CREATE, OpState.UNKNOWN),)), p.Wait),
     "create unknown, and a wish": (
         snap(job(wish=Wish.CANCEL), operations=(op(Kind.CREATE, OpState.UNKNOWN),)), p.Wait,
@@ -171,6 +174,13 @@ CASES: dict[str, tuple[p.Snapshot, type[p.Action] | p.Action]] = {
     "start asked": (
         training(live=lease(status="exited", running_ms=9), operations=(STARTED, op(Kind.START, age_s=30))), p.Wait,
     ),
+    "does not start, resumed since": (
+        training(
+            row=job(JobState.SFT, spoken_at=NOW - 5 * S), live=lease(status="exited", running_ms=9),
+            operations=(STARTED, op(Kind.START, age_s=700)),
+        ),
+        p.StartMachine,
+    ),
     "does not start": (
         training(
             live=lease(status="exited", running_ms=9, status_since=NOW - 900 * S),
@@ -182,7 +192,7 @@ CASES: dict[str, tuple[p.Snapshot, type[p.Action] | p.Action]] = {
     "budget": (training(live=lease(running_ms=round(4.6 * 3600 * S))), p.HoldJob),
     "contract ends soon": (training(loss_ms=NOW + 1000 * S), p.HoldJob),
     "contract ends later": (training(loss_ms=NOW + 1300 * S), p.Watch),
-    "time": (training(live=lease(created_at=NOW - 37_000 * S, observed_ms=NOW)), p.HoldJob),
+    "time": (training(live=lease(created_at=NOW - 37_000 * S), row=job(JobState.SFT, spoken_at=0)), p.HoldJob),
     # holds
     "held, waiting": (training(row=job(JobState.SFT, hold_reason=H.STAGE_FAILED, **HELD), rescued=True), p.Watch),
     "held, something to save": (training(row=job(JobState.SFT, hold_reason=H.STAGE_FAILED, **HELD)), p.Save),
