@@ -68,10 +68,11 @@ def check(prepared: Prepared, spec: JobSpec, data: dict[str, DataSet]) -> None:
     """Our own judgement of what the box read: its word alone is not enough."""
     expected = integration(spec, data)
     line = expected.line(expected.sft_rows, expected.dpo_rows)
-    if prepared.exit_code == Exit.INTEGRATION or (prepared.ok and prepared.line != line):
-        raise IntegrationRefused(
-            f"expected the line {line!r}, the box read {prepared.line!r}" if prepared.line else f"no line {line!r}"
-        )
+    counted = (prepared.sft_rows, prepared.dpo_rows) == (expected.sft_rows, expected.dpo_rows)
+    if prepared.exit_code == Exit.INTEGRATION or (prepared.ok and not (counted and prepared.line == line)):
+        read = f"read {prepared.line!r} from {prepared.sft_rows} SFT and {prepared.dpo_rows} DPO rows"
+        objections = [f"expected the line {line!r}, the box {read if prepared.line else 'printed none'}"]
+        raise IntegrationRefused("; ".join(objections + prepared.problems[:5]))
     if not prepared.ok:
         raise DataRefused("; ".join(prepared.problems[:5]) or f"prepare ended with {prepared.exit_code}")
 
