@@ -58,32 +58,37 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def job_file(recorded: Path, tmp_path: Path) -> MakeJob:
     """Writes the spec of the recorded job, `changes` replacing whole lines of it by key."""
-    job = json.loads((recorded / "job.json").read_text())
 
     def write(name: str = "quick", **changes: str) -> Path:
-        folder = tmp_path / f"spec-{name}"
-        folder.mkdir(exist_ok=True)
-        for kind in ("sft", "dpo"):
-            (folder / f"{kind}.jsonl").write_bytes((recorded / job[f"{kind}_data"]["path"]).read_bytes())
-        lines = {
-            "version": "1",
-            "name": name,
-            "model": str(ROOT / "daemon/sandbox/models/nano"),
-            **{
-                kind: f"{{data: {kind}.jsonl, epochs: {job[kind]['epochs']}, lr: {job[kind]['lr']}}}"
-                for kind in ("sft", "dpo")
-            },
-            "lora": f"{{r: {job['lora']['r']}, alpha: {job['lora']['alpha']}}}",
-            "batch_size": str(job["batch_size"]),
-            "max_length": str(job["max_length"]),
-            "checkpoint": f"{{every: {job['checkpoint_every']}, keep: {job['checkpoint_keep']}}}",
-            "integration": f"{{tag: {job['integration']['tag']}, sft_rows: {job['sft_data']['rows']}, "
-            f"dpo_rows: {job['dpo_data']['rows']}}}",
-            "export": "{gguf: [Q8_0]}",
-            "limits": "{price: 5.00/h, cost: $5.00, time: 1h}",
-        } | changes
-        path = folder / "job.yaml"
-        path.write_text("".join(f"{key}: {value}\n" for key, value in lines.items() if value))
-        return path
+        return write_job(recorded, tmp_path, name, **changes)
 
     return write
+
+
+def write_job(recorded: Path, to: Path, name: str, **changes: str) -> Path:
+    """The spec of the recorded job and its data, in a folder of its own under `to`; an empty change drops the line."""
+    job = json.loads((recorded / "job.json").read_text())
+    folder = to / f"spec-{name}"
+    folder.mkdir(exist_ok=True)
+    for kind in ("sft", "dpo"):
+        (folder / f"{kind}.jsonl").write_bytes((recorded / job[f"{kind}_data"]["path"]).read_bytes())
+    lines = {
+        "version": "1",
+        "name": name,
+        "model": str(ROOT / "daemon/sandbox/models/nano"),
+        **{
+            kind: f"{{data: {kind}.jsonl, epochs: {job[kind]['epochs']}, lr: {job[kind]['lr']}}}"
+            for kind in ("sft", "dpo")
+        },
+        "lora": f"{{r: {job['lora']['r']}, alpha: {job['lora']['alpha']}}}",
+        "batch_size": str(job["batch_size"]),
+        "max_length": str(job["max_length"]),
+        "checkpoint": f"{{every: {job['checkpoint_every']}, keep: {job['checkpoint_keep']}}}",
+        "integration": f"{{tag: {job['integration']['tag']}, sft_rows: {job['sft_data']['rows']}, "
+        f"dpo_rows: {job['dpo_data']['rows']}}}",
+        "export": "{gguf: [Q8_0]}",
+        "limits": "{price: 5.00/h, cost: $5.00, time: 1h}",
+    } | changes
+    path = folder / "job.yaml"
+    path.write_text("".join(f"{key}: {value}\n" for key, value in lines.items() if value))
+    return path
