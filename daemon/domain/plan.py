@@ -268,7 +268,8 @@ def _pending_destroy(s: Snapshot) -> Action | None:
         newest = sent[-1]
         if newest.state.is_open:
             return Wait("destroy sent, answer unknown: may still bill")
-        if s.now_ms - (newest.sent_at or newest.created_at) < s.rules.destroy_resend_s * 1000:
+        listed_ms = (lease.last_seen or 0) - (newest.sent_at or newest.created_at)
+        if listed_ms < s.rules.destroy_resend_s * 1000:
             return Wait("destroy requested, not confirmed yet: may still bill")
         return Destroy(lease, "the market still lists it")
     return None

@@ -157,6 +157,9 @@ CASES: dict[str, tuple[p.Snapshot, type[p.Action] | p.Action]] = {
     "verified, a lost machine is left": (snap(job(JobState.VERIFIED), None, LOST, receipt=RECEIPT), p.Destroy),
     "destroy unknown": (training(operations=(STARTED, op(Kind.DESTROY, OpState.UNKNOWN))), p.Wait),
     "destroy accepted": (training(operations=(STARTED, op(Kind.DESTROY, age_s=5))), p.Wait),
+    "destroy accepted, not seen since": (
+        training(operations=(STARTED, op(Kind.DESTROY, age_s=90)), live=lease(last_seen=NOW - 80 * S)), p.Wait,
+    ),
     "destroy accepted, still listed": (training(operations=(STARTED, op(Kind.DESTROY, age_s=90))), p.Destroy),
     "verified, all gone": (
         snap(job(JobState.VERIFIED), None, GONE, receipt=RECEIPT), p.Move(Trigger.CONFIRM_DESTROYED),
