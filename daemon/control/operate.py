@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,11 +22,11 @@ from daemon.clock import Clock
 from daemon.control import permits
 from daemon.domain import ids
 from daemon.domain.market import CreateRequest, Offer
-from daemon.domain.records import Job, Kind, Lease, LeaseState, OpState
-from daemon.errors import MarketError, MarketUnreachable
+from daemon.domain.records import Job, Kind, Lease, LeaseState, Operation, OpState
+from daemon.errors import CredentialsRefused, LostRace, MarketError, MarketUnreachable
 from daemon.market.port import Market, Reply
 from daemon.settings import Settings
-from daemon.store import events, leases, operations
+from daemon.store import events, jobs, leases, operations
 from daemon.store.database import Database
 from daemon.store.leader import get_meta
 
@@ -42,14 +42,18 @@ class Operator:
     clock: Clock
     settings: Settings
     acted: asyncio.Event = field(default_factory=asyncio.Event)  # something was sent: list soon
+    in_flight: set[int] = field(default_factory=set)  # operations whose answer somebody here waits for
 
     async def rent(self, job: Job, offer: Offer, disk_gb: int) -> Lease | None:
         """One create for one offer. None when the answer is unknown; reconcile resolves that.
 
-        Raises OfferGone, NoCredit, RateLimited or MarketRefused when the market definitely refused.
+        Raises OfferGone, NoCredit, RateLimited, MarketRefused or CredentialsRefused when the market definitely
+        refused, LostRace when a command changed the job since it was read: what it asks for comes first.
         """
         secret = secrets.token_hex(32)
         with self.database.write() as c:
+            if jobs.get(c, job.id).version != job.version:
+                raise LostRace(f"job {job.id} changed since version {job.version}")
             install = get_meta(c, "install_id") or ""
             label = ids.label(install, job.id, ids.nonce())
             request = {
@@ -120,6 +124,7 @@ class Operator:
         with self.database.write() as c:
             operations.set_state(c, operation, OpState.SENT, self.clock.wall_ms())
         self.acted.set()
+        self.in_flight.add(operation)
         try:
             reply = await call()
         except MarketUnreachable as error:
@@ -128,6 +133,11 @@ class Operator:
         except MarketError as error:
             self._record(operation, error.status, error.body, OpState.REFUSED, str(error))
             raise
+        except CredentialsRefused as error:
+            self._record(operation, None, "", OpState.REFUSED, str(error))
+            raise
+        finally:
+            self.in_flight.discard(operation)
         with self.database.write() as c:
             operations.store_reply(c, operation, reply.status, reply.body)
         return reply
@@ -135,7 +145,8 @@ class Operator:
     def _record(self, operation: int, status: int | None, body: str, state: OpState, error: str) -> None:
         with self.database.write() as c:
             operations.store_reply(c, operation, status, body)
-            operations.set_state(c, operation, state, self.clock.wall_ms(), error=error[:500])
+            if operations.get(c, operation).state is OpState.SENT:  # else a listing was quicker than the answer
+                operations.set_state(c, operation, state, self.clock.wall_ms(), error=error[:500])
 
     def _resolve(self, operation: int, state: OpState, error: str | None = None) -> None:
         with self.database.write() as c:
@@ -149,7 +160,8 @@ def adopt(c: Connection, operation: int, instance_id: int, state: LeaseState, no
     if known is not None and known.operation_id == operation:
         return known  # the listing was quicker than the reply, or the other way round
     terms = json.loads(row.request)
-    operations.set_state(c, operation, OpState.DONE, now_ms)
+    if row.state is not OpState.REFUSED:  # the market's word stands beside the machine that it made all the same
+        operations.set_state(c, operation, OpState.DONE, now_ms)
     lease = leases.add(
         c, row, instance_id, row.label or "", state, now_ms, challenge=terms["challenge"], **terms["terms"]
     )
@@ -159,12 +171,17 @@ def adopt(c: Connection, operation: int, instance_id: int, state: LeaseState, no
 def recover(database: Database, now_ms: int) -> None:
     """After a crash: what was only intended never happened, what was sent is unknown."""
     with database.write() as c:
-        for op in operations.open_ones(c):
-            if op.state is OpState.INTENT:
-                operations.set_state(c, op.id, OpState.ABSENT, now_ms, error="not sent before the daemon ended")
-            elif op.state is OpState.SENT:
-                operations.set_state(c, op.id, OpState.UNKNOWN, now_ms, error="the daemon ended before the answer")
+        settle(c, operations.open_ones(c), now_ms, "the daemon ended")
         events.add(c, "daemon.started", now_ms, epoch=database.epoch)
+
+
+def settle(c: Connection, forsaken: Iterable[Operation], now_ms: int, why: str) -> None:
+    """Operations whose answer nobody waits for any more: an INTENT never left, a SENT one may have taken effect."""
+    for op in forsaken:
+        if op.state is OpState.INTENT:
+            operations.set_state(c, op.id, OpState.ABSENT, now_ms, error=f"{why} before it was sent")
+        elif op.state is OpState.SENT:
+            operations.set_state(c, op.id, OpState.UNKNOWN, now_ms, error=f"{why} before the answer")
 
 
 def _terms(offer: Offer) -> dict[str, Any]:

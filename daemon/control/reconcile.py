@@ -13,12 +13,14 @@ import structlog
 from sqlalchemy import Connection
 
 from daemon.clock import Clock
-from daemon.control.operate import Operator, adopt
+from daemon.control.operate import Operator, adopt, settle
+from daemon.control.permits import ArtifactLost, NoPermit
 from daemon.domain import ids
+from daemon.domain.lifecycle import JobState
 from daemon.domain.market import Instance, Listing
 from daemon.domain.plan import HALTED, UNREACHABLE
 from daemon.domain.records import Kind, Lease, LeaseState, Operation, OpState
-from daemon.errors import CredentialsRefused, MarketError
+from daemon.errors import CredentialsRefused, LostRace, MarketError
 from daemon.settings import Timing
 from daemon.store import events, jobs, leader, leases, operations
 from daemon.store.database import Database
@@ -90,9 +92,18 @@ class Reconciler:
                     leases.miss(c, lease, now)
             for lease in leases.recheck_due(c, now):
                 leases.change(c, lease.id, recheck_at=None)  # a day later it is still gone
+            settle(c, self._forsaken(c), now, "it was cut short")
             for op in operations.open_ones(c):
                 if op.state is OpState.UNKNOWN:
                     _resolve(c, op, listing, now, awake, self.timing.destroy_resend)
+
+    def _forsaken(self, c: Connection) -> list[Operation]:
+        """Requests to the market that a command, an error or a full disk cut short. Stage starts are sent again."""
+        return [
+            op
+            for op in operations.open_ones(c)
+            if op.kind is not Kind.STAGE_START and op.id not in self.operator.in_flight
+        ]
 
     def _absent_long_enough(self, now: int) -> list[Lease]:
         with self.database.read() as c:
@@ -148,20 +159,21 @@ class Reconciler:
             operations.set_state(c, op.id, OpState.ABSENT, self.clock.wall_ms(), error="never listed, never charged")
 
     async def _end_late_arrivals(self) -> None:
-        """A machine that came after its job had another, or had ended: stopped in this pass, destroyed as unused."""
+        """A machine that came after its job had another, or had ended: stopped in this pass, destroyed if permitted."""
         with self.database.read() as c:
             late = [
-                (lease, operations.of_lease(c, lease.id))
+                (lease, operations.of_lease(c, lease.id), jobs.get(c, lease.job_id))
                 for lease in leases.held(c)
                 if lease.state is LeaseState.LOST and lease.job_id is not None
             ]
-        for lease, history in late:
+        for lease, history, job in late:
             unused = not any(op.kind is Kind.STAGE_START and op.state is not OpState.ABSENT for op in history)
             recent = [op for op in history if self.clock.wall_ms() - op.created_at < self.timing.destroy_resend * 1000]
             may_run = lease.status not in (*HALTED, *UNREACHABLE)
             if may_run and not any(op.kind is Kind.STOP for op in recent):
                 await self._try("stop", lease)
-            if unused and not any(op.kind is Kind.DESTROY for op in recent):
+            by_receipt = job.state is JobState.DESTROYED  # it came back from its destroy; the receipt still permits it
+            if (unused or by_receipt) and not any(op.kind is Kind.DESTROY for op in recent):
                 await self._try("destroy", lease)
 
     async def _try(self, what: str, lease: Lease) -> None:
@@ -171,8 +183,8 @@ class Reconciler:
             else:
                 with self.database.read() as c:
                     job = jobs.get(c, lease.job_id or "")
-                await self.operator.destroy(job, lease, "arrived late, nothing was started on it")
-        except MarketError as error:
+                await self.operator.destroy(job, lease, "arrived late or came back, and nothing on it is needed")
+        except (MarketError, CredentialsRefused, NoPermit, ArtifactLost, LostRace) as error:
             log.info(f"late.{what}_refused", instance=lease.instance_id, error=str(error))
 
 

@@ -13,7 +13,7 @@ from daemon.control.reconcile import Reconciler
 from daemon.control.world import World
 from daemon.domain.holds import HoldReason
 from daemon.domain.spec import from_canonical
-from daemon.errors import Fenced, LostRace, StoreError
+from daemon.errors import Fenced, StoreError
 from daemon.store import jobs, leases, operations
 
 log = structlog.get_logger()
@@ -91,30 +91,30 @@ class Supervisor:
 
     def _hold_crashed(self, job_id: str, error: Exception) -> None:
         w = self.world
-        with w.database.write() as c:
-            job = jobs.get(c, job_id)
-            if job.state.is_terminal or job.hold_reason is not None:
-                return
-            detail = f"{type(error).__name__}: {error}"[:500]
-            try:
-                jobs.hold(c, job, HoldReason.INTERNAL, detail, w.clock.wall_ms(), w.database.epoch)
-            except LostRace:
-                return  # a command was quicker; the driver looks again
+        detail = f"{type(error).__name__}: {error}"[:500]
+        try:
+            with w.database.write() as c:
+                job = jobs.get(c, job_id)
+                if not job.state.is_terminal and job.hold_reason is None:
+                    jobs.hold(c, job, HoldReason.INTERNAL, detail, w.clock.wall_ms(), w.database.epoch)
+        except StoreError as unusable:  # a full disk, or a command was quicker: the driver looks again, and so do we
+            log.error("store.unusable", job=job_id, error=str(unusable))
 
     async def _reconcile_loop(self) -> None:
         acted = self.world.operator.acted
         while True:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(acted.wait(), self._pause())
-            acted.clear()
             try:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(acted.wait(), self._pause())
+                acted.clear()
                 await self.reconciler.run_once()
             except Fenced as error:
                 self._fenced = error
                 self._stopped.set()
                 return
-            except StoreError as error:
-                log.error("store.unusable", error=str(error))
+            except Exception:  # without this loop nothing is confirmed and nothing late is found: it never ends
+                log.exception("reconcile.crashed")
+                await asyncio.sleep(CRASH_PAUSE_S)
                 continue
             for driver in list(self.drivers.values()):
                 driver.wake()
@@ -125,7 +125,7 @@ class Supervisor:
         if not self._anything_billable():
             return timing.idle_every
         with self.world.database.read() as c:
-            unsettled = bool(operations.open_ones(c)) or any(
+            unsettled = any(op.kind != "stage_start" for op in operations.open_ones(c)) or any(
                 lease.status != "running" or lease.absent_count for lease in leases.held(c)
             )
             destroying = any(

@@ -53,9 +53,12 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """A consistent view; nothing may be written in it."""
-        with self.engine.connect().execution_options(read_only=True) as connection:
-            yield connection
+        """A consistent view; nothing may be written in it. Raises StoreError when SQLite cannot."""
+        try:
+            with self.engine.connect().execution_options(read_only=True) as connection:
+                yield connection
+        except DatabaseError as error:
+            raise StoreError(f"{self.path}: {error.orig}", hint="jobctl doctor") from error
 
     def _check_epoch(self, connection: Connection) -> None:
         current = connection.execute(select(schema.leader.c.epoch)).scalar()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from sqlalchemy import Connection, insert, select, update
@@ -14,6 +15,7 @@ from daemon.store.rows import record
 
 _O = schema.operations.c
 OPEN = tuple(s.value for s in OpState if s.is_open)
+_KEY = re.compile(r'("\w*api_key"\s*:\s*)"[^"]*"')
 
 
 def intend(c: Connection, kind: Kind, now_ms: int, epoch: int | None, request: dict[str, Any], **values: Any) -> int:
@@ -67,8 +69,9 @@ def set_state(c: Connection, operation: int, state: OpState, now_ms: int, **valu
 
 
 def store_reply(c: Connection, operation: int, status: int | None, body: str) -> None:
-    """The answer as it came, before anybody interprets it."""
-    c.execute(update(schema.operations).where(_O.id == operation).values(reply_status=status, reply=body[:65_536]))
+    """The answer as it came, before anybody interprets it; only the keys in it are left out."""
+    kept = _KEY.sub(r'\1"..."', body)[:65_536]
+    c.execute(update(schema.operations).where(_O.id == operation).values(reply_status=status, reply=kept))
 
 
 def count_absence(c: Connection, operation: Operation, awake_s: float) -> None:

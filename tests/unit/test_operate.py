@@ -1,0 +1,178 @@
+"""Intent, send, record: no operation is left without somebody who will resolve it, whatever cuts it short."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from scripted import OFFER, ScriptedMarket, instance
+from store import INSTANCE, JOB, add_job, add_lease, opened, start_stage
+
+from daemon.clock import ManualClock
+from daemon.control.operate import Operator
+from daemon.control.reconcile import Reconciler
+from daemon.domain.records import Job, Kind, Lease, LeaseState, Operation, OpState
+from daemon.errors import CredentialsRefused, LostRace, MarketRefused, MarketUnreachable
+from daemon.market.port import Reply
+from daemon.settings import Settings, load
+from daemon.store import jobs, leader, leases, operations
+from daemon.store.database import Database
+
+
+@dataclass
+class Bench:
+    """A job, its database, a scripted market, and the two that act on them."""
+
+    database: Database
+    market: ScriptedMarket
+    clock: ManualClock
+    operator: Operator
+    reconciler: Reconciler
+
+    @property
+    def job(self) -> Job:
+        with self.database.read() as c:
+            return jobs.get(c, JOB)
+
+    @property
+    def leases(self) -> list[Lease]:
+        with self.database.read() as c:
+            return leases.of_job(c, JOB)
+
+    def operations(self, kind: Kind) -> list[Operation]:
+        with self.database.read() as c:
+            return [op for op in operations.of_job(c, JOB) if op.kind is kind]
+
+    def rented(self, **values: object) -> Lease:
+        with self.database.write() as c:
+            return leases.get(c, add_lease(c, **values))
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    database = opened(tmp_path)
+    settings: Settings = load({"HOMEPORT_HOME": str(tmp_path)})
+    market, clock = ScriptedMarket(), ManualClock()
+    operator = Operator(database, market, clock, settings)
+    with database.write() as c:
+        add_job(c)
+        leader.put_meta(c, "install_id", "test")
+    yield Bench(database, market, clock, operator, Reconciler(database, operator, clock, settings.timing))
+    database.close()
+
+
+async def test_a_refused_key_refuses_the_create(bench: Bench) -> None:
+    """Nothing was rented: the operation is REFUSED, so that the job does not wait for an answer for ever."""
+    bench.market.answers["create"] = CredentialsRefused("bad key")
+
+    with pytest.raises(CredentialsRefused):
+        await bench.operator.rent(bench.job, OFFER, 10)
+
+    assert [op.state for op in bench.operations(Kind.CREATE)] == [OpState.REFUSED]
+
+
+async def test_a_destroy_that_is_cut_short_is_resolved(bench: Bench) -> None:
+    """A command cancels the task in the middle of the call: the next pass knows that nobody waits for the answer."""
+    lease = bench.rented()
+    bench.market.gate = asyncio.Event()
+    destroying = asyncio.create_task(bench.operator.destroy(bench.job, lease, "unfit"))
+    await bench.market.called.wait()
+    bench.market.instances = [instance(INSTANCE)]
+
+    await bench.reconciler.run_once()
+    assert [op.state for op in bench.operations(Kind.DESTROY)] == [OpState.SENT]  # it is still waited for
+    destroying.cancel()
+    await asyncio.gather(destroying, return_exceptions=True)
+    await bench.reconciler.run_once()
+
+    assert [op.state for op in bench.operations(Kind.DESTROY)] == [OpState.UNKNOWN]
+
+
+async def test_an_intent_that_never_left_is_absent(bench: Bench) -> None:
+    """Its SENT could not be committed: nothing was asked of the market, and nothing waits for it."""
+    with bench.database.write() as c:
+        operations.intend(c, Kind.CREATE, bench.clock.wall_ms(), 1, {}, job_id=JOB, label="hp-test-abc123-x")
+
+    await bench.reconciler.run_once()
+
+    assert [op.state for op in bench.operations(Kind.CREATE)] == [OpState.ABSENT]
+
+
+async def test_a_listing_quicker_than_a_lost_answer(bench: Bench) -> None:
+    """The machine is listed and adopted while the create still waits; its time-out then changes nothing."""
+    bench.market.gate = asyncio.Event()
+    bench.market.answers["create"] = MarketUnreachable("no answer")
+    renting = asyncio.create_task(bench.operator.rent(bench.job, OFFER, 10))
+    await bench.market.called.wait()
+    bench.market.instances = [instance(INSTANCE, bench.operations(Kind.CREATE)[0].label)]
+
+    await bench.reconciler.run_once()
+    bench.market.gate.set()
+
+    assert await renting is None
+    assert [op.state for op in bench.operations(Kind.CREATE)] == [OpState.DONE]
+    assert [lease.instance_id for lease in bench.leases] == [INSTANCE]
+
+
+async def test_a_refusal_that_rented_all_the_same(bench: Bench) -> None:
+    """The market said no and made a machine: it is recognised by its label, and the pass goes on."""
+    bench.market.answers["create"] = MarketRefused("no", status=400, body='{"success": false}')
+    with pytest.raises(MarketRefused):
+        await bench.operator.rent(bench.job, OFFER, 10)
+    bench.market.instances = [instance(INSTANCE, bench.operations(Kind.CREATE)[0].label)]
+
+    await bench.reconciler.run_once()
+
+    assert [(lease.instance_id, lease.state) for lease in bench.leases] == [(INSTANCE, LeaseState.LIVE)]
+    assert [op.state for op in bench.operations(Kind.CREATE)] == [OpState.REFUSED]
+
+
+async def test_a_command_comes_before_a_create(bench: Bench) -> None:
+    """The job was held while offers were looked for: nothing is rented on the old decision."""
+    read = bench.job
+    with bench.database.write() as c:
+        jobs.change(c, read, bench.clock.wall_ms(), 1)
+
+    with pytest.raises(LostRace):
+        await bench.operator.rent(read, OFFER, 10)
+
+    assert not bench.market.asked and not bench.operations(Kind.CREATE)
+
+
+async def test_a_refused_key_does_not_end_the_passes(bench: Bench) -> None:
+    """A late arrival that cannot be stopped now is noted; the loop that confirms everything else lives on."""
+    bench.rented(state=LeaseState.LOST)
+    bench.market.instances = [instance(INSTANCE)]
+    bench.market.answers |= {"stop": CredentialsRefused("bad key"), "destroy": CredentialsRefused("bad key")}
+
+    listing = await bench.reconciler.run_once()
+
+    assert listing.trusted
+    assert {call for call, _ in bench.market.asked} == {"stop", "destroy"}
+
+
+async def test_a_lost_machine_that_worked_is_kept(bench: Bench) -> None:
+    """It reappears: stopped in the same pass, and never destroyed without its job's receipt."""
+    lease = bench.rented(state=LeaseState.LOST)
+    with bench.database.write() as c:
+        start_stage(c, lease.id)
+    bench.market.instances = [instance(INSTANCE)]
+
+    await bench.reconciler.run_once()
+
+    assert bench.market.asked == [("stop", INSTANCE)]
+
+
+async def test_the_key_of_the_instance_is_not_kept(bench: Bench) -> None:
+    """The create's reply is stored as it came, but for the key in it."""
+    body = '{"success": true, "new_contract": 77, "instance_api_key": "very-secret"}'
+    bench.market.answers["create"] = Reply(200, body, instance_id=INSTANCE)
+
+    await bench.operator.rent(bench.job, OFFER, 10)
+
+    [create] = bench.operations(Kind.CREATE)
+    assert create.reply is not None and '"new_contract": 77' in create.reply
+    assert "very-secret" not in create.reply
