@@ -85,12 +85,7 @@ class Snapshot:
 
     def work_started(self, lease: Lease) -> bool:
         """A stage was, or may have been, started on it: it is not `unused`."""
-        return any(
-            op.kind is Kind.STAGE_START
-            and op.lease_id == lease.id
-            and (op.state.may_have_happened or op.state is OpState.INTENT)
-            for op in self.operations
-        )
+        return any(op.may_have_begun_work and op.lease_id == lease.id for op in self.operations)
 
     def destroys(self, lease: Lease) -> list[Operation]:
         return [
@@ -271,6 +266,8 @@ def _pending_destroy(s: Snapshot) -> Action | None:
         listed_ms = (lease.last_seen or 0) - (newest.sent_at or newest.created_at)
         if listed_ms < s.rules.destroy_resend_s * 1000:
             return Wait("destroy requested, not confirmed yet: may still bill")
+        if newest.permit == "token" and s.token is None:
+            return Wait("still listed; a typed id is for one destroy: abandon again to ask again")
         return Destroy(lease, "the market still lists it")
     return None
 

@@ -160,6 +160,12 @@ CASES: dict[str, tuple[p.Snapshot, type[p.Action] | p.Action]] = {
     "destroy accepted, not seen since": (
         training(operations=(STARTED, op(Kind.DESTROY, age_s=90)), live=lease(last_seen=NOW - 80 * S)), p.Wait,
     ),
+    "destroy typed, still listed": (
+        training(operations=(STARTED, op(Kind.DESTROY, age_s=90, permit="token"))), p.Wait,
+    ),
+    "destroy typed again": (
+        training(operations=(STARTED, op(Kind.DESTROY, age_s=90, permit="token")), token=TOKEN), p.Destroy,
+    ),
     "destroy accepted, still listed": (training(operations=(STARTED, op(Kind.DESTROY, age_s=90))), p.Destroy),
     "verified, all gone": (
         snap(job(JobState.VERIFIED), None, GONE, receipt=RECEIPT), p.Move(Trigger.CONFIRM_DESTROYED),
