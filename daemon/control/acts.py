@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import structlog
+from sqlalchemy import Connection
 
 from daemon.artifacts.folder import set_aside
 from daemon.artifacts.receipt import Receipt
@@ -28,9 +29,9 @@ from daemon.control.watch import calling, look
 from daemon.control.world import World
 from daemon.domain import plan as p
 from daemon.domain.holds import HoldReason
-from daemon.domain.lifecycle import JobState, Trigger
+from daemon.domain.lifecycle import Trigger
 from daemon.domain.machine import Facts, fire
-from daemon.domain.records import Kind, Lease, LeaseState, OpState
+from daemon.domain.records import Kind, Lease, LeaseState, OpState, StageRun
 from daemon.domain.spec import JobSpec
 from daemon.errors import (
     BoxError,
@@ -182,8 +183,6 @@ class Acts:
             with w.database.write() as c:
                 operations.set_state(c, operation, OpState.REFUSED, w.clock.wall_ms(), error=str(error)[:500])
             raise
-        trigger, state = START[run.stage], s.job.state
-        forward = state is not JobState(run.stage) and state in (JobState.PROVISIONED, JobState.SFT, JobState.DPO)
         with w.database.write() as c:
             operations.store_reply(c, operation, None, dump(status))
             for op in operations.of_job(c, self.job_id):
@@ -194,9 +193,17 @@ class Acts:
                 ):
                     operations.set_state(c, op.id, OpState.DONE, w.clock.wall_ms())
             stages.mark_started(c, run, w.clock.wall_ms())
-            if forward:
-                to = fire(state, trigger, self._facts(s))
-                jobs.move(c, s.job, to, w.clock.wall_ms(), w.database.epoch)
+            self._follow(c, s, run)
+
+    def _follow(self, c: Connection, s: p.Snapshot, run: StageRun) -> None:
+        """Move to the state of `run`, through those of stages kept from an earlier attempt: each was started once."""
+        names = [each.stage for each in s.stages]
+        passed = names.index(s.job.state) + 1 if s.job.state in names else 0
+        job = s.job  # as it was decided on: a command that ran meanwhile wins
+        for name in names[passed : names.index(run.stage) + 1]:
+            to = fire(job.state, START[name], self._facts(s))
+            jobs.move(c, job, to, self.world.clock.wall_ms(), self.world.database.epoch)
+            job = jobs.get(c, self.job_id)
 
     async def _watch(self, s: p.Snapshot, action: p.Watch) -> None:
         w = self.world
