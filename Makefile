@@ -23,12 +23,14 @@ setup: .venv/.made
 	$(call part,.venv,$(PYTHON) -m venv .venv && $(BIN)/python -m pip install --quiet -e '.[verify$(comma)test]' && touch $@)
 
 comma := ,
+# Two workers, each file on one of them: most of these tests wait for other processes.
+TWO := -n 2 --dist loadfile
 
 test: setup lint
-	$(call part,unit,$(PYTEST) tests/unit)
-	$(call part,payload,$(PYTEST) tests/payload -m "not full")
-	$(call part,integration,$(PYTEST) tests/integration -m "not full")
-	$(call part,acceptance,$(PYTEST) tests/acceptance -m "not full")
+	$(call part,unit,$(PYTEST) tests/test_imports.py tests/unit)
+	$(call part,payload,$(PYTEST) tests/payload -m "not full" $(TWO))
+	$(call part,integration,$(PYTEST) tests/integration -m "not full" $(TWO))
+	$(call part,acceptance,$(PYTEST) tests/acceptance -m "not full" $(TWO))
 
 # What does not fit into `make test`; results with their date are in docs/operations.md.
 test-full: test
