@@ -304,10 +304,7 @@ def leases_all(database: Database, job: str) -> list[Lease]:
 
 
 def _work_started(c: Connection, lease: Lease) -> bool:
-    return any(
-        op.kind is Kind.STAGE_START and op.state.value not in ("ABSENT", "REFUSED")
-        for op in operations.of_lease(c, lease.id)
-    )
+    return any(op.may_have_begun_work for op in operations.of_lease(c, lease.id))
 
 
 def _refuse_if_terminal(row: Job) -> None:

@@ -11,7 +11,7 @@ import json
 
 from daemon.artifacts.receipt import Receipt, ReceiptFile, recheck
 from daemon.clock import Clock
-from daemon.domain.records import Job, Kind, Lease, OpState, ReceiptRow
+from daemon.domain.records import Job, Kind, Lease, ReceiptRow
 from daemon.errors import HomeportError
 from daemon.market.permit import DestroyPermit, PermitKind
 from daemon.store import artifacts, jobs, operations
@@ -39,7 +39,7 @@ def issue(database: Database, clock: Clock, job: Job, lease: Lease) -> DestroyPe
     with database.write() as c:
         history = operations.of_lease(c, lease.id)
         token = artifacts.usable_token(c, job, lease.instance_id, now)
-        if not any(op.kind is Kind.STAGE_START and op.state is not OpState.ABSENT for op in history):
+        if not any(op.may_have_begun_work for op in history):
             kind, reference = PermitKind.UNUSED, None
         elif receipt is not None:
             kind, reference = PermitKind.RECEIPT, receipt.id

@@ -167,7 +167,7 @@ class Reconciler:
                 if lease.state is LeaseState.LOST and lease.job_id is not None
             ]
         for lease, history, job in late:
-            unused = not any(op.kind is Kind.STAGE_START and op.state is not OpState.ABSENT for op in history)
+            unused = not any(op.may_have_begun_work for op in history)
             recent = [op for op in history if self.clock.wall_ms() - op.created_at < self.timing.destroy_resend * 1000]
             may_run = lease.status not in (*HALTED, *UNREACHABLE)
             if may_run and not any(op.kind is Kind.STOP for op in recent):

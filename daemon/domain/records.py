@@ -177,6 +177,12 @@ class Operation:
     absent_awake_s: float
 
 
+    @property
+    def may_have_begun_work(self) -> bool:
+        """A stage was, or may have been, started by it: its machine is not `unused`."""
+        return self.kind is Kind.STAGE_START and self.state not in (OpState.ABSENT, OpState.REFUSED)
+
+
 @dataclass(frozen=True)
 class StageRun:
     """One stage of one attempt; `done_json` is the box's done.json, checked."""
