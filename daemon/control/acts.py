@@ -34,9 +34,10 @@ from daemon.domain.machine import Facts, fire
 from daemon.domain.records import Kind, Lease, LeaseState, OpState, StageRun
 from daemon.domain.spec import JobSpec
 from daemon.errors import (
+    AccessDenied,
     BoxError,
     CredentialsRefused,
-    LinkLost,
+    HostKeyChanged,
     MarketError,
     NoCredit,
     OfferGone,
@@ -175,13 +176,12 @@ class Acts:
             operations.set_state(c, operation, OpState.SENT, w.clock.wall_ms())
         try:
             status = await (await self.link.to(lease)).start_stage(run.nonce)
-        except LinkLost as error:
-            with w.database.write() as c:
-                operations.set_state(c, operation, OpState.UNKNOWN, w.clock.wall_ms(), error=str(error))
-            raise
         except BoxError as error:
+            # Only a box that never took the command certainly started nothing: any other end may come after the start.
+            never_told = isinstance(error, AccessDenied | HostKeyChanged)
+            state = OpState.REFUSED if never_told else OpState.UNKNOWN
             with w.database.write() as c:
-                operations.set_state(c, operation, OpState.REFUSED, w.clock.wall_ms(), error=str(error)[:500])
+                operations.set_state(c, operation, state, w.clock.wall_ms(), error=str(error)[:500])
             raise
         with w.database.write() as c:
             operations.store_reply(c, operation, None, dump(status))

@@ -12,13 +12,28 @@ from scripted import OFFER, ScriptedMarket, instance
 from store import INSTANCE, JOB, add_job, add_lease, opened, start_stage
 
 from daemon.clock import ManualClock
+from daemon.control import snapshot
+from daemon.control.acts import Acts
+from daemon.control.bell import Bell
 from daemon.control.operate import Operator
+from daemon.control.permits import NoPermit
 from daemon.control.reconcile import Reconciler
+from daemon.control.world import World
+from daemon.domain import plan as p
 from daemon.domain.records import Job, Kind, Lease, LeaseState, Operation, OpState
-from daemon.errors import CredentialsRefused, LostRace, MarketRefused, MarketUnreachable
+from daemon.domain.spec import JobSpec
+from daemon.errors import (
+    AccessDenied,
+    BoxError,
+    CredentialsRefused,
+    LostRace,
+    MarketRefused,
+    MarketUnreachable,
+    RemoteFailed,
+)
 from daemon.market.port import Reply
 from daemon.settings import Settings, load
-from daemon.store import jobs, leader, leases, operations
+from daemon.store import jobs, leader, leases, operations, stages
 from daemon.store.database import Database
 
 
@@ -176,3 +191,50 @@ async def test_the_key_of_the_instance_is_not_kept(bench: Bench) -> None:
     [create] = bench.operations(Kind.CREATE)
     assert create.reply is not None and '"new_contract": 77' in create.reply
     assert "very-secret" not in create.reply
+
+
+@dataclass
+class DeadEnd:
+    """A link to a box whose every stage start ends in `error`."""
+
+    error: BoxError
+
+    async def to(self, lease: Lease) -> DeadEnd:
+        return self
+
+    async def start_stage(self, nonce: str) -> None:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "state", "unused"),
+    [
+        (RemoteFailed("run start: exit 1", exit_code_remote=1), OpState.UNKNOWN, False),
+        (AccessDenied("the key is not accepted"), OpState.REFUSED, True),
+    ],
+    ids=["failed after it was told", "never told"],
+)
+async def test_a_stage_start_that_failed(bench: Bench, error: BoxError, state: OpState, unused: bool) -> None:
+    """A box that was told to start may have started: its machine is not `unused` any more, whatever it answered."""
+    lease = bench.rented()
+
+    async def silent(title: str, text: str) -> None:
+        return None
+
+    world = World(bench.database, bench.operator, bench.clock, bench.operator.settings, silent)
+    spec = JobSpec.model_validate({"version": 1, "name": "n", "model": "any/m", "sft": {"data": "-"}})
+    memory, link = snapshot.Memory(), DeadEnd(error)
+    acts = Acts(world, JOB, spec, {}, memory, link, Bell())  # type: ignore[arg-type]
+    with bench.database.read() as c:
+        run = stages.of_attempt(c, bench.job)[0]
+
+    with pytest.raises(type(error)):
+        await acts._start_stage(None, p.StartStage(lease, run))  # type: ignore[arg-type]
+
+    assert [op.state for op in bench.operations(Kind.STAGE_START)] == [state]
+    if unused:
+        await bench.operator.destroy(bench.job, lease, "nothing was started on it")
+    else:
+        with pytest.raises(NoPermit):
+            await bench.operator.destroy(bench.job, lease, "nothing was started on it")
+    assert bool(bench.market.asked) is unused
