@@ -81,7 +81,8 @@ class Home:
         command = [str(self.bin / "python"), str(CRASHING), *crash] if crash else [str(self.bin / "jobd")]
         with open(self.folder / "jobd.out", "ab") as out:
             self.daemon = subprocess.Popen(command, stdout=out, stderr=out, env=self.env)
-        until(lambda: self.jobctl("status", check=None).returncode == 0, "the daemon answers")
+        gone = self.daemon.poll if crash else lambda: None  # it may die before it answers
+        until(lambda: gone() or self.jobctl("status", check=None).returncode == 0, "the daemon answers")
 
     def crashed(self, within_s: float = WITHIN_S) -> bool:
         """Wait until the daemon has killed itself."""
@@ -114,7 +115,7 @@ class Home:
         )
         return done
 
-    def submit(self, job_file: Path, check: int = 0) -> str:
+    def submit(self, job_file: Path, check: int | None = 0) -> str:
         self.jobctl("submit", "-y", str(job_file), check=check)
         return self.job("@last")["id"]
 
