@@ -139,8 +139,9 @@ class Boxes:
             self.is_up(instance_id)  # reaps our own child
 
     def cut_after(self, instance_id: int, after_bytes: int) -> None:
-        """Order the running box to drop its connections once so many more bytes have passed."""
+        """Order the box, which may yet have to boot, to drop its connections once so many more bytes have passed."""
         file = self._folder(instance_id) / CUT_FILE
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         beside = file.with_suffix(".tmp")
         beside.write_text(json.dumps({"after_bytes": after_bytes}))
         beside.replace(file)
