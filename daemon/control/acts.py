@@ -27,6 +27,7 @@ from daemon.control.link import Link
 from daemon.control.provision import DataRefused, IntegrationRefused, provision
 from daemon.control.watch import calling, look
 from daemon.control.world import World
+from daemon.domain import ids
 from daemon.domain import plan as p
 from daemon.domain.holds import HoldReason
 from daemon.domain.lifecycle import Trigger
@@ -81,8 +82,13 @@ class Acts:
         with w.database.read() as c:
             labels = {op.label for op in operations.of_job(c, self.job_id) if op.label}
             known = {lease.instance_id for lease in leases.of_job(c, self.job_id) if lease.is_held}
-        if any(i.label in labels and i.id not in known for i in listing.instances):
+            known |= leases.written_off(c)
+        ours = [i for i in listing.instances if ids.label_job(i.label) == self.job_id and i.id not in known]
+        if any(i.label in labels for i in ours):
             await self.bell.wait(PAUSE_S)  # reconcile adopts it
+            return
+        if ours:  # rented for this job by a daemon whose database is not this one
+            self.hold(s, HoldReason.RESTORED, f"instance {ours[0].id} is this job's, but not in this database")
             return
         ranking, disk_gb = await quotes.ranked(w, self.spec, Path(s.job.spec_dir), self.rows, listing.credit)
         for offer in ranking.chosen[:3]:

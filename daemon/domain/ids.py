@@ -30,5 +30,14 @@ def label(install: str, job: str, fresh: str) -> str:
 
 def label_install(text: str | None) -> str | None:
     """The install id inside a label of this program, None for anybody else's."""
+    return _parts(text)[0]
+
+
+def label_job(text: str | None) -> str | None:
+    """The job id inside a label of this program, None for anybody else's."""
+    return _parts(text)[1]
+
+
+def _parts(text: str | None) -> tuple[str, str] | tuple[None, None]:
     parts = (text or "").split("-")
-    return parts[1] if len(parts) == 4 and parts[0] == LABEL_PREFIX else None
+    return (parts[1], parts[2]) if len(parts) == 4 and parts[0] == LABEL_PREFIX else (None, None)

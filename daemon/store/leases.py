@@ -65,6 +65,11 @@ def by_instance(c: Connection, instance_id: int) -> Lease | None:
     return record(Lease, row) if row else None
 
 
+def written_off(c: Connection) -> set[int]:
+    """Instances that their person stopped counting on."""
+    return set(c.execute(select(_L.instance_id).where(_L.state == LeaseState.WRITTEN_OFF.value)).scalars())
+
+
 def change(c: Connection, lease: int, **values: Any) -> None:
     c.execute(update(schema.leases).where(_L.id == lease).values(**values))
 
