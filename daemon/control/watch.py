@@ -20,12 +20,14 @@ from daemon.domain.records import Job, StageRun
 from daemon.errors import LinkLost, RemoteFailed
 from daemon.store import reports, stages
 from daemon.store.database import Database
-from remote_payload.contract import Done, Failed, dump
+from remote_payload.contract import Done, Failed, Stage, dump
 
 log = structlog.get_logger()
 CALL_S = 30.0  # between calls that only say that we are here
 READ_LIMIT = 1 << 20  # bytes of events or log a look
 MAX_EVENT_BYTES = 64 << 10
+STEP_KEYS = ("t", "step")
+LARGEST_NUMBER = 2**53  # where a JSON number is not exact any more; other numbers may be words, as a loss of "nan" is
 
 
 @dataclass
@@ -109,11 +111,17 @@ def _event(line: bytes) -> dict[str, Any] | None:
         return None
     try:
         event = json.loads(line)
-        complete = {"t", "stage", "step"} <= event.keys() if event.get("kind") == "step" else True
-        return event if complete else None
-    except (ValueError, AttributeError):
+        return event if event.get("kind") != "step" or _is_step(event) else None
+    except (ValueError, AttributeError, RecursionError):  # RecursionError: arrays in arrays in arrays
         log.info("box.bad_event", line=clean_line(line[:200].decode("utf-8", "replace")))
         return None
+
+
+def _is_step(event: dict[str, Any]) -> bool:
+    """Whether the metrics table has room for it: a stage we know, a step, a time, and no number beyond all measure."""
+    if event.get("stage") not in tuple(Stage) or not all(isinstance(event.get(key), int | float) for key in STEP_KEYS):
+        return False
+    return all(abs(value) < LARGEST_NUMBER for value in event.values() if isinstance(value, int | float))
 
 
 async def _read_log(box: Box, job: Job, database: Database, offset: int, log_file: Path) -> None:
