@@ -117,15 +117,15 @@ class Driver:
             await self.acts.attach_key(s)
             await self._out_of_contact(s, error)
         except HostKeyChanged as error:
-            self.acts.hold(s, HoldReason.HOST_KEY, str(error))
+            await self._hold(s, HoldReason.HOST_KEY, str(error))
         except permits.ArtifactLost as error:
             self.acts.artifact_lost(s, str(error))
         except (TransferFailed, ContractError) as error:
-            self.acts.hold(s, HoldReason.TRANSFER_FAILED, str(error))
+            await self._hold(s, HoldReason.TRANSFER_FAILED, str(error))
         except WorkstationUnfit as error:
-            self.acts.hold(s, HoldReason.DISK_FULL, str(error))
+            await self._hold(s, HoldReason.DISK_FULL, str(error))
         except CredentialsRefused as error:
-            self.acts.hold(s, HoldReason.CREDENTIALS, str(error))
+            await self._hold(s, HoldReason.CREDENTIALS, str(error))
         except RateLimited as error:
             await self.bell.wait(min(error.retry_after_s, 60.0))
         except MarketUnreachable:
@@ -133,9 +133,16 @@ class Driver:
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            self.acts.hold(s, HoldReason.DISK_FULL, str(error))
+            await self._hold(s, HoldReason.DISK_FULL, str(error))
         except (MarketError, BoxError, permits.NoPermit) as error:
-            self.acts.hold(s, HoldReason.INTERNAL, f"{type(error).__name__}: {error}")
+            await self._hold(s, HoldReason.INTERNAL, f"{type(error).__name__}: {error}")
+
+    async def _hold(self, s: p.Snapshot, reason: HoldReason, detail: str) -> None:
+        """Held for that already: the person was told, the hold's price limit runs on, and the next try waits."""
+        if s.job.hold_reason is reason:
+            await self.bell.wait(PAUSE_S)
+        else:
+            self.acts.hold(s, reason, detail)
 
     async def _out_of_contact(self, s: p.Snapshot, error: BoxError) -> None:
         """Silence is not failure: noted once, tried again for ever, from the market's newest address."""

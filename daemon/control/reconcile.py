@@ -221,6 +221,8 @@ def _resolve(c: Connection, op: Operation, listing: Listing, now: int, awake: fl
     if op.kind is Kind.DESTROY:
         if instance is not None and now - (op.sent_at or now) > patience_s * 1000:  # it went nowhere: plan asks again
             operations.set_state(c, op.id, OpState.ABSENT, now, error="still listed")
+        elif instance is None and op.lease_id is not None and not leases.get(c, op.lease_id).is_held:
+            operations.set_state(c, op.id, OpState.DONE, now)  # written off, or confirmed while the answer was out
     elif op.kind in (Kind.START, Kind.STOP):
         want = "running" if op.kind is Kind.START else "stopped"
         happened = instance is not None and instance.intended_status == want

@@ -87,6 +87,11 @@ class Snapshot:
         """A stage was, or may have been, started on it: it is not `unused`."""
         return any(op.may_have_begun_work and op.lease_id == lease.id for op in self.operations)
 
+    def may_go(self, lease: Lease) -> bool:
+        """One of the three permits holds: no work, a receipt of the current artifact set, or the typed id."""
+        typed = self.token is not None and self.token.instance_id == lease.instance_id
+        return not self.work_started(lease) or self.receipt is not None or typed
+
     def destroys(self, lease: Lease) -> list[Operation]:
         return [
             op
@@ -266,9 +271,11 @@ def _pending_destroy(s: Snapshot) -> Action | None:
         listed_ms = (lease.last_seen or 0) - (newest.sent_at or newest.created_at)
         if listed_ms < s.rules.destroy_resend_s * 1000:
             return Wait("destroy requested, not confirmed yet: may still bill")
-        if newest.permit == "token" and s.token is None:
-            return Wait("still listed; a typed id is for one destroy: abandon again to ask again")
+        if not s.may_go(lease):  # a typed id is for one destroy, and a receipt can lose its files meanwhile
+            return Wait("still listed, and nothing permits to ask again: abandon with its id asks again")
         return Destroy(lease, "the market still lists it")
+    if not s.held_leases and s.open(Kind.DESTROY):
+        return Wait("the answer to a destroy is still out")
     return None
 
 
@@ -300,8 +307,7 @@ def _ready_machine(s: Snapshot) -> Action | Lease:
 
 def _no_machine(s: Snapshot) -> Action:
     last = s.leases[-1] if s.leases else None
-    unanswered = last is not None and (last.gone_at or 0) > s.job.spoken_at
-    if last is not None and last.state is LeaseState.GONE and s.work_started(last) and unanswered:
+    if last is not None and last.state in (LeaseState.GONE, LeaseState.WRITTEN_OFF) and _attempt_began_on(s, last):
         return HoldJob(HoldReason.GONE, f"instance {last.instance_id} is not at the market any more")
     if _returned_unused(s) >= MACHINES_BEFORE_HOLD:
         return HoldJob(HoldReason.PROVISIONING, f"{MACHINES_BEFORE_HOLD} machines were returned unused")
@@ -311,6 +317,12 @@ def _no_machine(s: Snapshot) -> Action:
     if s.asked_market_ms is not None and not _longer(s, s.asked_market_ms, s.rules.offer_retry_s):
         return Wait("no offer fits; looking again soon")
     return Rent()
+
+
+def _attempt_began_on(s: Snapshot, lease: Lease) -> bool:
+    """Stages of this attempt ran there: without the machine they have to be begun again, which a person decides."""
+    nonces = {run.nonce for run in s.stages}
+    return any(op.may_have_begun_work and op.lease_id == lease.id and op.nonce in nonces for op in s.operations)
 
 
 def _returned_unused(s: Snapshot) -> int:
@@ -385,7 +397,10 @@ def _let_go(s: Snapshot) -> Action:
         return Move(Trigger.CONFIRM_DESTROYED)
     if s.rules.ask_before_destroy and not s.accepted:
         return HoldJob(HoldReason.ASK_DESTROY, "verified; the machine waits for your word")
-    return Destroy(s.held_leases[0], "verified")
+    lease = s.held_leases[0]
+    if not s.may_go(lease):
+        return HoldJob(HoldReason.ARTIFACT_LOST, "no receipt of the current model stands")
+    return Destroy(lease, "verified")
 
 
 def _fulfil_wish(s: Snapshot) -> Action:
@@ -416,17 +431,20 @@ def _held(s: Snapshot, rule: Hold) -> Action:
         return Destroy(lease, "nothing was started on it")
     if lease.status in HALTED or s.open(Kind.STOP):
         return Wait("held; the machine is stopped")
-    if rule.release is Release.STOP_NOW and _runner_alive(s) and _reachable(s, lease):
+    spent = _waited(s, lease) >= s.rules.hold_limit
+    # One lost connection ends no rescue: it is tried again until the hold has cost its limit.
+    rescuing = _reachable(s, lease) or (_is_proven(lease) and not spent)
+    if rule.release is Release.STOP_NOW and _runner_alive(s) and rescuing and not spent:
         return StopStages(lease)
-    if rule.rescue is Rescue.EVERYTHING and not s.rescued and s.work_started(lease) and _reachable(s, lease):
+    if rule.rescue is Rescue.EVERYTHING and not s.rescued and s.work_started(lease) and rescuing:
         return Save(lease)
-    if rule.release is Release.STOP_NOW or _waited(s, lease) >= s.rules.hold_limit:
+    if rule.release is Release.STOP_NOW or spent:
         stops = [op for op in s.operations if op.kind is Kind.STOP and op.lease_id == lease.id]
         if stops and not _longer(s, stops[-1].created_at, s.rules.start_patience_s):
             return Wait("held; stop sent")
         return StopMachine(lease, "the hold has cost its limit")
     run = s.stage
-    return Watch(lease, run) if run and _reachable(s, lease) else Wait("held")
+    return Watch(lease, run) if run and _is_proven(lease) else Wait("held")
 
 
 def _waited(s: Snapshot, lease: Lease) -> int:
@@ -436,7 +454,11 @@ def _waited(s: Snapshot, lease: Lease) -> int:
 
 
 def _reachable(s: Snapshot, lease: Lease) -> bool:
-    return lease.is_running and lease.host_key is not None and s.link_down_since_ms is None
+    return _is_proven(lease) and s.link_down_since_ms is None
+
+
+def _is_proven(lease: Lease) -> bool:
+    return lease.is_running and lease.host_key is not None
 
 
 def _runner_alive(s: Snapshot) -> bool:

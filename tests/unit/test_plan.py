@@ -166,14 +166,29 @@ CASES: dict[str, tuple[p.Snapshot, type[p.Action] | p.Action]] = {
     "destroy typed again": (
         training(operations=(STARTED, op(Kind.DESTROY, age_s=90, permit="token")), token=TOKEN), p.Destroy,
     ),
-    "destroy accepted, still listed": (training(operations=(STARTED, op(Kind.DESTROY, age_s=90))), p.Destroy),
+    "destroy accepted, still listed": (
+        training(operations=(STARTED, op(Kind.DESTROY, age_s=90)), receipt=RECEIPT), p.Destroy,
+    ),
+    "destroy accepted, still listed, the model lost here meanwhile": (
+        training(operations=(STARTED, op(Kind.DESTROY, age_s=90))), p.Wait,
+    ),
     "verified, all gone": (
         snap(job(JobState.VERIFIED), None, GONE, receipt=RECEIPT), p.Move(Trigger.CONFIRM_DESTROYED),
     ),
     # hosts that go
-    "vanished after work": (snap(job(JobState.SFT), None, GONE, operations=(STARTED,)), p.HoldJob),
-    "vanished after work, resumed since": (
-        snap(job(JobState.SFT, spoken_at=NOW + 1), None, GONE, operations=(STARTED,)), p.Rent,
+    "vanished after work": (snap(job(JobState.SFT), None, GONE, operations=(STARTED,), stages=runs()), p.HoldJob),
+    "vanished while held by the person, resumed since": (
+        snap(job(JobState.SFT, spoken_at=NOW + 1), None, GONE, operations=(STARTED,), stages=runs(1)), p.HoldJob,
+    ),
+    "written off after work": (
+        snap(job(JobState.SFT), None, lease(state=LeaseState.WRITTEN_OFF), operations=(STARTED,), stages=runs(1)),
+        p.HoldJob,
+    ),
+    "vanished after work, begun again since": (
+        snap(
+            job(JobState.QUEUED, attempt=2), None, GONE, operations=(replace(STARTED, nonce="old"),), stages=runs(),
+        ),
+        p.Rent,
     ),
     "vanished before work": (snap(job(), None, GONE), p.Rent),
     "offline": (training(live=lease(status="offline")), p.Wait),
@@ -225,7 +240,21 @@ CASES: dict[str, tuple[p.Snapshot, type[p.Action] | p.Action]] = {
         p.StopMachine,
     ),
     "held, out of reach": (
-        training(row=job(JobState.SFT, hold_reason=H.BY_PERSON, **HELD), link_down_since_ms=NOW - 5 * S), p.Wait,
+        training(row=job(JobState.SFT, hold_reason=H.BY_PERSON, **HELD), link_down_since_ms=NOW - 5 * S), p.Save,
+    ),
+    "held for its limit, out of reach": (
+        training(
+            row=job(JobState.SFT, hold_reason=H.BY_PERSON, hold_since=NOW - 4000 * S),
+            live=lease(created_at=NOW - 9000 * S), link_down_since_ms=NOW - 5 * S,
+        ),
+        p.StopMachine,
+    ),
+    "budget hold, does not stop training": (
+        training(
+            row=job(JobState.SFT, hold_reason=H.BUDGET, hold_since=NOW - 4000 * S), rescued=True,
+            live=lease(created_at=NOW - 9000 * S),
+        ),
+        p.StopMachine,
     ),
     # wishes
     "cancel, nothing rented": (snap(job(wish=Wish.CANCEL)), p.Move),
