@@ -16,7 +16,7 @@ from daemon.box.keys import own_key
 from daemon.clock import SystemClock
 from daemon.control.commands import Commands
 from daemon.control.leadership import hold_lock
-from daemon.control.operate import Operator, recover
+from daemon.control.operate import Operator, presume_work, recover
 from daemon.control.reconcile import Reconciler
 from daemon.control.supervisor import Supervisor
 from daemon.control.world import World
@@ -74,6 +74,7 @@ def _begin(database: Database, now_ms: int, doubt: str | None) -> None:
         events.add(c, "daemon.restored", now_ms, why=doubt)
         for job in jobs.unfinished(c):
             jobs.hold(c, job, HoldReason.RESTORED, doubt, now_ms, database.epoch)
+        presume_work(c, now_ms, database.epoch)
 
 
 def serve(settings: Settings) -> None:

@@ -15,7 +15,7 @@ from daemon.clock import ManualClock
 from daemon.control import snapshot
 from daemon.control.acts import Acts
 from daemon.control.bell import Bell
-from daemon.control.operate import Operator
+from daemon.control.operate import Operator, presume_work
 from daemon.control.permits import NoPermit
 from daemon.control.reconcile import Reconciler
 from daemon.control.world import World
@@ -191,6 +191,18 @@ async def test_the_key_of_the_instance_is_not_kept(bench: Bench) -> None:
     [create] = bench.operations(Kind.CREATE)
     assert create.reply is not None and '"new_contract": 77' in create.reply
     assert "very-secret" not in create.reply
+
+
+async def test_nothing_is_unused_after_a_restore(bench: Bench) -> None:
+    """Yesterday's database does not know the stages of today: its empty machine may hold a model."""
+    lease = bench.rented()
+    with bench.database.write() as c:
+        presume_work(c, bench.clock.wall_ms(), 1)
+
+    with pytest.raises(NoPermit):
+        await bench.operator.destroy(bench.job, lease, "nothing was started on it")
+
+    assert not bench.market.asked
 
 
 @dataclass
