@@ -49,6 +49,7 @@ from remote_payload.contract import dump
 
 log = structlog.get_logger()
 DAY_MS = 86_400_000
+STOP_LOOKS = 60  # a second apart, before the plan is asked again
 LOOK_S = 2.0  # at least, between two looks: each starts a process on the box
 START = {"SFT": Trigger.START_SFT, "DPO": Trigger.START_DPO, "GGUF": Trigger.START_GGUF}
 
@@ -215,16 +216,20 @@ class Acts:
         w = self.world
         log_file = w.job_folder(self.job_id) / "log.txt"
         seen = await look(await self.link.to(action.lease), s.job, action.run, w.database, w.clock, log_file)
-        if seen.failure is not None:
-            self.memory.failure = (action.run.nonce, seen.failure)
-        elif not seen.ended:
+        known, self.memory.failure = self.memory.failure, (action.run.nonce, seen.failure) if seen.failure else None
+        learned = seen.ended or self.memory.failure != known
+        if not learned:  # a failure that is known is no reason to look again at once
             await self.bell.wait(max(w.settings.timing.poll_every, LOOK_S))
 
     async def _stop_stages(self, s: p.Snapshot, action: p.StopStages) -> None:
         box = await self.link.to(action.lease)
         await box.stop_stages()
-        while (await box.status()).alive:
+        for _ in range(STOP_LOOKS):
+            if not (await box.status()).alive:
+                break
             await self.bell.wait(1.0)
+        else:
+            return  # the plan decides how long it is asked
         with self.world.database.write() as c:
             reports.put(c, self.job_id, s.job.attempt, alive=0, seen_at=self.world.clock.wall_ms())
 

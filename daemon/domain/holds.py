@@ -48,7 +48,7 @@ class Release(StrEnum):
     RUN_TO_LIMIT = "runs until limits.hold dollars are spent waiting, then is stopped"
     RETURN_UNUSED = "returned at once: nothing was started on it"
     STOP_NOW = "stopped at once: waiting for it to run brings nothing"
-    NONE = "there is no machine, or it cannot be reached"
+    NONE = "there is no machine"
 
 
 @dataclass(frozen=True)
@@ -104,10 +104,10 @@ HOLDS: dict[HoldReason, Hold] = {
         (_RESUME, _ABANDON),
     ),
     HoldReason.HOST_STOPPED: Hold(
-        "the machine is stopped and does not come back", N, Release.NONE, "resume starts it again", (_RESUME, _ABANDON)
+        "the machine is stopped and does not come back", N, R, "resume starts it again", (_RESUME, _ABANDON)
     ),
     HoldReason.GONE: Hold(
-        "the machine was deleted by somebody else", N, Release.NONE, "resume rents a new one", (_RESUME, _CANCEL)
+        "the machine was deleted by somebody else", N, R, "resume rents a new one", (_RESUME, _CANCEL)
     ),
     HoldReason.BUDGET: Hold(
         "the cost limit is reached",
@@ -128,7 +128,7 @@ HOLDS: dict[HoldReason, Hold] = {
     ),
     HoldReason.NO_CREDIT: Hold("the market account has no credit", W, R, "top up, then resume", (_RESUME, _CANCEL)),
     HoldReason.CREDENTIALS: Hold(
-        "the market refuses the key", N, Release.NONE, "mend the key, then resume", ("jobctl doctor", _RESUME)
+        "the market refuses the key", N, R, "mend the key, then resume", ("jobctl doctor", _RESUME)
     ),
     HoldReason.NO_OFFERS: Hold(
         "no machine on the market fits", N, Release.NONE, "loosen machine: or limits:", ("jobctl offers --why", _RESUME)

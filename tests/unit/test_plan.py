@@ -227,6 +227,13 @@ CASES: dict[str, tuple[p.Snapshot, type[p.Action] | p.Action]] = {
         ),
         p.StopMachine,
     ),
+    "came back by itself while held, for its limit": (
+        training(
+            row=job(JobState.SFT, hold_reason=H.HOST_STOPPED, hold_since=NOW - 4000 * S),
+            live=lease(created_at=NOW - 9000 * S),
+        ),
+        p.StopMachine,
+    ),
     "held, stopped": (
         training(row=job(JobState.SFT, hold_reason=H.STAGE_FAILED, **HELD), live=lease(status="stopped")), p.Wait,
     ),
