@@ -36,6 +36,7 @@ BROKEN_HOST = (
     "unauthorized",
 )
 MACHINES_BEFORE_HOLD = 3  # returned unused in one attempt
+STARTS_BEFORE_HOLD = 5  # of one stage on one machine, since the person last spoke
 
 
 @dataclass(frozen=True)
@@ -359,7 +360,12 @@ def _work(s: Snapshot, lease: Lease) -> Action:
     asked = [
         op for op in s.operations if op.kind is Kind.STAGE_START and op.nonce == run.nonce and op.lease_id == lease.id
     ]
-    if not asked or asked[-1].state is not OpState.DONE or _runner_died(s, asked[-1]):
+    if not asked or asked[-1].state is not OpState.DONE:
+        return StartStage(lease, run)
+    if _runner_died(s, asked[-1]):
+        deaths = sum(op.state is OpState.DONE and op.created_at >= s.job.spoken_at for op in asked)
+        if deaths >= STARTS_BEFORE_HOLD:
+            return HoldJob(HoldReason.STAGE_FAILED, f"{run.stage}: the runner died {deaths} times without a word")
         return StartStage(lease, run)
     return Watch(lease, run)
 

@@ -160,6 +160,8 @@ CASES: dict[str, tuple[p.Snapshot, type[p.Action] | p.Action]] = {
     "destroy accepted, not seen since": (
         training(operations=(STARTED, op(Kind.DESTROY, age_s=90)), live=lease(last_seen=NOW - 80 * S)), p.Wait,
     ),
+    "the runner died four times": (training(operations=(STARTED,) * 4, report=report(0)), p.StartStage),
+    "the runner died five times": (training(operations=(STARTED,) * 5, report=report(0)), p.HoldJob),
     "destroy typed, still listed": (
         training(operations=(STARTED, op(Kind.DESTROY, age_s=90, permit="token"))), p.Wait,
     ),
