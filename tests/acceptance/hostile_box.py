@@ -106,7 +106,10 @@ def of_another_job(folder: Path) -> None:
 
 
 def noise(folder: Path) -> None:
-    """Escapes in the log and rubbish among the events; the model is good."""
+    """Escapes in the log and rubbish among the events, once the work is done; the model is good."""
+    deadline = time.monotonic() + PATIENCE_S
+    while len(list(RUN.glob("stages/*/done.json"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.05)
     with open(RUN / "log.txt", "ab") as log:
         log.write(b"\x1b[2J\x1b]0;owned\x07 noisy \xff\xfe\r\x1b[31mred\n")
     rubbish = [b"\x00\xff not json", b"[]", b"7", b'"step"', b"{}", b'{"kind": "step"}',
@@ -128,7 +131,8 @@ def say(**fields: object) -> Callable[[Path], None]:
 def future(folder: Path) -> None:
     """The runner of a later release, whose status we cannot know."""
     status = json.loads((RUN / "status.json").read_text()) | {"contract": 99}
-    print(json.dumps({"boot_id": "x", "alive": True, "status": status, "log_size": 0, "events_size": 0}), flush=True)
+    wrapped = {"boot_id": "x", "alive": True, "status": status, "log_size": 0, "events_size": 0}
+    print(json.dumps(status | wrapped), flush=True)  # what `run start` answers, and what `run status` does
 
 
 # -- the data, between its upload and prepare
@@ -196,7 +200,6 @@ DEEDS: dict[tuple[str, str], dict[str, Deed]] = {
         "tiny-model": swap("tiny"),
         "foreign-model": swap("opposite"),
         "base-model": swap("base"),
-        "noise": noise,
     },
     ("after", "manifest"): {
         "flipped": change(flip),
@@ -208,10 +211,9 @@ DEEDS: dict[tuple[str, str], dict[str, Deed]] = {
         "path-absolute": forge(path="/tmp/escaped.gguf"),
         "path-sibling": forge(path="run/elsewhere.gguf"),
         "ten-terabytes": forge(size=10 << 40),
-        "negative-size": forge(size=-1),
         "other-job": of_another_job,
     },
-    ("after", "run"): {"future-status": future},
+    ("after", "run"): {"future-status": future, "noise": noise},
 }
 
 
