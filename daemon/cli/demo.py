@@ -7,6 +7,7 @@ installation is never touched, and every screen of that home is marked DEMO.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import random
@@ -58,7 +59,7 @@ Say = Callable[[str], None]
 def run(*, quick: bool, image_folder: Path | None = None) -> int:
     """The exit code. Raises HomeportError when the demo cannot begin. Ctrl-C and SIGTERM leave no process behind."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    home = _home()
+    home = demo_home()
     with _alone(home):
         return _run(home, image_folder, quick=quick)
 
@@ -73,16 +74,26 @@ def _run(home: Path, image_folder: Path | None, *, quick: bool) -> int:
         box = image.build_image(image_folder or home / "image", say)
     except image.ImageFailed as error:
         raise HomeportError(f"the sandbox's box image cannot be made: {error}", hint="jobctl doctor") from error
-    if box.without:
-        say(f"behaviour check not run: {', '.join(box.without)} could not be compiled here (a C compiler is missing)")
-    job_file = _write_job(home, box, say, quick=quick)
+    level = _level(box, say)
+    job_file = _write_job(home, box, level, say, quick=quick)
     with _market(home, box) as market, _daemon(home, market):
         code = _follow(home, job_file, say)
     say(f"spent $0.00 in {time.monotonic() - began:.0f} s")
     return code
 
 
-def _home() -> Path:
+def _level(box: image.Image, say: Say) -> str:
+    """full, or hash where the behaviour check cannot run, which every screen and the receipt then say."""
+    if box.without:
+        say(f"behaviour check not run: {', '.join(box.without)} could not be compiled here (a C compiler is missing)")
+    elif importlib.util.find_spec("llama_cpp") is None:
+        say("behaviour check not run: llama-cpp-python is missing here (pip install 'homeport[verify]')")
+    else:
+        return "full"
+    return "hash"
+
+
+def demo_home() -> Path:
     """The demo's own home. Every run empties it, but for its models and a box image once made."""
     import platformdirs
 
@@ -115,11 +126,11 @@ def _say() -> Say:
 # -- the job ------------------------------------------------------------------------------------------------------
 
 
-def _write_job(home: Path, box: image.Image, say: Say, *, quick: bool) -> Path:
+def _write_job(home: Path, box: image.Image, level: str, say: Say, *, quick: bool) -> Path:
     folder = home / "job"
     folder.mkdir(exist_ok=True)
     if quick:
-        return quick_job(folder, "hash" if box.without else "full")
+        return quick_job(folder, level)
     model = home / "smollm2"
     if not model.exists():
         say("making SmolLM2-135M-Instruct from its package (once, about half a minute)")
@@ -127,7 +138,7 @@ def _write_job(home: Path, box: image.Image, say: Say, *, quick: bool) -> Path:
         models.build_smollm2(model, box.python)
     except models.ModelUnavailable as error:
         raise HomeportError(str(error), hint="jobctl demo --quick") from error
-    return forex_job(folder, model, "hash" if box.without else "full")
+    return forex_job(folder, model, level)
 
 
 def quick_job(folder: Path, level: str) -> Path:
