@@ -176,7 +176,6 @@ class Operation:
     absent_count: int
     absent_awake_s: float
 
-
     @property
     def may_have_begun_work(self) -> bool:
         """A stage was, or may have been, started by it: its machine is not `unused`."""
