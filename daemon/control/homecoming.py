@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,14 +20,13 @@ from daemon.clock import Clock
 from daemon.control.jobfile import hub_name, local_model
 from daemon.domain.records import Job, StageRun
 from daemon.domain.spec import JobSpec
-from daemon.errors import TransferFailed, WorkstationUnfit
+from daemon.errors import TransferFailed
 from daemon.settings import Settings
 from daemon.store import downloads
 from daemon.store.database import Database
 from remote_payload.contract import MANIFEST_FILE, RUN_DIR, Done, Manifest, Role, load
 
 log = structlog.get_logger()
-SPACE_MARGIN = 1.05  # of the bytes still to come
 
 
 async def base_identity(name: str, revision: str | None, settings: Settings) -> BaseIdentity:
@@ -75,17 +73,9 @@ class Homecoming:
         return text, sha256
 
     async def download(self, box: Box, progress: Callable[[object], None]) -> None:
-        """Every file of the current manifest under `incoming`, whole. Raises WorkstationUnfit when it does not fit."""
+        """Every file of the current manifest under `incoming`, whole. OSError (ENOSPC) before the first byte if too large."""
         manifest = self._manifest()
         self.incoming.mkdir(parents=True, exist_ok=True)
-        here = sum(f.stat().st_blocks * 512 for f in self.incoming.rglob("*") if f.is_file())
-        missing = sum(file.size for file in manifest.files) - here
-        free = shutil.disk_usage(self.incoming).free
-        if missing * SPACE_MARGIN > free:
-            raise WorkstationUnfit(
-                f"{self.incoming.parent}: {missing / 1e9:.2f} GB to come, {free / 1e9:.2f} GB free",
-                hint=f"make room, then jobctl resume {self.job.id}",
-            )
         durable = downloads.DurableChunks(self.database, self.job.id, self.job.manifest_sha256 or "", self.clock)
         await box.download(manifest, self.incoming, durable, progress)
 
