@@ -73,7 +73,7 @@ class Homecoming:
         return text, sha256
 
     async def download(self, box: Box, progress: Callable[[object], None]) -> None:
-        """Every file of the current manifest under `incoming`, whole. OSError (ENOSPC) before the first byte if too large."""
+        """Every file of the current manifest under `incoming`, whole. Raises OSError (ENOSPC) before the first byte."""
         manifest = self._manifest()
         self.incoming.mkdir(parents=True, exist_ok=True)
         durable = downloads.DurableChunks(self.database, self.job.id, self.job.manifest_sha256 or "", self.clock)
