@@ -27,12 +27,12 @@ from daemon.control.link import Link
 from daemon.control.provision import DataRefused, IntegrationRefused, provision
 from daemon.control.watch import calling, look
 from daemon.control.world import World
-from daemon.domain import ids
-from daemon.domain import plan as p
+from daemon.domain import actions, ids
 from daemon.domain.holds import HoldReason
 from daemon.domain.lifecycle import Trigger
 from daemon.domain.machine import Facts, fire
 from daemon.domain.records import Kind, Lease, LeaseState, OpState, StageRun
+from daemon.domain.snapshot import Snapshot
 from daemon.domain.spec import JobSpec
 from daemon.errors import (
     AccessDenied,
@@ -67,13 +67,13 @@ class Acts:
     bell: Bell
     _telling: asyncio.Future[None] | None = None
 
-    async def do(self, s: p.Snapshot, action: p.Action) -> None:
+    async def do(self, s: Snapshot, action: actions.Action) -> None:
         await self.TABLE[type(action)](self, s, action)
 
-    async def _wait(self, s: p.Snapshot, action: p.Wait) -> None:
+    async def _wait(self, s: Snapshot, action: actions.Wait) -> None:
         await self.bell.wait(PAUSE_S)
 
-    async def _rent(self, s: p.Snapshot, action: p.Rent) -> None:
+    async def _rent(self, s: Snapshot, action: actions.Rent) -> None:
         """One offer, after a trusted listing that shows no machine of this job we do not know."""
         w = self.world
         listing = await w.operator.market.listing()
@@ -109,7 +109,7 @@ class Acts:
                 events.add(c, "market.nothing_fits", w.clock.wall_ms(), job=self.job_id, reasons=reasons)
         self.memory.asked_market_ms = w.clock.wall_ms()
 
-    async def _prove(self, s: p.Snapshot, action: p.Prove) -> None:
+    async def _prove(self, s: Snapshot, action: actions.Prove) -> None:
         if self.link.failures == 0:
             await self.attach_key(s)
         proven = await (await self.link.to(action.lease)).prove()
@@ -117,7 +117,7 @@ class Acts:
             leases.change(c, action.lease.id, host_key=proven.host_key, root=proven.root, python=proven.python)
             events.add(c, "box.proven", self.world.clock.wall_ms(), job=self.job_id, lease=action.lease.id)
 
-    async def _provision(self, s: p.Snapshot, action: p.Provision) -> None:
+    async def _provision(self, s: Snapshot, action: actions.Provision) -> None:
         lease = action.lease
         try:
             box = await self.link.to(lease)
@@ -145,7 +145,7 @@ class Acts:
                 kept=prepared.kept,
             )
 
-    async def _give_back(self, s: p.Snapshot, lease: Lease, why: str) -> None:
+    async def _give_back(self, s: Snapshot, lease: Lease, why: str) -> None:
         """This machine is no good: remembered, and returned if nothing was started on it."""
         with self.world.database.write() as c:
             if lease.machine_id is not None:
@@ -156,13 +156,13 @@ class Acts:
         else:
             await self.world.operator.destroy(s.job, lease, why)
 
-    async def _start_machine(self, s: p.Snapshot, action: p.StartMachine) -> None:
+    async def _start_machine(self, s: Snapshot, action: actions.StartMachine) -> None:
         await self.world.operator.start(action.lease)
 
-    async def _stop_machine(self, s: p.Snapshot, action: p.StopMachine) -> None:
+    async def _stop_machine(self, s: Snapshot, action: actions.StopMachine) -> None:
         await self.world.operator.stop(action.lease, action.why)
 
-    async def _start_stage(self, s: p.Snapshot, action: p.StartStage) -> None:
+    async def _start_stage(self, s: Snapshot, action: actions.StartStage) -> None:
         """Started under its nonce; the box makes a second start of the same nonce a no-op."""
         w, run, lease = self.world, action.run, action.lease
         now = w.clock.wall_ms()
@@ -202,7 +202,7 @@ class Acts:
             stages.mark_started(c, run, w.clock.wall_ms())
             self._follow(c, s, run)
 
-    def _follow(self, c: Connection, s: p.Snapshot, run: StageRun) -> None:
+    def _follow(self, c: Connection, s: Snapshot, run: StageRun) -> None:
         """Move to the state of `run`, through those of stages kept from an earlier attempt: each was started once."""
         names = [each.stage for each in s.stages]
         passed = names.index(s.job.state) + 1 if s.job.state in names else 0
@@ -212,7 +212,7 @@ class Acts:
             jobs.move(c, job, to, self.world.clock.wall_ms(), self.world.database.epoch)
             job = jobs.get(c, self.job_id)
 
-    async def _watch(self, s: p.Snapshot, action: p.Watch) -> None:
+    async def _watch(self, s: Snapshot, action: actions.Watch) -> None:
         w = self.world
         log_file = w.job_folder(self.job_id) / "log.txt"
         seen = await look(await self.link.to(action.lease), s.job, action.run, w.database, w.clock, log_file)
@@ -221,7 +221,7 @@ class Acts:
         if not learned:  # a failure that is known is no reason to look again at once
             await self.bell.wait(max(w.settings.timing.poll_every, LOOK_S))
 
-    async def _stop_stages(self, s: p.Snapshot, action: p.StopStages) -> None:
+    async def _stop_stages(self, s: Snapshot, action: actions.StopStages) -> None:
         box = await self.link.to(action.lease)
         await box.stop_stages()
         for _ in range(STOP_LOOKS):
@@ -233,21 +233,21 @@ class Acts:
         with self.world.database.write() as c:
             reports.put(c, self.job_id, s.job.attempt, alive=0, seen_at=self.world.clock.wall_ms())
 
-    async def _fetch_manifest(self, s: p.Snapshot, action: p.FetchManifest) -> None:
+    async def _fetch_manifest(self, s: Snapshot, action: actions.FetchManifest) -> None:
         text, sha256 = await self._home(s).manifest(await self.link.to(action.lease), s.stages[-1])
         with self.world.database.write() as c:
             now = self.world.clock.wall_ms()
             jobs.change(c, s.job, now, self.world.database.epoch, manifest_json=text, manifest_sha256=sha256)
             events.add(c, "manifest.stored", now, job=self.job_id, sha256=sha256)
 
-    async def _download(self, s: p.Snapshot, action: p.Download) -> None:
+    async def _download(self, s: Snapshot, action: actions.Download) -> None:
         with self.world.database.write() as c:
             events.add(c, "download.started", self.world.clock.wall_ms(), job=self.job_id)
         box = await self.link.to(action.lease)
         async with calling(box):
             await self._home(s).download(box, lambda progress: None)
 
-    async def _save(self, s: p.Snapshot, action: p.Save) -> None:
+    async def _save(self, s: Snapshot, action: actions.Save) -> None:
         home = self._home(s)
         box = await self.link.to(action.lease)
         async with calling(box):
@@ -255,7 +255,7 @@ class Acts:
         with self.world.database.write() as c:
             events.add(c, "job.saved", self.world.clock.wall_ms(), job=self.job_id, files=count, folder=str(home.saved))
 
-    async def _verify(self, s: p.Snapshot, action: p.Verify) -> None:
+    async def _verify(self, s: Snapshot, action: actions.Verify) -> None:
         """L0 to L5 on what lies on this disk; then folder, receipt and state, the last two in one transaction."""
         w, home = self.world, self._home(s)
         lines: list[str] = []
@@ -280,7 +280,7 @@ class Acts:
         self._verified(s, receipt)
         await w.notify(f"{s.job.name}: the model is home and verified", receipt.folder)
 
-    def _verified(self, s: p.Snapshot, receipt: Receipt) -> None:
+    def _verified(self, s: Snapshot, receipt: Receipt) -> None:
         """Receipt and state in one transaction."""
         w = self.world
         now = w.clock.wall_ms()
@@ -297,10 +297,10 @@ class Acts:
             to = fire(s.job.state, Trigger.VERIFY, self._facts(s, has_receipt=True))
             jobs.move(c, s.job, to, now, w.database.epoch, model_dir=receipt.folder)
 
-    async def _destroy(self, s: p.Snapshot, action: p.Destroy) -> None:
+    async def _destroy(self, s: Snapshot, action: actions.Destroy) -> None:
         await self.world.operator.destroy(s.job, action.lease, action.why)
 
-    async def _mark_lost(self, s: p.Snapshot, action: p.MarkLost) -> None:
+    async def _mark_lost(self, s: Snapshot, action: actions.MarkLost) -> None:
         """The host went away: a new machine, a new attempt, the same budget."""
         w = self.world
         with w.database.write() as c:
@@ -312,7 +312,7 @@ class Acts:
             jobs.change(c, s.job, now, w.database.epoch, **changes)
         await self.link.drop()
 
-    async def _move(self, s: p.Snapshot, action: p.Move) -> None:
+    async def _move(self, s: Snapshot, action: actions.Move) -> None:
         w = self.world
         to = fire(s.job.state, action.trigger, self._facts(s))
         if to.is_terminal:
@@ -323,7 +323,7 @@ class Acts:
         if to.is_terminal:
             await w.notify(f"{s.job.name}: {to.value}", action.why)
 
-    async def _settle(self, s: p.Snapshot) -> None:
+    async def _settle(self, s: Snapshot) -> None:
         """What the market charged for each machine, beside what we counted. It may come later than we ask."""
         w = self.world
         try:
@@ -345,39 +345,39 @@ class Acts:
                     counted=lease.cost,
                 )
 
-    async def _hold_job(self, s: p.Snapshot, action: p.HoldJob) -> None:
+    async def _hold_job(self, s: Snapshot, action: actions.HoldJob) -> None:
         self.hold(s, action.reason, action.detail)
 
-    TABLE: ClassVar[dict[type[p.Action], Any]] = {
-        p.Wait: _wait,
-        p.Rent: _rent,
-        p.Prove: _prove,
-        p.Provision: _provision,
-        p.StartMachine: _start_machine,
-        p.StopMachine: _stop_machine,
-        p.StartStage: _start_stage,
-        p.Watch: _watch,
-        p.StopStages: _stop_stages,
-        p.FetchManifest: _fetch_manifest,
-        p.Download: _download,
-        p.Save: _save,
-        p.Verify: _verify,
-        p.Destroy: _destroy,
-        p.MarkLost: _mark_lost,
-        p.Move: _move,
-        p.HoldJob: _hold_job,
+    TABLE: ClassVar[dict[type[actions.Action], Any]] = {
+        actions.Wait: _wait,
+        actions.Rent: _rent,
+        actions.Prove: _prove,
+        actions.Provision: _provision,
+        actions.StartMachine: _start_machine,
+        actions.StopMachine: _stop_machine,
+        actions.StartStage: _start_stage,
+        actions.Watch: _watch,
+        actions.StopStages: _stop_stages,
+        actions.FetchManifest: _fetch_manifest,
+        actions.Download: _download,
+        actions.Save: _save,
+        actions.Verify: _verify,
+        actions.Destroy: _destroy,
+        actions.MarkLost: _mark_lost,
+        actions.Move: _move,
+        actions.HoldJob: _hold_job,
     }
 
     # -- recording ------------------------------------------------------------------------------------------------
 
-    def hold(self, s: p.Snapshot, reason: HoldReason, detail: str) -> None:
+    def hold(self, s: Snapshot, reason: HoldReason, detail: str) -> None:
         w = self.world
         with w.database.write() as c:
             jobs.hold(c, s.job, reason, detail, w.clock.wall_ms(), w.database.epoch)
         log.warning("job.held", job=self.job_id, reason=reason.value, detail=detail)
         self.tell(f"{s.job.name} is HELD: {reason.value}", detail)
 
-    def artifact_lost(self, s: p.Snapshot, why: str) -> None:
+    def artifact_lost(self, s: Snapshot, why: str) -> None:
         """The receipt does not describe this disk any more: superseded, back to GGUF, and held for the person."""
         w = self.world
         if s.job.model_dir:
@@ -391,7 +391,7 @@ class Acts:
             jobs.hold(c, jobs.get(c, self.job_id), HoldReason.ARTIFACT_LOST, why, now, w.database.epoch)
         self.tell(f"{s.job.name} is HELD: {HoldReason.ARTIFACT_LOST.value}", why)
 
-    async def attach_key(self, s: p.Snapshot) -> None:
+    async def attach_key(self, s: Snapshot) -> None:
         if s.lease is None:
             return
         with_key = own_key(self.world.settings.paths.ssh_key)
@@ -403,11 +403,11 @@ class Acts:
     def tell(self, title: str, text: str) -> None:
         self._telling = asyncio.ensure_future(self.world.notify(title, text))
 
-    def _home(self, s: p.Snapshot) -> Homecoming:
+    def _home(self, s: Snapshot) -> Homecoming:
         w = self.world
         return Homecoming(s.job, self.spec, w.settings, w.database, w.clock)
 
-    def _facts(self, s: p.Snapshot, *, has_receipt: bool | None = None) -> Facts:
+    def _facts(self, s: Snapshot, *, has_receipt: bool | None = None) -> Facts:
         return Facts(
             has_sft=self.spec.sft is not None,
             has_dpo=self.spec.dpo is not None,

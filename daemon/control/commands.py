@@ -241,8 +241,8 @@ class Commands:
                     hint=f"type its id: jobctl {'abandon' if wish is Wish.ABANDON else 'cancel --discard'} {row.id} "
                     f"--confirm {risky[0].instance_id}",
                 )
-            for lease in risky:
-                artifacts.add_token(c, row, lease.instance_id, by, self._now, self._now + life_ms)
+            if confirm is not None and risky:
+                artifacts.add_token(c, row, confirm, by, self._now, self._now + life_ms)
             jobs.wish(c, row, wish, self._now, self._database.epoch, by=by)
 
         return self._change(job, act)

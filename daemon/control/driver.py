@@ -18,9 +18,11 @@ from daemon.control.bell import PAUSE_S, Bell
 from daemon.control.jobfile import data_sets
 from daemon.control.link import Link
 from daemon.control.world import World
-from daemon.domain import plan as p
+from daemon.domain import actions
 from daemon.domain.holds import HoldReason
+from daemon.domain.plan import plan
 from daemon.domain.records import Job
+from daemon.domain.snapshot import Snapshot
 from daemon.domain.spec import JobSpec
 from daemon.errors import (
     AccessDenied,
@@ -72,14 +74,14 @@ class Driver:
         """Until the job is terminal. Raises Fenced when another daemon leads."""
         try:
             while not (s := self._look()).job.state.is_terminal:
-                await self._perform(s, p.plan(s))
+                await self._perform(s, plan(s))
         finally:
             await self.link.drop()
 
-    def _look(self) -> p.Snapshot:
+    def _look(self) -> Snapshot:
         return snapshot.take(self.world.database, self.world.clock, self.job_id, self.rules, self.memory)
 
-    async def _perform(self, s: p.Snapshot, action: p.Action) -> None:
+    async def _perform(self, s: Snapshot, action: actions.Action) -> None:
         """Do one action; a command of the person ends an interruptible one early."""
         said = (type(action).__name__, getattr(action, "why", ""))
         if said != self._said:
@@ -101,11 +103,11 @@ class Driver:
         if not doing.cancelled():
             doing.result()
 
-    async def _guarded(self, s: p.Snapshot, action: p.Action) -> None:
+    async def _guarded(self, s: Snapshot, action: actions.Action) -> None:
         """Translate what can go wrong into what the job does about it."""
         try:
             await self.acts.do(s, action)
-            if not isinstance(action, p.Wait):
+            if not isinstance(action, actions.Wait):
                 self._reached(s)
         except LostRace:
             return  # somebody else changed the row: decide again
@@ -137,14 +139,14 @@ class Driver:
         except (MarketError, BoxError, permits.NoPermit) as error:
             await self._hold(s, HoldReason.INTERNAL, f"{type(error).__name__}: {error}")
 
-    async def _hold(self, s: p.Snapshot, reason: HoldReason, detail: str) -> None:
+    async def _hold(self, s: Snapshot, reason: HoldReason, detail: str) -> None:
         """Held for that already: the person was told, the hold's price limit runs on, and the next try waits."""
         if s.job.hold_reason is reason:
             await self.bell.wait(PAUSE_S)
         else:
             self.acts.hold(s, reason, detail)
 
-    async def _out_of_contact(self, s: p.Snapshot, error: BoxError) -> None:
+    async def _out_of_contact(self, s: Snapshot, error: BoxError) -> None:
         """Silence is not failure: noted once, tried again for ever, from the market's newest address."""
         w = self.world
         now = w.clock.wall_ms()
@@ -158,7 +160,7 @@ class Driver:
         self.link.failures += 1
         await self.bell.wait(BACKOFF_S[min(self.link.failures, len(BACKOFF_S)) - 1])
 
-    def _reached(self, s: p.Snapshot) -> None:
+    def _reached(self, s: Snapshot) -> None:
         if not self.link.is_made or self.memory.link_down_since_ms is None:
             return
         away_ms = self.world.clock.wall_ms() - self.memory.link_down_since_ms

@@ -11,8 +11,8 @@ from daemon.clock import Clock
 from daemon.domain.estimate import Estimate
 from daemon.domain.holds import HoldReason
 from daemon.domain.money import HOUR_MS
-from daemon.domain.plan import Rules, Snapshot
 from daemon.domain.records import Job, Lease
+from daemon.domain.snapshot import Rules, Snapshot
 from daemon.domain.spec import JobSpec
 from daemon.settings import Timing
 from daemon.store import artifacts, jobs, leader, leases, operations, reports, schema, stages
@@ -36,7 +36,8 @@ def take(database: Database, clock: Clock, job_id: str, rules: Rules, memory: Me
         job = jobs.get(c, job_id)
         all_leases = tuple(leases.of_job(c, job_id))
         live = next((lease for lease in all_leases if lease.state == "LIVE"), None)
-        held = live or next((lease for lease in all_leases if lease.is_held), None)
+        held = (lease.instance_id for lease in all_leases if lease.is_held)
+        tokens = (artifacts.usable_token(c, job, instance, clock.wall_ms()) for instance in held)
         runs = tuple(stages.of_attempt(c, job))
         current = next((run for run in runs if run.done_at is None), None)
         nonce, words = memory.failure or ("", None)
@@ -50,7 +51,7 @@ def take(database: Database, clock: Clock, job_id: str, rules: Rules, memory: Me
             stages=runs,
             receipt=artifacts.current_receipt(c, job),
             loss_ms=_loss_ms(c, live, clock.wall_ms()),
-            token=artifacts.usable_token(c, job, held.instance_id, clock.wall_ms()) if held else None,
+            token=next((token for token in tokens if token is not None), None),
             report=reports.get(c, job_id),
             stage_failure=words if current is not None and current.nonce == nonce else None,
             downloaded=_downloaded(c, job),

@@ -7,23 +7,37 @@ machine may go. Nothing here destroys by elapsed time, by an exception or by sil
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
+from daemon.domain.actions import (
+    Action,
+    Destroy,
+    Download,
+    FetchManifest,
+    HoldJob,
+    MarkLost,
+    Move,
+    Prove,
+    Provision,
+    Rent,
+    Save,
+    StartMachine,
+    StartStage,
+    StopMachine,
+    StopStages,
+    Verify,
+    Wait,
+    Watch,
+)
 from daemon.domain.holds import HOLDS, Hold, HoldReason, Release, Rescue
 from daemon.domain.lifecycle import JobState, Trigger
 from daemon.domain.records import (
-    BoxReport,
-    Job,
     Kind,
     Lease,
     LeaseState,
     Operation,
     OpState,
-    ReceiptRow,
-    StageRun,
-    Token,
     Wish,
 )
+from daemon.domain.snapshot import Snapshot
 
 HALTED = ("stopped", "exited")
 UNREACHABLE = ("offline", "unknown")
@@ -37,205 +51,6 @@ BROKEN_HOST = (
 )
 MACHINES_BEFORE_HOLD = 3  # returned unused in one attempt
 STARTS_BEFORE_HOLD = 5  # of one stage on one machine, since the person last spoke
-
-
-@dataclass(frozen=True)
-class Rules:
-    """What the spec and the settings fix for this job. Money in micro-dollars, time in seconds."""
-
-    cost_limit: int | None
-    time_limit_s: float | None
-    hold_limit: int
-    reserve: int  # download, verification and bandwidth after training
-    rescue_s: float  # what download and verification take
-    ask_before_destroy: bool
-    boot_patience_s: float
-    ssh_patience_s: float
-    offline_patience_s: float
-    start_patience_s: float
-    destroy_resend_s: float
-    offer_retry_s: float
-    offer_patience_s: float
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """Everything that is known about one job at one moment."""
-
-    now_ms: int
-    job: Job
-    rules: Rules
-    lease: Lease | None  # the LIVE one
-    leases: tuple[Lease, ...] = ()
-    operations: tuple[Operation, ...] = ()  # all of the job, oldest first
-    stages: tuple[StageRun, ...] = ()
-    receipt: ReceiptRow | None = None
-    loss_ms: int | None = None  # the contract ends, or the credit does at this rate
-    token: Token | None = None  # usable, for the lease in question
-    report: BoxReport | None = None
-    stage_failure: str | None = None  # the box's failed.json of the current stage, in words
-    downloaded: bool = False  # every file of the manifest is complete here
-    rescued: bool = False  # what was worth saving since the hold or wish began is here
-    asked_market_ms: int | None = None  # last search that found nothing
-    nothing_fits_since_ms: int | None = None  # the first such search since a machine was rented
-    accepted: bool = False  # the person released an ASK_DESTROY hold
-    link_down_since_ms: int | None = None
-
-    def open(self, *kinds: Kind) -> Operation | None:
-        return next((op for op in self.operations if op.kind in kinds and op.state.is_open), None)
-
-    def work_started(self, lease: Lease) -> bool:
-        """A stage was, or may have been, started on it: it is not `unused`."""
-        return any(op.may_have_begun_work and op.lease_id == lease.id for op in self.operations)
-
-    def may_go(self, lease: Lease) -> bool:
-        """One of the three permits holds: no work, a receipt of the current artifact set, or the typed id."""
-        typed = self.token is not None and self.token.instance_id == lease.instance_id
-        return not self.work_started(lease) or self.receipt is not None or typed
-
-    def destroys(self, lease: Lease) -> list[Operation]:
-        return [
-            op
-            for op in self.operations
-            if op.kind is Kind.DESTROY and op.lease_id == lease.id and op.state not in (OpState.ABSENT, OpState.REFUSED)
-        ]
-
-    @property
-    def stage(self) -> StageRun | None:
-        """The first stage of the attempt that is not done."""
-        return next((run for run in self.stages if run.done_at is None), None)
-
-    @property
-    def cost(self) -> int:
-        return sum(lease.cost_at(self.now_ms) for lease in self.leases)
-
-    @property
-    def held_leases(self) -> list[Lease]:
-        return [lease for lease in self.leases if lease.is_held]
-
-    @property
-    def nothing_rented(self) -> bool:
-        return not self.held_leases and self.open(Kind.CREATE, Kind.DESTROY) is None
-
-    @property
-    def started_anywhere(self) -> bool:
-        return any(self.work_started(lease) for lease in self.leases)
-
-
-@dataclass(frozen=True)
-class Action:
-    """One thing to do. `interruptible`: a person's command may cut it short, since doing it again costs nothing."""
-
-    interruptible = False
-
-
-@dataclass(frozen=True)
-class Wait(Action):
-    why: str
-    interruptible = True
-
-
-@dataclass(frozen=True)
-class Rent(Action):
-    pass
-
-
-@dataclass(frozen=True)
-class Prove(Action):
-    """Connect for the first time, check the proof, pin the host key."""
-
-    lease: Lease
-    interruptible = True
-
-
-@dataclass(frozen=True)
-class Provision(Action):
-    """Environment, preflight, payload, data, prepare."""
-
-    lease: Lease
-    interruptible = True
-
-
-@dataclass(frozen=True)
-class StartMachine(Action):
-    lease: Lease
-
-
-@dataclass(frozen=True)
-class StopMachine(Action):
-    lease: Lease
-    why: str
-
-
-@dataclass(frozen=True)
-class StartStage(Action):
-    lease: Lease
-    run: StageRun
-
-
-@dataclass(frozen=True)
-class Watch(Action):
-    """Look at the box: status, events, log, the end of the current stage."""
-
-    lease: Lease
-    run: StageRun
-    interruptible = True
-
-
-@dataclass(frozen=True)
-class StopStages(Action):
-    """Ask the box for a checkpoint and a clean stop."""
-
-    lease: Lease
-    interruptible = True
-
-
-@dataclass(frozen=True)
-class FetchManifest(Action):
-    lease: Lease
-    interruptible = True
-
-
-@dataclass(frozen=True)
-class Download(Action):
-    lease: Lease
-    interruptible = True
-
-
-@dataclass(frozen=True)
-class Save(Action):
-    """Bring home what a held or cancelled job has: outputs and the newest whole checkpoint."""
-
-    lease: Lease
-    interruptible = True
-
-
-@dataclass(frozen=True)
-class Verify(Action):
-    interruptible = True
-
-
-@dataclass(frozen=True)
-class Destroy(Action):
-    lease: Lease
-    why: str
-
-
-@dataclass(frozen=True)
-class MarkLost(Action):
-    lease: Lease
-
-
-@dataclass(frozen=True)
-class Move(Action):
-    trigger: Trigger
-    why: str = ""
-
-
-@dataclass(frozen=True)
-class HoldJob(Action):
-    reason: HoldReason
-    detail: str = field(default="")
 
 
 def plan(s: Snapshot) -> Action:
@@ -417,13 +232,13 @@ def _fulfil_wish(s: Snapshot) -> Action:
     if s.nothing_rented:
         return Move(Trigger.ABANDON if wish is Wish.ABANDON else Trigger.CANCEL, f"wish of {s.job.wish_by}")
     for lease in s.held_leases:
-        if not s.work_started(lease):
-            return Destroy(lease, f"{wish}: nothing was started on it")
+        if s.may_go(lease):
+            return Destroy(lease, f"{wish} of {s.job.wish_by}")
     lease = s.held_leases[0]
     if wish in (Wish.DISCARD, Wish.ABANDON):
-        if s.token is not None:
-            return Destroy(lease, f"{wish}: typed by {s.job.wish_by}")
-        return HoldJob(HoldReason.CANCEL_WISH, "the typed confirmation has expired")
+        return HoldJob(
+            HoldReason.CANCEL_WISH, f"instance {lease.instance_id} is not confirmed, or no more: type its id"
+        )
     if not s.rescued and _reachable(s, lease):
         return Save(lease)
     return HoldJob(HoldReason.CANCEL_WISH, "outputs exist that are not verified here")

@@ -19,7 +19,7 @@ from daemon.control.operate import Operator, presume_work
 from daemon.control.permits import NoPermit
 from daemon.control.reconcile import Reconciler
 from daemon.control.world import World
-from daemon.domain import plan as p
+from daemon.domain import actions
 from daemon.domain.records import Job, Kind, Lease, LeaseState, Operation, OpState
 from daemon.domain.spec import JobSpec
 from daemon.errors import (
@@ -241,7 +241,7 @@ async def test_a_stage_start_that_failed(bench: Bench, error: BoxError, state: O
         run = stages.of_attempt(c, bench.job)[0]
 
     with pytest.raises(type(error)):
-        await acts._start_stage(None, p.StartStage(lease, run))  # type: ignore[arg-type]
+        await acts._start_stage(None, actions.StartStage(lease, run))  # type: ignore[arg-type]
 
     assert [op.state for op in bench.operations(Kind.STAGE_START)] == [state]
     if unused:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from daemon.domain import actions
 from daemon.domain import plan as p
 from daemon.domain.holds import HoldReason as H
 from daemon.domain.lifecycle import JobState, Trigger
@@ -23,10 +24,11 @@ from daemon.domain.records import (
     Token,
     Wish,
 )
+from daemon.domain.snapshot import Rules, Snapshot
 
 NOW = 1_790_000_000_000
 S = 1000
-RULES = p.Rules(
+RULES = Rules(
     cost_limit=10_000_000, time_limit_s=36_000, hold_limit=2_000_000, reserve=1_000_000, rescue_s=600,
     ask_before_destroy=False,
     boot_patience_s=1200, ssh_patience_s=600, offline_patience_s=1800, start_patience_s=600, destroy_resend_s=60,
@@ -85,13 +87,13 @@ RECEIPT = ReceiptRow(1, "abc123", 1, "m", "/f", "[]", "[]", "full", NOW)
 TOKEN = Token(1, "abc123", 77, 1, "me", NOW, NOW + 1000, None, None)
 
 
-def snap(row: Job | None = None, live: Lease | None = None, *others: Lease, **values: Any) -> p.Snapshot:
+def snap(row: Job | None = None, live: Lease | None = None, *others: Lease, **values: Any) -> Snapshot:
     row = row or job()
     known = ((live,) if live else ()) + others
-    return p.Snapshot(now_ms=NOW, job=row, rules=values.pop("rules", RULES), lease=live, leases=known, **values)
+    return Snapshot(now_ms=NOW, job=row, rules=values.pop("rules", RULES), lease=live, leases=known, **values)
 
 
-def training(**values: Any) -> p.Snapshot:
+def training(**values: Any) -> Snapshot:
     """In SFT, on a provisioned machine whose runner is alive."""
     given: dict[str, Any] = {"operations": (STARTED,), "stages": runs(), "report": report(1)} | values
     live = given.pop("live", lease())
@@ -102,178 +104,185 @@ GONE = lease(state=LeaseState.GONE, gone_at=NOW)
 LOST = lease(id=2, instance_id=78, state=LeaseState.LOST)
 HELD = {"hold_since": NOW - 60 * S}
 
-CASES: dict[str, tuple[p.Snapshot, type[p.Action] | p.Action]] = {
+CASES: dict[str, tuple[Snapshot, type[actions.Action] | actions.Action]] = {
     # the road to a provisioned machine
-    "nothing rented": (snap(), p.Rent),
-    "no offers a moment ago": (snap(asked_market_ms=NOW - 10 * S), p.Wait),
-    "no offers a while ago": (snap(asked_market_ms=NOW - 90 * S), p.Rent),
+    "nothing rented": (snap(), actions.Rent),
+    "no offers a moment ago": (snap(asked_market_ms=NOW - 10 * S), actions.Wait),
+    "no offers a while ago": (snap(asked_market_ms=NOW - 90 * S), actions.Rent),
     "no offers for long": (
-        snap(job(spoken_at=0), asked_market_ms=NOW - 90 * S, nothing_fits_since_ms=NOW - 4000 * S), p.HoldJob,
+        snap(job(spoken_at=0), asked_market_ms=NOW - 90 * S, nothing_fits_since_ms=NOW - 4000 * S), actions.HoldJob,
     ),
-    "create unknown": (snap(operations=(op(Kind.CREATE, OpState.UNKNOWN),)), p.Wait),
+    "create unknown": (snap(operations=(op(Kind.CREATE, OpState.UNKNOWN),)), actions.Wait),
     "create unknown, and a wish": (
-        snap(job(wish=Wish.CANCEL), operations=(op(Kind.CREATE, OpState.UNKNOWN),)), p.Wait,
+        snap(job(wish=Wish.CANCEL), operations=(op(Kind.CREATE, OpState.UNKNOWN),)), actions.Wait,
     ),
-    "loading": (snap(None, lease(status="loading")), p.Wait),
-    "loading for too long": (snap(None, lease(status="loading", created_at=NOW - 1300 * S)), p.Destroy),
-    "broken host": (snap(None, lease(status="created", status_msg="OCI runtime create failed: x")), p.Destroy),
-    "running, key unknown": (snap(None, lease(host_key=None)), p.Prove),
-    "running, no login for too long": (snap(None, lease(host_key=None, status_since=NOW - 700 * S)), p.Destroy),
-    "proven": (snap(None, lease(provisioned=None)), p.Provision),
-    "provisioned for an earlier attempt": (snap(job(attempt=2), lease(provisioned=1)), p.Provision),
-    "provisioned": (snap(None, lease(), stages=runs()), p.Move(Trigger.PROVISION)),
-    "three machines returned": (snap(None, None, *(GONE,) * 3), p.HoldJob),
+    "loading": (snap(None, lease(status="loading")), actions.Wait),
+    "loading for too long": (snap(None, lease(status="loading", created_at=NOW - 1300 * S)), actions.Destroy),
+    "broken host": (snap(None, lease(status="created", status_msg="OCI runtime create failed: x")), actions.Destroy),
+    "running, key unknown": (snap(None, lease(host_key=None)), actions.Prove),
+    "running, no login for too long": (snap(None, lease(host_key=None, status_since=NOW - 700 * S)), actions.Destroy),
+    "proven": (snap(None, lease(provisioned=None)), actions.Provision),
+    "provisioned for an earlier attempt": (snap(job(attempt=2), lease(provisioned=1)), actions.Provision),
+    "provisioned": (snap(None, lease(), stages=runs()), actions.Move(Trigger.PROVISION)),
+    "three machines returned": (snap(None, None, *(GONE,) * 3), actions.HoldJob),
     # work
-    "nothing started": (snap(job(JobState.PROVISIONED), lease(), stages=runs()), p.StartStage),
-    "running stage": (training(), p.Watch),
-    "start unknown": (training(operations=(op(Kind.STAGE_START, OpState.UNKNOWN),)), p.StartStage),
-    "runner died": (training(report=report(0)), p.StartStage),
-    "runner dead before we started it": (training(report=report(0, age_s=500)), p.Watch),
-    "stage failed": (training(stage_failure="out of memory"), p.HoldJob),
-    "next stage": (training(stages=runs(1)), p.StartStage),
-    "all stages done": (training(row=job(JobState.GGUF), stages=runs(3)), p.FetchManifest),
-    "manifest here": (training(row=job(JobState.GGUF, manifest_sha256="m"), stages=runs(3)), p.Download),
+    "nothing started": (snap(job(JobState.PROVISIONED), lease(), stages=runs()), actions.StartStage),
+    "running stage": (training(), actions.Watch),
+    "start unknown": (training(operations=(op(Kind.STAGE_START, OpState.UNKNOWN),)), actions.StartStage),
+    "runner died": (training(report=report(0)), actions.StartStage),
+    "runner dead before we started it": (training(report=report(0, age_s=500)), actions.Watch),
+    "stage failed": (training(stage_failure="out of memory"), actions.HoldJob),
+    "next stage": (training(stages=runs(1)), actions.StartStage),
+    "all stages done": (training(row=job(JobState.GGUF), stages=runs(3)), actions.FetchManifest),
+    "manifest here": (training(row=job(JobState.GGUF, manifest_sha256="m"), stages=runs(3)), actions.Download),
     "downloaded": (
         training(row=job(JobState.GGUF, manifest_sha256="m"), stages=runs(3), downloaded=True),
-        p.Move(Trigger.DOWNLOAD),
+        actions.Move(Trigger.DOWNLOAD),
     ),
     "downloaded, machine gone": (
         snap(job(JobState.GGUF, manifest_sha256="m"), None, GONE, downloaded=True, operations=(STARTED,)),
-        p.Move(Trigger.DOWNLOAD),
+        actions.Move(Trigger.DOWNLOAD),
     ),
-    "to verify": (training(row=job(JobState.DOWNLOADED)), p.Verify),
-    "to verify, machine gone": (snap(job(JobState.DOWNLOADED), None, GONE, operations=(STARTED,)), p.Verify),
+    "to verify": (training(row=job(JobState.DOWNLOADED)), actions.Verify),
+    "to verify, machine gone": (snap(job(JobState.DOWNLOADED), None, GONE, operations=(STARTED,)), actions.Verify),
     # the way out
-    "verified": (training(row=job(JobState.VERIFIED), receipt=RECEIPT), p.Destroy),
+    "verified": (training(row=job(JobState.VERIFIED), receipt=RECEIPT), actions.Destroy),
     "verified, to be asked": (
-        training(row=job(JobState.VERIFIED), receipt=RECEIPT, rules=replace(RULES, ask_before_destroy=True)), p.HoldJob,
+        training(row=job(JobState.VERIFIED), receipt=RECEIPT, rules=replace(RULES, ask_before_destroy=True)),
+        actions.HoldJob,
     ),
     "verified, asked and accepted": (
         training(
             row=job(JobState.VERIFIED), receipt=RECEIPT, accepted=True, rules=replace(RULES, ask_before_destroy=True)
         ),
-        p.Destroy,
+        actions.Destroy,
     ),
-    "verified, a lost machine is left": (snap(job(JobState.VERIFIED), None, LOST, receipt=RECEIPT), p.Destroy),
-    "destroy unknown": (training(operations=(STARTED, op(Kind.DESTROY, OpState.UNKNOWN))), p.Wait),
-    "destroy accepted": (training(operations=(STARTED, op(Kind.DESTROY, age_s=5))), p.Wait),
+    "verified, a lost machine is left": (snap(job(JobState.VERIFIED), None, LOST, receipt=RECEIPT), actions.Destroy),
+    "destroy unknown": (training(operations=(STARTED, op(Kind.DESTROY, OpState.UNKNOWN))), actions.Wait),
+    "destroy accepted": (training(operations=(STARTED, op(Kind.DESTROY, age_s=5))), actions.Wait),
     "destroy accepted, not seen since": (
-        training(operations=(STARTED, op(Kind.DESTROY, age_s=90)), live=lease(last_seen=NOW - 80 * S)), p.Wait,
+        training(operations=(STARTED, op(Kind.DESTROY, age_s=90)), live=lease(last_seen=NOW - 80 * S)), actions.Wait,
     ),
-    "the runner died four times": (training(operations=(STARTED,) * 4, report=report(0)), p.StartStage),
-    "the runner died five times": (training(operations=(STARTED,) * 5, report=report(0)), p.HoldJob),
+    "the runner died four times": (training(operations=(STARTED,) * 4, report=report(0)), actions.StartStage),
+    "the runner died five times": (training(operations=(STARTED,) * 5, report=report(0)), actions.HoldJob),
     "destroy typed, still listed": (
-        training(operations=(STARTED, op(Kind.DESTROY, age_s=90, permit="token"))), p.Wait,
+        training(operations=(STARTED, op(Kind.DESTROY, age_s=90, permit="token"))), actions.Wait,
     ),
     "destroy typed again": (
-        training(operations=(STARTED, op(Kind.DESTROY, age_s=90, permit="token")), token=TOKEN), p.Destroy,
+        training(operations=(STARTED, op(Kind.DESTROY, age_s=90, permit="token")), token=TOKEN), actions.Destroy,
     ),
     "destroy accepted, still listed": (
-        training(operations=(STARTED, op(Kind.DESTROY, age_s=90)), receipt=RECEIPT), p.Destroy,
+        training(operations=(STARTED, op(Kind.DESTROY, age_s=90)), receipt=RECEIPT), actions.Destroy,
     ),
     "destroy accepted, still listed, the model lost here meanwhile": (
-        training(operations=(STARTED, op(Kind.DESTROY, age_s=90))), p.Wait,
+        training(operations=(STARTED, op(Kind.DESTROY, age_s=90))), actions.Wait,
     ),
     "verified, all gone": (
-        snap(job(JobState.VERIFIED), None, GONE, receipt=RECEIPT), p.Move(Trigger.CONFIRM_DESTROYED),
+        snap(job(JobState.VERIFIED), None, GONE, receipt=RECEIPT), actions.Move(Trigger.CONFIRM_DESTROYED),
     ),
     # hosts that go
-    "vanished after work": (snap(job(JobState.SFT), None, GONE, operations=(STARTED,), stages=runs()), p.HoldJob),
+    "vanished after work": (snap(job(JobState.SFT), None, GONE, operations=(STARTED,), stages=runs()), actions.HoldJob),
     "vanished while held by the person, resumed since": (
-        snap(job(JobState.SFT, spoken_at=NOW + 1), None, GONE, operations=(STARTED,), stages=runs(1)), p.HoldJob,
+        snap(job(JobState.SFT, spoken_at=NOW + 1), None, GONE, operations=(STARTED,), stages=runs(1)), actions.HoldJob,
     ),
     "written off after work": (
         snap(job(JobState.SFT), None, lease(state=LeaseState.WRITTEN_OFF), operations=(STARTED,), stages=runs(1)),
-        p.HoldJob,
+        actions.HoldJob,
     ),
     "vanished after work, begun again since": (
         snap(
             job(JobState.QUEUED, attempt=2), None, GONE, operations=(replace(STARTED, nonce="old"),), stages=runs(),
         ),
-        p.Rent,
+        actions.Rent,
     ),
-    "vanished before work": (snap(job(), None, GONE), p.Rent),
-    "offline": (training(live=lease(status="offline")), p.Wait),
-    "offline past patience": (training(live=lease(status="offline", status_since=NOW - 2000 * S)), p.MarkLost),
-    "a machine was lost": (snap(job(JobState.SFT), None, LOST), p.Rent),
-    "stopped by the host": (training(live=lease(status="exited", running_ms=9)), p.StartMachine),
+    "vanished before work": (snap(job(), None, GONE), actions.Rent),
+    "offline": (training(live=lease(status="offline")), actions.Wait),
+    "offline past patience": (training(live=lease(status="offline", status_since=NOW - 2000 * S)), actions.MarkLost),
+    "a machine was lost": (snap(job(JobState.SFT), None, LOST), actions.Rent),
+    "stopped by the host": (training(live=lease(status="exited", running_ms=9)), actions.StartMachine),
     "start asked": (
-        training(live=lease(status="exited", running_ms=9), operations=(STARTED, op(Kind.START, age_s=30))), p.Wait,
+        training(live=lease(status="exited", running_ms=9), operations=(STARTED, op(Kind.START, age_s=30))),
+        actions.Wait,
     ),
     "does not start, resumed since": (
         training(
             row=job(JobState.SFT, spoken_at=NOW - 5 * S), live=lease(status="exited", running_ms=9),
             operations=(STARTED, op(Kind.START, age_s=700)),
         ),
-        p.StartMachine,
+        actions.StartMachine,
     ),
     "does not start": (
         training(
             live=lease(status="exited", running_ms=9, status_since=NOW - 900 * S),
             operations=(STARTED, op(Kind.START, age_s=700)),
         ),
-        p.HoldJob,
+        actions.HoldJob,
     ),
     # money and time
-    "budget": (training(live=lease(running_ms=round(4.6 * 3600 * S))), p.HoldJob),
-    "contract ends soon": (training(loss_ms=NOW + 1000 * S), p.HoldJob),
-    "contract ends later": (training(loss_ms=NOW + 1300 * S), p.Watch),
-    "time": (training(live=lease(created_at=NOW - 37_000 * S), row=job(JobState.SFT, spoken_at=0)), p.HoldJob),
+    "budget": (training(live=lease(running_ms=round(4.6 * 3600 * S))), actions.HoldJob),
+    "contract ends soon": (training(loss_ms=NOW + 1000 * S), actions.HoldJob),
+    "contract ends later": (training(loss_ms=NOW + 1300 * S), actions.Watch),
+    "time": (training(live=lease(created_at=NOW - 37_000 * S), row=job(JobState.SFT, spoken_at=0)), actions.HoldJob),
     # holds
-    "held, waiting": (training(row=job(JobState.SFT, hold_reason=H.STAGE_FAILED, **HELD), rescued=True), p.Watch),
-    "held, something to save": (training(row=job(JobState.SFT, hold_reason=H.STAGE_FAILED, **HELD)), p.Save),
+    "held, waiting": (training(row=job(JobState.SFT, hold_reason=H.STAGE_FAILED, **HELD), rescued=True), actions.Watch),
+    "held, something to save": (training(row=job(JobState.SFT, hold_reason=H.STAGE_FAILED, **HELD)), actions.Save),
     "held for its limit": (
         training(
             row=job(JobState.SFT, hold_reason=H.STAGE_FAILED, hold_since=NOW - 4000 * S), rescued=True,
             live=lease(created_at=NOW - 9000 * S),
         ),
-        p.StopMachine,
+        actions.StopMachine,
     ),
     "came back by itself while held, for its limit": (
         training(
             row=job(JobState.SFT, hold_reason=H.HOST_STOPPED, hold_since=NOW - 4000 * S),
             live=lease(created_at=NOW - 9000 * S),
         ),
-        p.StopMachine,
+        actions.StopMachine,
     ),
     "held, stopped": (
-        training(row=job(JobState.SFT, hold_reason=H.STAGE_FAILED, **HELD), live=lease(status="stopped")), p.Wait,
+        training(row=job(JobState.SFT, hold_reason=H.STAGE_FAILED, **HELD), live=lease(status="stopped")), actions.Wait,
     ),
-    "wrong counts": (snap(job(hold_reason=H.INTEGRATION, **HELD), lease()), p.Destroy),
+    "wrong counts": (snap(job(hold_reason=H.INTEGRATION, **HELD), lease()), actions.Destroy),
     "wrong counts on a machine that worked": (
-        training(row=job(hold_reason=H.INTEGRATION, **HELD)), p.Watch,
+        training(row=job(hold_reason=H.INTEGRATION, **HELD)), actions.Watch,
     ),
-    "budget hold, still training": (training(row=job(JobState.SFT, hold_reason=H.BUDGET, **HELD)), p.StopStages),
+    "budget hold, still training": (training(row=job(JobState.SFT, hold_reason=H.BUDGET, **HELD)), actions.StopStages),
     "budget hold, saved": (
         training(row=job(JobState.SFT, hold_reason=H.BUDGET, **HELD), report=report(0), rescued=True),
-        p.StopMachine,
+        actions.StopMachine,
     ),
     "held, out of reach": (
-        training(row=job(JobState.SFT, hold_reason=H.BY_PERSON, **HELD), link_down_since_ms=NOW - 5 * S), p.Save,
+        training(row=job(JobState.SFT, hold_reason=H.BY_PERSON, **HELD), link_down_since_ms=NOW - 5 * S), actions.Save,
     ),
     "held for its limit, out of reach": (
         training(
             row=job(JobState.SFT, hold_reason=H.BY_PERSON, hold_since=NOW - 4000 * S),
             live=lease(created_at=NOW - 9000 * S), link_down_since_ms=NOW - 5 * S,
         ),
-        p.StopMachine,
+        actions.StopMachine,
     ),
     "budget hold, does not stop training": (
         training(
             row=job(JobState.SFT, hold_reason=H.BUDGET, hold_since=NOW - 4000 * S), rescued=True,
             live=lease(created_at=NOW - 9000 * S),
         ),
-        p.StopMachine,
+        actions.StopMachine,
     ),
     # wishes
-    "cancel, nothing rented": (snap(job(wish=Wish.CANCEL)), p.Move),
-    "cancel, nothing started": (snap(job(wish=Wish.CANCEL), lease()), p.Destroy),
-    "cancel, work exists": (training(row=job(JobState.SFT, wish=Wish.CANCEL)), p.Save),
-    "cancel, work saved": (training(row=job(JobState.SFT, wish=Wish.CANCEL), rescued=True), p.HoldJob),
-    "discard, typed": (training(row=job(JobState.SFT, wish=Wish.DISCARD), token=TOKEN), p.Destroy),
-    "discard, token expired": (training(row=job(JobState.SFT, wish=Wish.DISCARD)), p.HoldJob),
-    "abandon, typed": (training(row=job(JobState.SFT, wish=Wish.ABANDON), token=TOKEN), p.Destroy),
-    "cancel, already verified": (training(row=job(JobState.VERIFIED, wish=Wish.CANCEL), receipt=RECEIPT), p.Destroy),
+    "cancel, nothing rented": (snap(job(wish=Wish.CANCEL)), actions.Move),
+    "cancel, nothing started": (snap(job(wish=Wish.CANCEL), lease()), actions.Destroy),
+    "cancel, work exists": (training(row=job(JobState.SFT, wish=Wish.CANCEL)), actions.Save),
+    "cancel, work saved": (training(row=job(JobState.SFT, wish=Wish.CANCEL), rescued=True), actions.HoldJob),
+    "discard, typed": (training(row=job(JobState.SFT, wish=Wish.DISCARD), token=TOKEN), actions.Destroy),
+    "discard, token expired": (training(row=job(JobState.SFT, wish=Wish.DISCARD)), actions.HoldJob),
+    "abandon, typed": (training(row=job(JobState.SFT, wish=Wish.ABANDON), token=TOKEN), actions.Destroy),
+    "cancel, already verified": (
+        training(row=job(JobState.VERIFIED, wish=Wish.CANCEL), receipt=RECEIPT), actions.Destroy,
+    ),
+    "abandon, another machine was typed": (
+        training(row=job(JobState.SFT, wish=Wish.ABANDON), token=replace(TOKEN, instance_id=78)), actions.HoldJob,
+    ),
 }  # fmt: skip
 
 
@@ -290,7 +299,7 @@ def test_plan(name: str) -> None:
         assert action == expected
 
 
-def silent(snapshot: p.Snapshot) -> p.Snapshot:
+def silent(snapshot: Snapshot) -> Snapshot:
     """The same, a week later, with nobody having answered since."""
     return replace(snapshot, now_ms=NOW + 7 * 86_400 * S)
 
@@ -302,12 +311,12 @@ def test_time_alone_never_destroys_what_worked(name: str) -> None:
 
     action = p.plan(snapshot)
 
-    if isinstance(action, p.Destroy) and snapshot.work_started(action.lease):
+    if isinstance(action, actions.Destroy) and snapshot.work_started(action.lease):
         assert snapshot.receipt or snapshot.token or snapshot.destroys(action.lease)
 
 
 def test_no_wait_without_a_reason() -> None:
     """Every wait says what for."""
-    waits = [action for s, _ in CASES.values() if isinstance(action := p.plan(s), p.Wait)]
+    waits = [action for s, _ in CASES.values() if isinstance(action := p.plan(s), actions.Wait)]
 
     assert len(waits) > 5 and all(wait.why for wait in waits)

@@ -8,10 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_plan import NOW, RECEIPT, RULES, TOKEN, job, lease, op, report, runs
 
+from daemon.domain import actions
 from daemon.domain import plan as p
 from daemon.domain.holds import HoldReason
 from daemon.domain.lifecycle import EDGES, MAIN_LINE, JobState
 from daemon.domain.records import Job, Kind, Lease, LeaseState, Operation, OpState, Wish
+from daemon.domain.snapshot import Snapshot
 
 DAY_MS = 86_400_000
 ENDINGS = {edge.trigger for edge in EDGES if edge.target.is_terminal}
@@ -67,12 +69,12 @@ def operation_rows(draw: st.DrawFn) -> Operation:
 
 
 @st.composite
-def snapshots(draw: st.DrawFn) -> p.Snapshot:
+def snapshots(draw: st.DrawFn) -> Snapshot:
     """At most one LIVE lease, which the database enforces; everything else as it comes."""
     old = [LeaseState.LOST, LeaseState.GONE, LeaseState.WRITTEN_OFF]
     leases = [draw(lease_rows(number, old)) for number in range(1, draw(st.integers(1, 3)))]
     live = draw(st.none() | lease_rows(len(leases) + 1, [LeaseState.LIVE]))
-    return p.Snapshot(
+    return Snapshot(
         now_ms=NOW,
         job=draw(job_rows()),
         rules=replace(RULES, ask_before_destroy=draw(st.booleans())),
@@ -96,36 +98,46 @@ def snapshots(draw: st.DrawFn) -> p.Snapshot:
 
 @settings(max_examples=1500, deadline=None)
 @given(snapshots())
-def test_rules(s: p.Snapshot) -> None:
+def test_rules(s: Snapshot) -> None:
     """Each rule names what it protects: the model, the money, the person's word."""
     action = p.plan(s)
 
-    if isinstance(action, p.Destroy):
+    if isinstance(action, actions.Destroy):
         typed = s.token is not None and s.token.instance_id == action.lease.instance_id
         assert action.lease.is_held
         assert not s.work_started(action.lease) or s.receipt is not None or typed, "the only copy of a model"
-    if isinstance(action, p.Rent):
+    if isinstance(action, actions.Rent):
         assert s.lease is None and s.open(Kind.CREATE) is None, "rents twice"
         assert s.job.hold_reason is None and s.job.wish is None, "rents against the person's word"
     if s.open(Kind.CREATE):
-        assert isinstance(action, p.Wait), "acts while it is unknown what is rented"
-    if isinstance(action, p.Move) and action.trigger in ENDINGS:
+        assert isinstance(action, actions.Wait), "acts while it is unknown what is rented"
+    if isinstance(action, actions.Move) and action.trigger in ENDINGS:
         assert s.nothing_rented, "ends while something may bill"
     if s.job.hold_reason and not s.job.wish:
-        assert not isinstance(action, p.HoldJob), "holds what is held: a loop"
-        assert not isinstance(action, p.StartStage | p.StartMachine | p.Provision | p.Move), "works on while held"
-    if isinstance(action, p.Wait | p.HoldJob):
-        told = action.why if isinstance(action, p.Wait) else action.detail
+        assert not isinstance(action, actions.HoldJob), "holds what is held: a loop"
+        assert not isinstance(action, actions.StartStage | actions.StartMachine | actions.Provision | actions.Move), (
+            "works on while held"
+        )
+    if isinstance(action, actions.Wait | actions.HoldJob):
+        told = action.why if isinstance(action, actions.Wait) else action.detail
         assert told, "waits without a reason"
-    if isinstance(action, p.Watch | p.Save | p.StopStages | p.StartStage | p.Download | p.FetchManifest):
+    if isinstance(
+        action,
+        actions.Watch
+        | actions.Save
+        | actions.StopStages
+        | actions.StartStage
+        | actions.Download
+        | actions.FetchManifest,
+    ):
         assert action.lease.is_running and action.lease.host_key is not None, "speaks to a machine it does not know"
 
 
 @settings(max_examples=500, deadline=None)
 @given(snapshots())
-def test_silence_destroys_nothing(s: p.Snapshot) -> None:
+def test_silence_destroys_nothing(s: Snapshot) -> None:
     """The same a month later, with nobody having said a word: what worked is still there."""
     action = p.plan(replace(s, now_ms=NOW + 30 * DAY_MS, receipt=None, token=None))
 
-    assert not (isinstance(action, p.Destroy) and s.work_started(action.lease))
-    assert not isinstance(action, p.Rent) or s.job.state is not JobState.VERIFIED
+    assert not (isinstance(action, actions.Destroy) and s.work_started(action.lease))
+    assert not isinstance(action, actions.Rent) or s.job.state is not JobState.VERIFIED
