@@ -38,7 +38,7 @@ async def lead(settings: Settings) -> None:
     database = Database(paths.database)
     try:
         migrate.migrate(database, paths.backups, clock.wall_ms())
-        doubt = leader.take(database, paths.high_water, platform.machine_id(), clock.wall_ms())
+        doubt = leader.take(database, platform.machine_id(), clock.wall_ms())
         _begin(database, clock.wall_ms(), doubt)
         recover(database, clock.wall_ms())
         own_key(paths.ssh_key)

@@ -68,10 +68,6 @@ class Paths:
         return self.state / "homeport.db"
 
     @property
-    def high_water(self) -> Path:
-        return self.state / "high-water"
-
-    @property
     def lock(self) -> Path:
         return self.state / "lock"
 

@@ -52,6 +52,7 @@ class Reconciler:
                 leader.put_meta(c, "last_probe_error", listing.problem)
                 if listing.problem != self._reported:
                     events.add(c, "market.untrusted", now, problem=listing.problem)
+        leader.note(self.database)
         if not listing.trusted:
             if listing.problem != self._reported:
                 log.warning("market.untrusted", problem=listing.problem)

@@ -108,6 +108,8 @@ def _ready_machine(s: Snapshot) -> Action | Lease:
                 return Destroy(lease, "runs, but no login was possible")
             return Prove(lease)
         if lease.provisioned != s.job.attempt:
+            if lease.provisioned is not None and _runner_alive(s):
+                return StopStages(lease)  # of the attempt before: two runners in one folder would spoil both
             return Provision(lease)
         return lease
     if lease.status in UNREACHABLE:

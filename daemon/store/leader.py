@@ -2,7 +2,7 @@
 
 The OS lock keeps a second process out while the first lives (control/leadership.py). The epoch fences one that was
 stopped, overtaken and wakes late. The high-water file lies beside the database and in no backup: a database whose epoch
-is lower, or that was last led by another machine, was restored or copied.
+or event log is behind it, or that was last led by another machine, was restored or copied.
 """
 
 from __future__ import annotations
@@ -12,17 +12,19 @@ import os
 import socket
 from pathlib import Path
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, func, insert, select, update
 
 from daemon import platform
 from daemon.store import schema
 from daemon.store.database import Database
 
-_L = schema.leader.c
+
+HIGH_WATER = "high-water"  # beside the database
 
 
-def take(database: Database, high_water: Path, machine: str, now_ms: int) -> str | None:
+def take(database: Database, machine: str, now_ms: int) -> str | None:
     """Lead with a higher epoch than anybody before; returns why the database looks restored or copied, if it does."""
+    high_water = database.path.with_name(HIGH_WATER)
     known = _read_high_water(high_water)
     with database.write(fenced=False) as c:
         row = c.execute(select(schema.leader)).one_or_none()
@@ -31,8 +33,8 @@ def take(database: Database, high_water: Path, machine: str, now_ms: int) -> str
         doubt = None
         if last_machine and last_machine != machine:
             doubt = "this database was last used on another machine"
-        elif known and known["epoch"] > stored:
-            doubt = f"a backup was restored: this database is at epoch {stored}, {known['epoch']} was reached before"
+        elif known and (known["epoch"], known["event"]) > (stored, _last_event(c)):
+            doubt = "a backup was restored: this database has forgotten what it knew before"
         epoch = max(stored, known["epoch"] if known else 0) + 1
         values = {"epoch": epoch, "pid": os.getpid(), "host": socket.gethostname(), "since": now_ms, "renewed": now_ms}
         if row:
@@ -40,9 +42,18 @@ def take(database: Database, high_water: Path, machine: str, now_ms: int) -> str
         else:
             c.execute(insert(schema.leader).values(id=1, **values))
         put_meta(c, "machine_id", machine)
-    _write_high_water(high_water, epoch, machine)
+        last = _last_event(c)
+    _write_high_water(high_water, {"epoch": epoch, "event": last, "machine_id": machine})
     database.epoch = epoch
     return doubt
+
+
+def note(database: Database) -> None:
+    """Remember outside the database how far it had come: a backup taken in this very epoch is then recognised too."""
+    with database.read() as c:
+        last, machine = _last_event(c), get_meta(c, "machine_id") or ""
+    file = database.path.with_name(HIGH_WATER)
+    _write_high_water(file, {"epoch": database.epoch or 0, "event": last, "machine_id": machine})
 
 
 def renew(c: Connection, now_ms: int) -> None:
@@ -62,13 +73,17 @@ def _read_high_water(path: Path) -> dict[str, int] | None:
     if not path.exists():
         return None
     raw = json.loads(path.read_text(encoding="utf-8"))
-    return {"epoch": int(raw["epoch"])}
+    return {"epoch": int(raw["epoch"]), "event": int(raw["event"])}
 
 
-def _write_high_water(path: Path, epoch: int, machine: str) -> None:
+def _last_event(c: Connection) -> int:
+    return c.execute(select(func.max(schema.events.c.id))).scalar() or 0
+
+
+def _write_high_water(path: Path, content: dict[str, int | str]) -> None:
     beside = path.with_suffix(".tmp")
     with open(beside, "w", encoding="utf-8") as f:
-        json.dump({"epoch": epoch, "machine_id": machine}, f)
+        json.dump(content, f)
         f.flush()
         platform.sync_file(f.fileno())
     beside.replace(path)

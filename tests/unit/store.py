@@ -17,11 +17,12 @@ INSTANCE = 77
 MANIFEST = "m" * 64
 
 
-def opened(folder: Path) -> Database:
-    """A migrated database that this process leads."""
+def opened(folder: Path, *, lead: bool = True) -> Database:
+    """A migrated database that this process leads, unless told otherwise."""
     database = Database(folder / "homeport.db")
     migrate.migrate(database, folder / "backups", NOW)
-    leader.take(database, folder / "high-water", "machine-1", NOW)
+    if lead:
+        leader.take(database, "machine-1", NOW)
     return database
 
 

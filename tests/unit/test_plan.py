@@ -122,6 +122,9 @@ CASES: dict[str, tuple[Snapshot, type[actions.Action] | actions.Action]] = {
     "running, key unknown": (snap(None, lease(host_key=None)), actions.Prove),
     "running, no login for too long": (snap(None, lease(host_key=None, status_since=NOW - 700 * S)), actions.Destroy),
     "proven": (snap(None, lease(provisioned=None)), actions.Provision),
+    "the earlier attempt still runs there": (
+        snap(job(attempt=2), lease(provisioned=1), report=report(1)), actions.StopStages,
+    ),
     "provisioned for an earlier attempt": (snap(job(attempt=2), lease(provisioned=1)), actions.Provision),
     "provisioned": (snap(None, lease(), stages=runs()), actions.Move(Trigger.PROVISION)),
     "three machines returned": (snap(None, None, *(GONE,) * 3), actions.HoldJob),

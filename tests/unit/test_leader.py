@@ -1,0 +1,58 @@
+"""The high-water file: what a restored or copied database has forgotten."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from store import NOW, add_job, opened
+
+from daemon.store import leader
+
+
+def led_again(folder: Path, machine: str = "machine-1") -> str | None:
+    """What the next daemon thinks of the database in `folder`."""
+    database = opened(folder, lead=False)
+    try:
+        return leader.take(database, machine, NOW)
+    finally:
+        database.close()
+
+
+def test_our_own_database_raises_no_doubt(tmp_path: Path) -> None:
+    """A daemon that stopped, or was killed, is followed by one that trusts the database."""
+    opened(tmp_path).close()
+
+    assert led_again(tmp_path) is None
+
+
+def test_a_backup_of_an_earlier_epoch(tmp_path: Path) -> None:
+    """The high-water file knows a higher epoch than the database."""
+    opened(tmp_path).close()
+    shutil.copy(tmp_path / "homeport.db", tmp_path / "backup.db")
+    assert led_again(tmp_path) is None
+    shutil.copy(tmp_path / "backup.db", tmp_path / "homeport.db")
+
+    assert "forgotten" in (led_again(tmp_path) or "")
+
+
+def test_a_backup_of_the_same_epoch(tmp_path: Path) -> None:
+    """The database lacks events that the file says were there."""
+    database = opened(tmp_path)
+    shutil.copy(tmp_path / "homeport.db", tmp_path / "backup.db")
+    with database.write() as c:
+        add_job(c)
+    leader.note(database)
+    database.close()
+    for name in ("homeport.db-wal", "homeport.db-shm"):
+        (tmp_path / name).unlink(missing_ok=True)
+    shutil.copy(tmp_path / "backup.db", tmp_path / "homeport.db")
+
+    assert "forgotten" in (led_again(tmp_path) or "")
+
+
+def test_another_machine(tmp_path: Path) -> None:
+    """A copied database is not ours to go on with."""
+    opened(tmp_path).close()
+
+    assert "another machine" in (led_again(tmp_path, "machine-2") or "")
