@@ -18,7 +18,6 @@ from daemon import platform
 from daemon.store import schema
 from daemon.store.database import Database
 
-
 HIGH_WATER = "high-water"  # beside the database
 
 
