@@ -29,7 +29,7 @@ TWO := -n 2 --dist loadfile
 test: setup lint
 	$(call part,unit,$(PYTEST) tests/test_imports.py tests/unit)
 	$(call part,payload,$(PYTEST) tests/payload -m "not full" $(TWO))
-	$(call part,integration,$(PYTEST) tests/integration -m "not full" $(TWO))
+	$(call part,integration,$(PYTEST) tests/integration -m "not full")
 	$(call part,acceptance,$(PYTEST) tests/acceptance -m "not full" $(TWO))
 
 # What does not fit into `make test`; results with their date are in docs/operations.md.

@@ -58,7 +58,6 @@ class Vast(Market):
         self._url = url.rstrip("/")
         self._key = key
         self._clock = clock
-        self._log_wait_s = LOG_WAIT_S / time_scale
         self._retry_s = RETRY_S / time_scale
         self._limiter = Limiter(clock, time_scale)
         self._http = httpx.AsyncClient(
@@ -126,7 +125,7 @@ class Vast(Market):
                     reply = await self._http.get(url)  # without the key: it is not the market's host
             if reply.status_code == 200:
                 return reply.text
-            await asyncio.sleep(self._log_wait_s)
+            await asyncio.sleep(LOG_WAIT_S)
         raise MarketUnreachable(f"logs: instance {instance_id} delivered none")
 
     # Changing

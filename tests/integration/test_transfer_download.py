@@ -129,7 +129,7 @@ async def test_a_silent_link_is_replaced(tmp_path: Path, monkeypatch: pytest.Mon
                 frozen = True
                 proxy.freeze()
 
-        async with asyncio.timeout(20):  # SSH's keepalives would take 30 s
+        async with asyncio.timeout(28):  # SSH's keepalives would take 30 s
             await box.download(manifest, tmp_path / "home", DurableFile(tmp_path / "durable.json"), freeze_once)
 
         assert frozen
