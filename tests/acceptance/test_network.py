@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import json
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import MakeHome, MakeJob
 from home import Home, until
 
+FOR_EVER = 3600.0  # seconds; until healed, in a test of minutes
+STEPS_APART = 3  # optimizer steps that show that training goes on
+TRAINING_S = 240.0
 CREATE = {"method": "PUT", "path": "/api/v0/asks/*"}
 LOGIN_BYTES = 100_000  # of SSH itself, its listings and the runner's answers, at most
+
+ENDLESS_SFT = "{data: sft.jsonl, lr: 1.0e-5, epochs: 500}"  # 8000 steps
 
 
 def assert_undisturbed(one: Home, job: str) -> None:
@@ -24,12 +33,30 @@ def assert_undisturbed(one: Home, job: str) -> None:
     assert len({stage["nonce"] for stage in stages}) == len(stages) == len({stage["stage"] for stage in stages})
 
 
+def on_box(one: Home) -> tuple[int, dict[str, Any]]:
+    """The step that the box has reached, and which process runs its stages."""
+    status = json.loads((one.box() / "status.json").read_text())
+    return status["step"], json.loads((one.box() / "chain.json").read_text())
+
+
+def box_events(one: Home, kind: str) -> list[dict[str, Any]]:
+    """Whole lines of this kind in the box's own events.jsonl."""
+    lines = (one.box() / "events.jsonl").read_text().split("\n")[:-1]
+    return [event for event in map(json.loads, lines) if event["kind"] == kind]
+
+
+def watched(one: Home, job: str) -> int:
+    """The newest step that has reached the metrics table."""
+    lines = one.jobctl("metrics", job, "--json").stdout.splitlines()
+    return max((json.loads(line)["step"] for line in lines), default=0)
+
+
 # -- provisioning
 
 
-@pytest.mark.parametrize("after_bytes", [2_000, 60_000, 400_000])
+@pytest.mark.parametrize("after_bytes", [2_000, 60_000, 400_000, 2_500_000])
 def test_cut_while_provisioning(home: MakeHome, job_file: MakeJob, after_bytes: int) -> None:
-    """Cut in the proof, the payload's or the model's upload: sent again on the same machine."""
+    """Cut in the proof, the payload's, the data's or the model's upload: sent again on the same machine."""
     one = home()
     one.start()
     one.fault("ssh_cut", match=CREATE, after_bytes=after_bytes)
@@ -55,6 +82,92 @@ def test_refused_at_first(home: MakeHome, job_file: MakeJob) -> None:
 
 
 # -- training
+
+
+@contextmanager
+def cut(one: Home, job: str) -> Iterator[None]:
+    one.fault("ssh_cut")
+    yield
+
+
+@contextmanager
+def unreachable(one: Home, job: str, fault: str) -> Iterator[None]:
+    """The job says since when, and nothing else changes; ordering the fault for no time ends it."""
+    one.fault(fault, seconds=FOR_EVER)
+    until(lambda: one.job(job)["out_of_contact_since"], f"out of contact while {fault}")
+    yield
+    view = one.job(job)
+    assert view["out_of_contact_since"] is not None
+    assert (view["state"], view["hold"], view["activity"]) == ("SFT", None, "OUT_OF_CONTACT")
+    one.fault(fault, seconds=0.0)
+
+
+@contextmanager
+def refused(one: Home, job: str) -> Iterator[None]:
+    with unreachable(one, job, "ssh_refused"):
+        yield
+
+
+@contextmanager
+def offline(one: Home, job: str) -> Iterator[None]:
+    with unreachable(one, job, "offline"):
+        yield
+
+
+@contextmanager
+def asleep(one: Home, job: str) -> Iterator[None]:
+    assert one.daemon is not None
+    one.daemon.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        one.daemon.send_signal(signal.SIGCONT)
+
+
+@contextmanager
+def ended(one: Home, job: str) -> Iterator[None]:
+    one.kill(signal.SIGTERM)
+    yield
+    one.start()
+
+
+def test_training_goes_on_without_us(home: MakeHome, job_file: MakeJob) -> None:
+    """Whatever stands between us and the box, the same runner makes step after step; then it is watched again."""
+    one = home(real=True, time_scale=10.0)  # a host may be offline for three minutes
+    one.start()
+    job = one.submit(job_file(sft=ENDLESS_SFT, dpo="", integration=""))
+    until(lambda: watched(one, job) >= 1, "training has begun", TRAINING_S)
+    _, runner = on_box(one)
+
+    for outage in (cut, refused, asleep, offline, ended):
+        with outage(one, job):
+            before, _ = on_box(one)
+            until(lambda to=before + STEPS_APART: on_box(one)[0] >= to, f"training goes on: {outage.__name__}")
+            reached, now_running = on_box(one)
+            assert now_running == runner, outage.__name__
+        until(lambda to=reached: watched(one, job) >= to, f"watched again after: {outage.__name__}")
+
+    assert not one.events(job, "job.held")
+    assert len(one.ledger()) == len(one.events(job, "stage_start.done")) == 1
+
+
+def test_reboot_while_training(home: MakeHome, job_file: MakeJob) -> None:
+    """The box restarts and its runner dies: the stage goes on under the same nonce from its newest whole checkpoint."""
+    one = home(real=True)
+    one.start()
+    job = one.submit(job_file(dpo="", integration="", sft="{data: sft.jsonl, lr: 1.0e-3, max_steps: 40}"))
+    until(lambda: one.events(job, "stage_start.done") and box_events(one, "checkpoint"), "a checkpoint", TRAINING_S)
+    _, runner = on_box(one)
+
+    one.fault("reboot")
+    (resumed,) = until(lambda: box_events(one, "resume"), "training resumes", TRAINING_S)
+
+    whole = [event["step"] for event in box_events(one, "checkpoint") if event["t"] < resumed["t"]]
+    assert resumed["step"] == whole[-1] > 0
+    assert on_box(one)[1]["pid"] != runner["pid"] and on_box(one)[1]["nonces"] == runner["nonces"]
+    one.reach(job, "DESTROYED", within_s=TRAINING_S)
+    assert_undisturbed(one, job)
+    assert [done["nonce"] for done in one.events(job, "stage.done")] == runner["nonces"]
 
 
 @pytest.mark.parametrize("stage", ["SFT", "DPO", "GGUF"])
