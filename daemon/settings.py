@@ -33,7 +33,7 @@ class Timing:
     boot_patience: float = 1_200.0  # from create to `running`
     ssh_patience: float = 600.0  # from `running` to the first login
     offline_patience: float = 1_800.0
-    stop_patience: float = 120.0
+    transfer_patience: float = 60.0  # without one block moved, before the market is asked for a newer address
     start_patience: float = 600.0
     destroy_resend: float = 60.0
     offer_retry: float = 60.0  # between searches that found nothing

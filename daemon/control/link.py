@@ -10,6 +10,8 @@ from daemon.control.world import World
 from daemon.domain.records import Lease
 from daemon.store import leases
 
+PATIENCE_S = 5.0  # at least, whatever the time scale
+
 
 @dataclass
 class Link:
@@ -38,6 +40,7 @@ class Link:
                 address,
                 self.world.settings.paths.ssh_key,
                 on_bytes=lambda up, down: self._count(lease.id, up, down),
+                patience_s=max(self.world.settings.timing.transfer_patience, PATIENCE_S),
             )
         return self._box
 

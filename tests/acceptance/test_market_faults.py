@@ -84,7 +84,7 @@ def test_late_arrival(home: MakeHome, job_file: MakeJob) -> None:
 
 def test_destroy_whose_reply_is_lost(home: MakeHome, job_file: MakeJob) -> None:
     """Confirmed by the listings, not repeated blindly."""
-    one = home()
+    one = home(time_scale=10.0)  # the listings have 6 s before the destroy would be sent again
     one.fault("reply_lost", match=DESTROY)
     one.start()
 
