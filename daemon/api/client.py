@@ -100,6 +100,12 @@ class Client:
             connection.request(method, path, body, headers)
             response = connection.getresponse()
             answer = json.loads(response.read())
+        except (FileNotFoundError, ConnectionRefusedError) as error:
+            raise DaemonUnreachable("the daemon is not running", hint="jobctl serve") from error
+        except TimeoutError as error:
+            raise DaemonUnreachable(
+                f"the daemon does not answer within {timeout_s:g} s", hint="jobctl doctor"
+            ) from error
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise _unreachable(f"{type(error).__name__}: {error}") from error
         finally:

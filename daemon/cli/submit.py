@@ -72,8 +72,10 @@ def request_id(text: str, folder: str) -> str:
 def _text(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SpecError([f"{file}: {error}"], hint="jobctl submit --help") from error
+    except OSError as error:
+        raise SpecError([f"{file}: {error.strerror}"]) from error
+    except UnicodeDecodeError as error:
+        raise SpecError([f"{file}: is not UTF-8 text"]) from error
 
 
 def _folder(file: Path) -> str:

@@ -153,7 +153,8 @@ class Driver:
         if self.memory.link_down_since_ms is None:
             self.memory.link_down_since_ms = now
             with w.database.write() as c:
-                reports.put(c, self.job_id, s.job.attempt, lost_since=now)
+                if s.lease is not None and s.lease.host_key is not None:  # before the first login it is only booting
+                    reports.put(c, self.job_id, s.job.attempt, lost_since=now)
                 events.add(c, "box.out_of_contact", now, job=self.job_id, why=str(error)[:200])
             log.info("box.out_of_contact", job=self.job_id, why=str(error))
         await self.link.drop()
