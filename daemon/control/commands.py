@@ -23,7 +23,7 @@ from daemon.control.jobfile import hub_name, model_folder
 from daemon.control.world import World
 from daemon.domain import ids
 from daemon.domain.holds import HOLDS, HoldReason
-from daemon.domain.lifecycle import JobState
+from daemon.domain.lifecycle import EDGES, JobState, Trigger
 from daemon.domain.money import decimal_string
 from daemon.domain.records import Job, Kind, Lease, LeaseState, Wish
 from daemon.domain.rows import read_rows, write_canonical
@@ -32,14 +32,7 @@ from daemon.errors import NoSuchJob, Refused, SpecError, WorkstationUnfit
 from daemon.store import artifacts, jobs, leases, operations, stages
 from daemon.store.database import Database
 
-RETRY_STATES = (
-    JobState.PROVISIONED,
-    JobState.SFT,
-    JobState.DPO,
-    JobState.GGUF,
-    JobState.DOWNLOADED,
-    JobState.VERIFIED,
-)
+RETRY_STATES = frozenset(edge.source for edge in EDGES if edge.trigger is Trigger.RETRY)
 
 
 @dataclass
