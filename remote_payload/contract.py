@@ -96,11 +96,6 @@ class Exit(IntEnum):
     INTERNAL = 80
 
 
-RESUMABLE = frozenset(
-    {Exit.OUT_OF_MEMORY, Exit.STOPPED}
-)  # beside death by signal: the runner may start the stage again
-
-
 @dataclass(frozen=True)
 class ModelSource:
     """The base model: a folder already under MODEL_DIR, or a hub repository the box fetches into it."""

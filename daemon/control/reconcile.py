@@ -40,7 +40,6 @@ class Reconciler:
     timing: Timing
     _last_pass: float | None = None  # monotonic: counts awake time alone
     _reported: str = ""
-    credit: int | None = None
 
     async def run_once(self) -> Listing:
         """One pass. Never raises for what the market does; raises Fenced when another daemon leads."""
@@ -59,7 +58,7 @@ class Reconciler:
             self._reported = listing.problem
             self._last_pass = None  # absence is counted between two passes that ran
             return listing
-        self._reported, self.credit = "", listing.credit
+        self._reported = ""
         self._apply(listing, now)
         for lease in self._absent_long_enough(now):
             await self._confirm_gone(lease)

@@ -17,7 +17,7 @@ from daemon.box.box import Box
 from daemon.box.lines import clean_line
 from daemon.clock import Clock
 from daemon.domain.records import Job, StageRun
-from daemon.errors import LinkLost, RemoteFailed
+from daemon.errors import BoxError, RemoteFailed
 from daemon.store import reports, stages
 from daemon.store.database import Database
 from remote_payload.contract import Done, Failed, Stage, dump
@@ -45,7 +45,7 @@ async def calling(box: Box) -> AsyncIterator[None]:
     async def call() -> None:
         while True:
             await asyncio.sleep(CALL_S)
-            with contextlib.suppress(LinkLost):
+            with contextlib.suppress(BoxError):  # whatever ails it, the transfer itself will say so
                 await box.status()
 
     task = asyncio.create_task(call())

@@ -119,7 +119,3 @@ EDGES: tuple[Edge, ...] = (
     *(Edge(s, T.FAIL, S.FAILED, (G.NOTHING_RENTED,)) for s in _ACTIVE),
     *(Edge(s, T.CANCEL, S.CANCELLED, (G.NOTHING_RENTED,)) for s in _ACTIVE),
 )
-
-
-def is_edge(source: JobState, target: JobState) -> bool:
-    return any(e.source is source and e.target is target for e in EDGES)

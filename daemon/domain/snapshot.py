@@ -94,7 +94,3 @@ class Snapshot:
     @property
     def nothing_rented(self) -> bool:
         return not self.held_leases and self.open(Kind.CREATE, Kind.DESTROY) is None
-
-    @property
-    def started_anywhere(self) -> bool:
-        return any(self.work_started(lease) for lease in self.leases)
