@@ -113,14 +113,23 @@ def _ready_machine(s: Snapshot) -> Action | Lease:
             return Provision(lease)
         return lease
     if lease.status in UNREACHABLE:
-        if _longer(s, lease.status_since, s.rules.offline_patience_s):
-            return MarkLost(lease) if s.work_started(lease) else Destroy(lease, f"host {lease.status}")
-        return Wait(f"the host is {lease.status} by the market's word")
+        return _out_of_sight(s, lease)
     if lease.status in HALTED and (lease.running_ms > 0 or lease.intended == "stopped"):
         return _halted(s, lease)
     if not s.work_started(lease) and _longer(s, lease.created_at, s.rules.boot_patience_s):
         return Destroy(lease, f"not running after {s.rules.boot_patience_s:.0f} s ({lease.status or 'no status'})")
     return Wait(f"machine is {lease.status or 'being made'}")
+
+
+def _out_of_sight(s: Snapshot, lease: Lease) -> Action | Lease:
+    """The market does not reach the host. We may: a box that answers goes on working, and is not lost."""
+    over = _longer(s, lease.status_since, s.rules.offline_patience_s)
+    if not s.work_started(lease):
+        return Destroy(lease, f"host {lease.status}") if over else Wait(f"the host is {lease.status}")
+    answers = lease.provisioned == s.job.attempt and s.link_down_since_ms is None
+    if over and not answers:
+        return MarkLost(lease)
+    return lease if lease.provisioned == s.job.attempt else Wait(f"the host is {lease.status}")
 
 
 def _no_machine(s: Snapshot) -> Action:

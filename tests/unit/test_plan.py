@@ -199,8 +199,18 @@ CASES: dict[str, tuple[Snapshot, type[actions.Action] | actions.Action]] = {
         actions.Rent,
     ),
     "vanished before work": (snap(job(), None, GONE), actions.Rent),
-    "offline": (training(live=lease(status="offline")), actions.Wait),
-    "offline past patience": (training(live=lease(status="offline", status_since=NOW - 2000 * S)), actions.MarkLost),
+    "offline by the market's word: asked itself": (training(live=lease(status="offline")), actions.Watch),
+    "offline before work": (training(live=lease(status="offline"), operations=()), actions.Wait),
+    "offline past patience, and silent": (
+        training(live=lease(status="offline", status_since=NOW - 2000 * S), link_down_since_ms=NOW - 1900 * S),
+        actions.MarkLost,
+    ),
+    "offline past patience, but it answers": (
+        training(live=lease(status="offline", status_since=NOW - 2000 * S)), actions.Watch,
+    ),
+    "offline past patience, never provisioned again": (
+        training(live=lease(status="offline", provisioned=None, status_since=NOW - 2000 * S)), actions.MarkLost,
+    ),
     "a machine was lost": (snap(job(JobState.SFT), None, LOST), actions.Rent),
     "stopped by the host": (training(live=lease(status="exited", running_ms=9)), actions.StartMachine),
     "start asked": (
