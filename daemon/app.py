@@ -12,14 +12,18 @@ import structlog
 from daemon import log as logging
 from daemon import notify, platform
 from daemon.api.server import Server
+from daemon.artifacts.verify import verify
+from daemon.box.address import BoxAddress
+from daemon.box.box import Box
 from daemon.box.keys import own_key
+from daemon.box.meter import CountBytes
 from daemon.clock import SystemClock
 from daemon.control.commands import Commands
 from daemon.control.leadership import hold_lock
 from daemon.control.operate import Operator, presume_work, recover
 from daemon.control.reconcile import Reconciler
 from daemon.control.supervisor import Supervisor
-from daemon.control.world import World
+from daemon.control.world import Connect, World
 from daemon.domain import ids
 from daemon.domain.holds import HoldReason
 from daemon.errors import HomeportError
@@ -29,6 +33,7 @@ from daemon.store import events, jobs, leader, migrate
 from daemon.store.database import Database
 
 log = structlog.get_logger()
+PATIENCE_S = 5.0  # of a transfer without a block moved, at least, whatever the time scale
 
 
 async def lead(settings: Settings) -> None:
@@ -44,7 +49,7 @@ async def lead(settings: Settings) -> None:
         own_key(paths.ssh_key)
         market = Vast(settings.market_url, api_key(paths), clock, settings.time_scale)
         operator = Operator(database, market, clock, settings)
-        world = World(database, operator, clock, settings, notify.sender(settings))
+        world = World(database, operator, clock, settings, notify.sender(settings), _connect(settings), verify)
         supervisor = Supervisor(world, Reconciler(database, operator, clock, settings.timing))
         commands = Commands(world, supervisor.changed)
         loop = asyncio.get_running_loop()
@@ -62,6 +67,16 @@ async def lead(settings: Settings) -> None:
     finally:
         database.close()
         lock.close()
+
+
+def _connect(settings: Settings) -> Connect:
+    """Boxes over SSH, with our own key."""
+    patience_s = max(settings.timing.transfer_patience, PATIENCE_S)
+
+    def connect(address: BoxAddress, count: CountBytes) -> Box:
+        return Box(address, settings.paths.ssh_key, on_bytes=count, patience_s=patience_s)
+
+    return connect
 
 
 def _begin(database: Database, now_ms: int, doubt: str | None) -> None:

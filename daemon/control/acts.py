@@ -405,7 +405,7 @@ class Acts:
 
     def _home(self, s: Snapshot) -> Homecoming:
         w = self.world
-        return Homecoming(s.job, self.spec, w.settings, w.database, w.clock)
+        return Homecoming(s.job, self.spec, w.settings, w.database, w.clock, w.verify)
 
     def _facts(self, s: Snapshot, *, has_receipt: bool | None = None) -> Facts:
         return Facts(

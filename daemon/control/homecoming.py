@@ -14,10 +14,11 @@ from daemon.artifacts import base as base_model
 from daemon.artifacts import folder as model_folder
 from daemon.artifacts import receipt as receipts
 from daemon.artifacts.base import BaseIdentity
-from daemon.artifacts.verify import Report, verify
+from daemon.artifacts.verify import Report
 from daemon.box.box import Box
 from daemon.clock import Clock
 from daemon.control.jobfile import hub_name, local_model
+from daemon.control.world import Verify
 from daemon.domain.records import Job, StageRun
 from daemon.domain.spec import JobSpec
 from daemon.errors import TransferFailed
@@ -45,6 +46,7 @@ class Homecoming:
     settings: Settings
     database: Database
     clock: Clock
+    verify: Verify
 
     @property
     def incoming(self) -> Path:
@@ -84,7 +86,7 @@ class Homecoming:
         source = local_model(self.job, self.spec)
         name = str(source) if source else hub_name(self.spec.model)[0]
         base = await base_identity(name, self.job.model_revision, self.settings)
-        return await verify(self.incoming, manifest, base, self.spec.verify.level, say)
+        return await self.verify(self.incoming, manifest, base, self.spec.verify.level, say)
 
     def settle_in(self, report: Report, log_file: Path) -> receipts.Receipt:
         """The model folder in its final place, durable, and the receipt that describes it. May be repeated."""

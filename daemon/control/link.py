@@ -10,8 +10,6 @@ from daemon.control.world import World
 from daemon.domain.records import Lease
 from daemon.store import leases
 
-PATIENCE_S = 5.0  # at least, whatever the time scale
-
 
 @dataclass
 class Link:
@@ -36,12 +34,7 @@ class Link:
         if self._box is None or address != self._address:
             await self.drop()
             self._address = address
-            self._box = Box(
-                address,
-                self.world.settings.paths.ssh_key,
-                on_bytes=lambda up, down: self._count(lease.id, up, down),
-                patience_s=max(self.world.settings.timing.transfer_patience, PATIENCE_S),
-            )
+            self._box = self.world.connect(address, lambda up, down: self._count(lease.id, up, down))
         return self._box
 
     def _address_of(self, lease: Lease) -> BoxAddress:

@@ -1,4 +1,8 @@
-"""What every driver and command shares."""
+"""What every driver and command shares; whatever lies outside this process is reached through it alone.
+
+The market is a port (market/port.py), so are the three clocks, the boxes (`connect`) and the proof of a model
+(`verify`, which runs a child process): the simulator brings its own of each, and nothing else differs there.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,19 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from daemon.artifacts.base import BaseIdentity
+from daemon.artifacts.verify import Depth, Report, Say
+from daemon.box.address import BoxAddress
+from daemon.box.box import Box
+from daemon.box.meter import CountBytes
 from daemon.clock import Clock
 from daemon.control.operate import Operator
 from daemon.settings import Settings
 from daemon.store.database import Database
+from remote_payload.contract import Manifest
+
+Connect = Callable[[BoxAddress, CountBytes], Box]
+Verify = Callable[[Path, Manifest, BaseIdentity, Depth, Say], Awaitable[Report]]
 
 
 @dataclass
@@ -21,6 +34,8 @@ class World:
     clock: Clock
     settings: Settings
     notify: Callable[[str, str], Awaitable[None]]
+    connect: Connect
+    verify: Verify
 
     def job_folder(self, job: str) -> Path:
         return self.settings.paths.job_folders / job

@@ -11,6 +11,8 @@ import pytest
 from scripted import OFFER, ScriptedMarket, instance
 from store import INSTANCE, JOB, add_job, add_lease, opened, start_stage
 
+from daemon.artifacts.verify import verify
+from daemon.box.box import Box
 from daemon.clock import ManualClock
 from daemon.control import snapshot
 from daemon.control.acts import Acts
@@ -233,7 +235,7 @@ async def test_a_stage_start_that_failed(bench: Bench, error: BoxError, state: O
     async def silent(title: str, text: str) -> None:
         return None
 
-    world = World(bench.database, bench.operator, bench.clock, bench.operator.settings, silent)
+    world = World(bench.database, bench.operator, bench.clock, bench.operator.settings, silent, Box, verify)  # type: ignore[arg-type]
     spec = JobSpec.model_validate({"version": 1, "name": "n", "model": "any/m", "sft": {"data": "-"}})
     memory, link = snapshot.Memory(), DeadEnd(error)
     acts = Acts(world, JOB, spec, {}, memory, link, Bell())  # type: ignore[arg-type]
