@@ -1,0 +1,81 @@
+"""Plant each bug of mutants.py in a copy of the source, run its simulator there, and say whether it was caught.
+
+    python -m tests.simulation.mutate [--seeds 500] [NAME ...]
+
+The copy lies in a temporary folder, so that the working tree never holds a planted bug. Ends with 1 when one survives.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.simulation.mutants import MUTANTS, Mutant
+
+ROOT = Path(__file__).parents[2]
+COPIED = ("daemon", "remote_payload", "migrations", "tests")
+SEEDS = 500
+CAUGHT, CLEAN = 1, 0  # exit codes of a simulator
+SEED = re.compile(r"seed (\d+)")
+
+
+def plant(mutant: Mutant, tree: Path) -> None:
+    """Raises ValueError when an edit's place is not there, or is there twice: the table has to follow the code."""
+    for edit in mutant.edits:
+        path = tree / edit.file
+        text = path.read_text(encoding="utf-8")
+        if (found := text.count(edit.old)) != 1:
+            raise ValueError(f"{mutant.name}: {edit.file} has {found} places with {edit.old!r}")
+        path.write_text(text.replace(edit.old, edit.new), encoding="utf-8")
+
+
+def copy(tree: Path) -> None:
+    for name in COPIED:
+        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__", "recordings"))
+    shutil.copy(ROOT / "pyproject.toml", tree)
+
+
+def hunt(mutant: Mutant, seeds: int) -> str | None:
+    """What the simulator said first about the planted bug; None when it survived. Raises RuntimeError: it broke."""
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder)
+        copy(tree)
+        plant(mutant, tree)
+        done = subprocess.run(
+            [sys.executable, "-m", f"tests.simulation.{mutant.tier}", "--seeds", f"0:{seeds}"],
+            cwd=tree, capture_output=True, text=True,
+        )  # fmt: skip
+    if done.returncode == CLEAN:
+        return None
+    if done.returncode != CAUGHT or not SEED.search(done.stdout):
+        raise RuntimeError(f"{mutant.name}: the simulator ended with {done.returncode}\n{done.stdout}\n{done.stderr}")
+    return next(line for line in done.stdout.splitlines() if SEED.search(line))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="only these")
+    parser.add_argument("--seeds", type=int, default=SEEDS)
+    asked = parser.parse_args(arguments)
+    survived = 0
+    for mutant in MUTANTS:
+        if asked.names and mutant.name not in asked.names:
+            continue
+        begun = time.monotonic()
+        caught = hunt(mutant, asked.seeds)
+        survived += caught is None
+        print(f"{mutant.tier:8} {mutant.families:8} {mutant.name:36} {time.monotonic() - begun:6.1f} s  "
+              f"{caught or 'SURVIVED'}", flush=True)  # fmt: skip
+    print(f"{survived} survived")
+    return 1 if survived else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
