@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
+from contextlib import aclosing, closing
 from importlib.metadata import version
 
 import structlog
@@ -28,7 +29,7 @@ from daemon.domain import ids
 from daemon.domain.holds import HoldReason
 from daemon.errors import HomeportError
 from daemon.market.vast import Vast
-from daemon.settings import Settings, api_key, load
+from daemon.settings import Paths, Settings, api_key, load
 from daemon.store import events, jobs, leader, migrate
 from daemon.store.database import Database
 
@@ -39,34 +40,55 @@ PATIENCE_S = 5.0  # of a transfer without a block moved, at least, whatever the 
 async def lead(settings: Settings) -> None:
     """Lead, reconcile, drive, answer. Returns on SIGTERM or SIGINT; raises HomeportError when it cannot begin."""
     clock, paths = SystemClock(), settings.paths
-    lock = hold_lock(paths.lock)
+    with closing(hold_lock(paths.lock)), closing(open_store(paths, clock.wall_ms())) as database:
+        take_leadership(database, platform.machine_id(), clock.wall_ms())
+        own_key(paths.ssh_key)
+        async with aclosing(Vast(settings.market_url, api_key(paths), clock, settings.time_scale)) as market:
+            operator = Operator(database, market, clock, settings)
+            await run(World(database, operator, clock, settings, notify.sender(settings), _connect(settings), verify))
+
+
+def open_store(paths: Paths, now_ms: int) -> Database:
+    """The database, of the schema that this program knows. Raises StoreError for a newer one."""
     database = Database(paths.database)
     try:
-        migrate.migrate(database, paths.backups, clock.wall_ms())
-        doubt = leader.take(database, platform.machine_id(), clock.wall_ms())
-        _begin(database, clock.wall_ms(), doubt)
-        recover(database, clock.wall_ms())
-        own_key(paths.ssh_key)
-        market = Vast(settings.market_url, api_key(paths), clock, settings.time_scale)
-        operator = Operator(database, market, clock, settings)
-        world = World(database, operator, clock, settings, notify.sender(settings), _connect(settings), verify)
-        supervisor = Supervisor(world, Reconciler(database, operator, clock, settings.timing))
-        commands = Commands(world, supervisor.changed)
-        loop = asyncio.get_running_loop()
-        if sys.platform != "win32":
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.add_signal_handler(number, supervisor.stop)
-        api = Server(settings, commands, version("homeport"))
-        await api.start()
-        log.info("daemon.ready", epoch=database.epoch, market=settings.market_url)
-        try:
-            await supervisor.run()
-        finally:
-            await api.stop()
-            await market.aclose()
-    finally:
+        migrate.migrate(database, paths.backups, now_ms)
+    except BaseException:
         database.close()
-        lock.close()
+        raise
+    return database
+
+
+def take_leadership(database: Database, machine: str, now_ms: int) -> None:
+    """Fence whoever led before, and settle what they left open. The caller holds the lock."""
+    doubt = leader.take(database, machine, now_ms)
+    with database.write() as c:
+        if leader.get_meta(c, "install_id") is None:
+            leader.put_meta(c, "install_id", ids.job_id())
+    if doubt is not None:
+        _hold_all(database, now_ms, doubt)
+    recover(database, now_ms)
+
+
+def supervise(world: World) -> Supervisor:
+    """The supervisor of `world` with its reconciler."""
+    return Supervisor(world, Reconciler(world.database, world.operator, world.clock, world.settings.timing))
+
+
+async def run(world: World) -> None:
+    """Drive every job and answer requests until a signal comes. Raises Fenced when a newer daemon leads."""
+    supervisor = supervise(world)
+    loop = asyncio.get_running_loop()
+    if sys.platform != "win32":
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, supervisor.stop)
+    api = Server(world.settings, Commands(world, supervisor.changed), version("homeport"))
+    await api.start()
+    log.info("daemon.ready", epoch=world.database.epoch, market=world.settings.market_url)
+    try:
+        await supervisor.run()
+    finally:
+        await api.stop()
 
 
 def _connect(settings: Settings) -> Connect:
@@ -79,13 +101,9 @@ def _connect(settings: Settings) -> Connect:
     return connect
 
 
-def _begin(database: Database, now_ms: int, doubt: str | None) -> None:
-    """The install id once; and when the database is not the one we left, every unfinished job waits for its person."""
+def _hold_all(database: Database, now_ms: int, doubt: str) -> None:
+    """The database is not the one we left: every unfinished job waits for its person."""
     with database.write() as c:
-        if leader.get_meta(c, "install_id") is None:
-            leader.put_meta(c, "install_id", ids.job_id())
-        if doubt is None:
-            return
         events.add(c, "daemon.restored", now_ms, why=doubt)
         for job in jobs.unfinished(c):
             jobs.hold(c, job, HoldReason.RESTORED, doubt, now_ms, database.epoch)
