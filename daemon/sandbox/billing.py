@@ -25,11 +25,12 @@ PAYS: dict[str, frozenset[str]] = {
 
 @dataclass(frozen=True)
 class Interval:
-    """One state from `start` to `stop` (unix seconds); `stop` None: it goes on."""
+    """One state from `start` to `stop` (unix seconds) at one GPU price in $/h; `stop` None: it goes on."""
 
     state: str
     start: float
     stop: float | None
+    gpu_hour: float
 
 
 @dataclass(frozen=True)
@@ -48,13 +49,15 @@ class Cost:
 
 def cost(intervals: Iterable[Interval], rates: Rates, bytes_in: int, bytes_out: int, now: float) -> Cost:
     """The cost up to `now`."""
-    hours = {"gpu": 0.0, "disk": 0.0}
+    due = {"gpu": 0.0, "disk": 0.0}
     for interval in intervals:
+        hours = ((now if interval.stop is None else interval.stop) - interval.start) / HOUR_S
+        prices = {"gpu": interval.gpu_hour, "disk": rates.disk_hour}
         for item in PAYS[interval.state]:
-            hours[item] += ((now if interval.stop is None else interval.stop) - interval.start) / HOUR_S
+            due[item] += hours * prices[item]
     return Cost(
-        gpu=hours["gpu"] * rates.gpu_hour,
-        disk=hours["disk"] * rates.disk_hour,
+        gpu=due["gpu"],
+        disk=due["disk"],
         bwd=bytes_in / GB * rates.gb_in,
         bwu=bytes_out / GB * rates.gb_out,
     )

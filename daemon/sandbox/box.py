@@ -16,14 +16,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any, cast
 
 import asyncssh
 import psutil
 
 from remote_payload.contract import write_whole
 
-from .boxspec import PROCESS_FILE, USER, BoxSpec, authorized_keys, onstart_log
+from .boxspec import PROCESS_FILE, USER, BoxSpec, authorized_keys, host_key_file, onstart_log
 from .commands import run_command
+from .disturbance import Disturbances
 from .power import Orphanage, switch_off
 from .traffic import Meter
 
@@ -31,6 +33,7 @@ BANNER = (
     "Welcome to vast.ai. If authentication fails, try again after a few seconds, and double check your ssh key.\n"
     "Have fun!\n"
 )
+DOORS = ("direct", "proxy")  # the two ports
 REPORT_EVERY_S = 0.1  # how stale the byte counts in the ledger may be
 
 
@@ -42,17 +45,19 @@ async def serve(folder: Path, *, boot: bool) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     signal.signal(signal.SIGTERM, lambda *_: loop.call_soon_threadsafe(stop.set))
-    meter = Meter(folder)
+    disturbances = Disturbances(folder)
+    disturbances.read()
+    meter = Meter(folder, disturbances, dict(zip(spec.ports, DOORS, strict=True)))
     if boot:
         start_onstart(spec, home)
     await asyncio.sleep(max(0.0, spec.listen_at - time.time()))
-    for port in spec.ports:
+    for address, port in zip((spec.address, "127.0.0.1"), spec.ports, strict=True):
         await asyncssh.listen(
-            "127.0.0.1", port,
+            address, port,
             server_factory=lambda: Doorman(home, meter),
             server_host_keys=[host_key(home)],
-            process_factory=run_command(home, spec.session_env),
-            sftp_factory=asyncssh.SFTPServer,
+            process_factory=run_command(home, spec.session_env, disturbances),
+            sftp_factory=lambda channel: Sftp(channel, disturbances),
             allow_scp=True, encoding=None, line_editor=False, compression_algs=None, window=16 << 20,
             reuse_address=True,
         )  # fmt: skip
@@ -62,11 +67,12 @@ async def serve(folder: Path, *, boot: bool) -> None:
     orphanage = Orphanage(Path(spec.sandbox))
     while not stop.is_set():
         meter.report()
-        meter.read_orders()
+        disturbances.read()
+        meter.cut_if_ordered()
         if orphanage.left_alone():
             switch_off(home, spec.id)
             break
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(TimeoutError):  # the next report is due
             await asyncio.wait_for(stop.wait(), REPORT_EVERY_S)
     meter.cut()
     meter.report()
@@ -90,9 +96,21 @@ class Doorman(asyncssh.SSHServer):
         return True
 
 
+class Sftp(asyncssh.SFTPServer):
+    """Files as they are, but for the bytes that are ordered to be wrong."""
+
+    def __init__(self, channel: asyncssh.SSHServerChannel[bytes], disturbances: Disturbances) -> None:
+        super().__init__(channel)
+        self._disturbances = disturbances
+
+    def read(self, file_obj: Any, offset: int, size: int) -> bytes:
+        content = cast(bytes, super().read(file_obj, offset, size))  # a file is read at once, never awaited
+        return self._disturbances.spoiled(os.fsdecode(file_obj.name), content)
+
+
 def host_key(home: Path) -> asyncssh.SSHKey:
     """The box's key: made once, kept as long as its directory."""
-    file = home / ".ssh" / "ssh_host_ed25519_key"
+    file = host_key_file(home)
     if not file.exists():
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         asyncssh.generate_private_key("ssh-ed25519").write_private_key(str(file))

@@ -18,13 +18,25 @@ import time
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 from remote_payload.contract import write_whole
 
 from . import power
-from .boxspec import CUT_FILE, MARK, PROCESS_FILE, SPEC_FILE, USER, BoxSpec, authorized_keys, onstart_log
+from .boxspec import (
+    MARK,
+    ORDERS,
+    PROCESS_FILE,
+    SPEC_FILE,
+    STRUCK_FILE,
+    USER,
+    BoxSpec,
+    authorized_keys,
+    host_key_file,
+    onstart_log,
+)
 from .images import Image
 from .instances import Instance
 from .traffic import Traffic
@@ -72,6 +84,7 @@ class Boxes:
         spec = BoxSpec(
             id=instance.id,
             home=str(home),
+            address=instance.address,
             ports=instance.ports,
             listen_at=instance.ssh_from,
             sandbox=str(self._root / PID_FILE),
@@ -124,7 +137,7 @@ class Boxes:
         try:
             process = psutil.Process(known["pid"])
             same = process.create_time() == known["create_time"] and process.status() != psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
+        except psutil.NoSuchProcess:  # it ended, so there is none
             return None
         return process if same else None
 
@@ -138,13 +151,21 @@ class Boxes:
                 process.kill()
             self.is_up(instance_id)  # reaps our own child
 
-    def cut_after(self, instance_id: int, after_bytes: int) -> None:
-        """Order the box, which may yet have to boot, to drop its connections once so many more bytes have passed."""
-        file = self._folder(instance_id) / CUT_FILE
-        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        beside = file.with_suffix(".tmp")
-        beside.write_text(json.dumps({"after_bytes": after_bytes}))
-        beside.replace(file)
+    def order(self, instance_id: int, order: int, fault: str, params: dict[str, Any]) -> None:
+        """Order a fault of the box's sshd, which may yet have to boot. It replaces the last one of its kind."""
+        folder = self._folder(instance_id) / ORDERS
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        told = {**params, "order": order, "until": time.time() + params.get("seconds", 0.0)}
+        write_whole(folder / f"{fault}.json", json.dumps(told))
+
+    def struck(self, order: int) -> int:
+        """How often an order has struck so far, in all boxes."""
+        files = self._root.glob(f"boxes/*/{STRUCK_FILE}")
+        return sum(file.read_text().split().count(str(order)) for file in files)
+
+    def forget_host_key(self, instance_id: int) -> None:
+        """sshd makes another one at its next start."""
+        host_key_file(self.home(instance_id)).unlink(missing_ok=True)
 
     async def switch_off(self, instance_id: int) -> None:
         """Stop the container: sshd and every process started in it."""
@@ -168,16 +189,16 @@ class Boxes:
         return "".join(file.read_text(errors="replace") for file in files if file.exists())
 
 
-def free_ports(taken: Iterable[int]) -> tuple[int, int]:
-    """Two loopback ports nobody listens on."""
+def free_ports(taken: Iterable[int], address: str) -> tuple[int, int]:
+    """Two ports nobody listens on, of this loopback address and of the usual one."""
     used = set(taken)
     found: list[int] = []
     for port in random.sample(PORTS, len(PORTS)):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
+                probe.bind((address if not found else "127.0.0.1", port))
+            except OSError:  # somebody else's port: the next one
                 continue
         if port not in used:
             found.append(port)

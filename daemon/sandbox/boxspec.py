@@ -10,7 +10,8 @@ from pathlib import Path
 SPEC_FILE = "box.json"
 PROCESS_FILE = "process.json"  # pid and create_time of a box that listens
 TRAFFIC_FILE = "traffic.json"
-CUT_FILE = "cut.json"  # the order of the fault ssh_cut
+ORDERS = "orders"  # faults ordered, one file each
+STRUCK_FILE = "struck"  # ids of the orders that struck, one a line
 
 USER = "root"
 MARK = "HOMEPORT_BOX"  # in the environment of every process of a box; with HOME it tells whose it is
@@ -20,12 +21,13 @@ MARK = "HOMEPORT_BOX"  # in the environment of every process of a box; with HOME
 class BoxSpec:
     """What the sandbox tells a box.
 
-    `ports`: direct and proxy; `listen_at`: unix seconds; `sandbox`: file with the pid of the sandbox of the day;
-    `session_env`: all that a command sees; `env`: what onstart sees beside it.
+    `address`: of the direct port; `ports`: direct and proxy; `listen_at`: unix seconds; `sandbox`: file with the
+    pid of the sandbox of the day; `session_env`: all that a command sees; `env`: what onstart sees beside it.
     """
 
     id: int
     home: str
+    address: str
     ports: tuple[int, int]
     listen_at: float
     sandbox: str
@@ -41,6 +43,10 @@ class BoxSpec:
 
 def authorized_keys(home: Path) -> Path:
     return home / ".ssh" / "authorized_keys"
+
+
+def host_key_file(home: Path) -> Path:
+    return home / ".ssh" / "ssh_host_ed25519_key"
 
 
 def onstart_log(home: Path) -> Path:

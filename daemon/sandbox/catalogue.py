@@ -112,8 +112,10 @@ def available(rented: Collection[int], gpus_taken: Mapping[int, int]) -> Iterato
             yield offer
 
 
-def columns(offer: Offer, *, disk_gb: float, bid: bool, now: float, rented: bool = False) -> dict[str, Any]:
-    """The offer as the market lists it, priced for `disk_gb`; under `bid` the prices use the minimum bid."""
+def columns(
+    offer: Offer, ask_id: int, *, disk_gb: float, bid: bool, now: float, rented: bool = False
+) -> dict[str, Any]:
+    """The offer as the market lists it under `ask_id`, priced for `disk_gb`; under `bid` by the minimum bid."""
     machine = offer.machine
     share = offer.gpus / machine.gpus
     base = offer.min_bid if bid else offer.gpu_price
@@ -123,8 +125,8 @@ def columns(offer: Offer, *, disk_gb: float, bid: bool, now: float, rented: bool
     hourly = {"gpuCostPerHour": base, "diskHour": storage, "totalHour": total, "discountTotalHour": 0.0,
               "discountedTotalPerHour": total}  # fmt: skip
     return {
-        "id": offer.id,
-        "ask_contract_id": offer.id,
+        "id": ask_id,
+        "ask_contract_id": ask_id,
         "bundle_id": machine.id * 7,
         "machine_id": machine.id,
         "host_id": machine.host,

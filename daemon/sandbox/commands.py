@@ -12,14 +12,21 @@ from typing import Any
 
 import asyncssh
 
+from .disturbance import Disturbances
+
 PIECE = 256 << 10  # bytes carried at a time
 
 
-def run_command(home: Path, env: dict[str, str]) -> Callable[[asyncssh.SSHServerProcess[bytes]], Any]:
+def run_command(
+    home: Path, env: dict[str, str], disturbances: Disturbances
+) -> Callable[[asyncssh.SSHServerProcess[bytes]], Any]:
     """The coroutine that runs one session's command; it ends when the command has closed its output, as in OpenSSH."""
 
     async def run(session: asyncssh.SSHServerProcess[bytes]) -> None:
         command = ["-c", session.command] if session.command is not None else []
+        if command and disturbances.swallows_commands(home):
+            session.exit(0)
+            return
         child = await asyncio.create_subprocess_exec(
             "/bin/bash", *command, cwd=home, env=env, start_new_session=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -28,7 +35,7 @@ def run_command(home: Path, env: dict[str, str]) -> Callable[[asyncssh.SSHServer
         try:
             await asyncio.gather(carry(child.stdout, session.stdout), carry(child.stderr, session.stderr))
             code = await child.wait()
-        except (OSError, asyncssh.Error):
+        except (OSError, asyncssh.Error):  # the caller is gone, nobody is left to tell
             hang_up(child)
             return
         finally:
@@ -60,7 +67,7 @@ async def feed(session: asyncssh.SSHServerProcess[bytes], child: asyncio.subproc
     stdin = child.stdin
     if stdin is None:
         return
-    with contextlib.suppress(OSError, asyncssh.Error):
+    with contextlib.suppress(OSError, asyncssh.Error):  # either side hung up: no more input comes
         while True:
             try:
                 chunk = await session.stdin.read(PIECE)

@@ -11,21 +11,23 @@ import json
 import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 from urllib.parse import parse_qsl
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from .faults import Faults, Moment, Order
+from . import words
+from .faults import UNASKED, Moment
 from .ledger import Ledger
 from .limits import Limiter
+from .orders import Order, Orders
+from .reply import Reply
+from .shapes import SHAPES
 
 PUBLIC = re.compile(r"/api/v0/(gpu_names/unique|gpu_types)/?|/sandbox/results/\w+")
 OWN_INSTANCE = re.compile(r"/api/v0/instances/(\d+)/?")  # all that the key inside a box may call
-NO_LOGIN = {"success": False, "error": "auth_error", "msg": "This action requires login."}
-BAD_KEY = {"success": False, "error": "auth_error", "msg": "Invalid user key"}
 HTML = "<html><head><title>502 Bad Gateway</title></head><body><h1>502 Bad Gateway</h1></body></html>"
 
 
@@ -39,23 +41,14 @@ class DroppableHTTP(H11Protocol):
         self._peer: tuple[str, int] = transport.get_extra_info("peername")[:2]
         self.by_client[self._peer] = transport
 
+    @classmethod
+    def drop_all(cls) -> None:
+        for transport in list(cls.by_client.values()):
+            transport.abort()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self.by_client.pop(self._peer, None)
         super().connection_lost(exc)
-
-
-@dataclass(frozen=True)
-class Reply:
-    status: int
-    body: bytes
-    headers: list[tuple[bytes, bytes]] = field(default_factory=lambda: [(b"content-type", b"application/json")])
-
-    @classmethod
-    def of(cls, status: int, body: Any, content_type: str = "application/json", **headers: str) -> Reply:
-        """A reply of `body`: text as it is, anything else as JSON."""
-        text = body if isinstance(body, str) else json.dumps(body)
-        extra = [(name.encode(), value.encode()) for name, value in headers.items()]
-        return cls(status, text.encode(), [(b"content-type", content_type.encode()), *extra])
 
 
 @dataclass(frozen=True)
@@ -64,9 +57,9 @@ class Front:
 
     app: ASGIApp
     ledger: Ledger
-    faults: Faults
+    orders: Orders
     limiter: Limiter | None
-    strike_host: Callable[[Order], None]
+    strike: Callable[[Order, int | None], Awaitable[None]]  # what befalls hosts, and which instance was asked about
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -78,7 +71,7 @@ class Front:
         if path.startswith("/sandbox/"):
             await _send(self._refused(scope) or await self._ask(scope, body), send)
             return
-        struck = self.faults.meet(method, path)
+        struck = self.orders.meet(method, path)
         early = next((order for order in struck if order.kind.moment is Moment.BEFORE), None)
         scope["state"]["faults"] = {order.fault: order.params for order in struck if order.kind.moment is Moment.DURING}
         if early is not None:
@@ -86,8 +79,8 @@ class Front:
         else:
             reply = self._refused(scope) or self._limited(scope) or await self._ask(scope, body)
         for order in struck:
-            if order.kind.moment is Moment.HOST:
-                self.strike_host(order)
+            if order.kind.moment in UNASKED:
+                await self.strike(order, _concerned(path, scope["state"]["effect"]))
         reply, late_s = _suffered(reply, [order for order in struck if order.kind.moment is Moment.REPLY])
         self.ledger.journal(
             time.time(), method, path, dict(parse_qsl(scope["query_string"].decode())), _readable(body),
@@ -105,7 +98,7 @@ class Front:
             return None
         key = _bearer(scope)
         if key is None:
-            return Reply.of(403, NO_LOGIN)
+            return words.NO_LOGIN()
         if key == self.ledger.api_key:
             return None
         own = OWN_INSTANCE.fullmatch(scope["path"])
@@ -113,8 +106,8 @@ class Front:
         if instance is not None and instance.api_key == key:
             return None
         if any(other.api_key == key for other in self.ledger.existing()):
-            return Reply.of(403, {"success": False, "error": "auth_error", "msg": "Key lacks permission."})
-        return Reply.of(404, BAD_KEY)
+            return words.NO_PERMISSION()
+        return words.bad_key()
 
     def _limited(self, scope: Scope) -> Reply | None:
         if self.limiter is None:
@@ -151,7 +144,9 @@ def _instead(order: Order) -> Reply | None:
         case "html_page":
             return Reply.of(order.params["status"], HTML, "text/html")
         case "bad_key":
-            return Reply.of(404, BAD_KEY)
+            return words.bad_key(order.params["status"])
+        case "refusal":
+            return words.REFUSALS[order.params["why"]]()
         case _:
             return None
 
@@ -168,9 +163,24 @@ def _suffered(reply: Reply | None, orders: Sequence[Order]) -> tuple[Reply | Non
                 reply = None
             case "effect_then_error":
                 reply = Reply.of(order.params["status"], order.params["body"], "text/plain")
-            case "truncated_list" if reply is not None:
-                reply = Reply(reply.status, reply.body[: len(reply.body) // 2], reply.headers)
+            case "error_with_contract" if reply is not None:
+                reply = _failed_after_all(reply, order.params["status"])
+            case "listing" if reply is not None and reply.status == 200:
+                reply = SHAPES[order.params["shape"]](json.loads(reply.body))
     return reply, late_s
+
+
+def _failed_after_all(reply: Reply, status: int) -> Reply:
+    """An error that nevertheless names the contract which `reply` told of."""
+    told = json.loads(reply.body)
+    error = {"success": False, "error": "invalid_args", "msg": "error 400/3467: the instance could not be set up"}
+    return Reply.of(status, error | {"new_contract": told["new_contract"]}) if "new_contract" in told else reply
+
+
+def _concerned(path: str, effect: str) -> int | None:
+    """The instance that a request was about: the one in its path, else the one it has created."""
+    found = re.search(r"/instances/(?:\w+/)?(\d+)", path) or re.fullmatch(r"created (\d+)", effect)
+    return int(found.group(1)) if found else None
 
 
 async def _drop(scope: Scope) -> None:
@@ -208,5 +218,5 @@ def _readable(body: bytes) -> Any:
     """A request's body for the journal: JSON if it is JSON, else text."""
     try:
         return json.loads(body) if body else None
-    except ValueError:
+    except ValueError:  # the journal keeps what was sent, whatever it was
         return body.decode(errors="replace")

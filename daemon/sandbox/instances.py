@@ -41,6 +41,7 @@ MOVES: dict[tuple[str, str | None], Move] = {
 SSHD_AFTER_S = 2.0  # `running` comes before a listening sshd
 KEY_AFTER_S = 1.0  # attaching a key returns before sshd accepts it
 GONE_AFTER_S = 2.0  # an accepted destroy is still listed for a while
+KEPT_S = 48 * 3600.0  # data outlives the end of its contract by so much
 
 BILLED_AS = {
     None: "loading", CREATED: "loading", LOADING: "loading",
@@ -95,6 +96,16 @@ class Instance:
     ssh_from: float = 0.0  # sshd listens from this moment
     listed_from: float = 0.0  # the market's replies leave it out before this moment
     offline_until: float = 0.0
+    loading_until: float = 0.0  # the image is not pulled before
+    stalled: bool = False  # at rest until a state is asked for: a broken host, a container that has exited
+    told: str = ""  # the status that the market reports until `told_until`, whatever is true
+    told_until: float = 0.0
+    bids: tuple[tuple[float, float], ...] = ()  # since when, $/h: the bids after the first one
+    outbid: bool = False  # stopped by the market; runs again by itself
+    outbid_until: float = 0.0  # somebody bids more
+    grace_s: float = KEPT_S  # from the contract's end to the deletion, before scaling
+    lingers_s: float = 0.0  # listed so much longer than usual after its destroy
+    address: str = "127.0.0.1"  # of the direct port
     keys: tuple[Key, ...] = ()
     destroyed_at: float | None = None
     gone: bool = False  # directory deleted, row no longer listed
@@ -104,18 +115,27 @@ class Instance:
 
     def shown_status(self, now: float) -> str | None:
         """The host's word; `offline` is computed by the market, never stored."""
+        if now < self.told_until:
+            return self.told
         return OFFLINE if self.offline(now) else self.status
 
     def billed_as(self, now: float) -> str | None:
-        """The state of the ledger's open interval, None when billing has ended."""
-        return None if self.destroyed_at is not None else BILLED_AS[self.shown_status(now)]
+        """The state of the ledger's open interval, None when billing has ended. What is told does not matter."""
+        if self.destroyed_at is not None:
+            return None
+        return BILLED_AS[OFFLINE if self.offline(now) else self.status]
+
+    def gpu_hour(self, at: float) -> float:
+        """$/h of the GPUs at a time: an interruptible rental pays its bid of the day."""
+        return next((price for since, price in reversed(self.bids) if since <= at), self.rates.gpu_hour)
 
 
 def next_status(instance: Instance, now: float, time_scale: float) -> str | None:
     """The status due at `now`, or None when nothing moves yet."""
     move = MOVES.get((instance.intended, instance.status))
     waiting_for_gpu = instance.intended == RUNNING and not instance.allocated
-    if move is None or waiting_for_gpu or instance.offline(now) or instance.destroyed_at is not None:
+    frozen = waiting_for_gpu or instance.stalled or instance.offline(now) or instance.destroyed_at is not None
+    if move is None or frozen or (move.status == RUNNING and now < instance.loading_until):
         return None
     return move.status if now >= instance.changed_at + move.after_s / time_scale else None
 

@@ -91,6 +91,8 @@ class Ledger:
 
     def save(self, instance: Instance, now: float) -> None:
         """Store a whole instance and, when it is billed otherwise from `now` on, its new interval. One transaction."""
+        before = self._instances.get(instance.id, instance)
+        repriced = before.gpu_hour(now) != instance.gpu_hour(now)
         self._db.execute("BEGIN IMMEDIATE")
         with self._db:
             self._db.execute(
@@ -102,7 +104,7 @@ class Ledger:
             open_state = self._db.execute(
                 "SELECT state FROM intervals WHERE instance = ? AND stop IS NULL", (instance.id,)
             ).fetchone()
-            if (open_state[0] if open_state else None) != state:
+            if repriced or (open_state[0] if open_state else None) != state:
                 self._db.execute(
                     "UPDATE intervals SET stop = ? WHERE instance = ? AND stop IS NULL", (now, instance.id)
                 )
@@ -128,19 +130,25 @@ class Ledger:
         row = self._db.execute("SELECT bytes_in, bytes_out FROM instances WHERE id = ?", (instance_id,)).fetchone()
         return Traffic(*row)
 
-    def intervals(self, instance_id: int) -> list[Interval]:
+    def intervals(self, instance: Instance) -> list[Interval]:
         rows = self._db.execute(
-            "SELECT state, start, stop FROM intervals WHERE instance = ? ORDER BY rowid", (instance_id,)
+            "SELECT state, start, stop FROM intervals WHERE instance = ? ORDER BY rowid", (instance.id,)
         )
-        return [Interval(*row) for row in rows]
+        return [Interval(state, start, stop, instance.gpu_hour(start)) for state, start, stop in rows]
 
     def cost(self, instance: Instance, now: float) -> Cost:
         traffic = self.traffic(instance.id)
-        return cost(self.intervals(instance.id), instance.rates, traffic.bytes_in, traffic.bytes_out, now)
+        return cost(self.intervals(instance), instance.rates, traffic.bytes_in, traffic.bytes_out, now)
 
     def credit(self, now: float) -> float:
         """Prepaid dollars left; disks go on billing into the negative."""
-        return self.opening_credit - sum(self.cost(i, now).total for i in self.all())
+        drawn = float(self.remembered("drawn") or 0.0)
+        return self.opening_credit - drawn - sum(self.cost(i, now).total for i in self.all())
+
+    def set_credit(self, left: float, now: float) -> None:
+        """Have `left` dollars left at `now`, by money drawn from or paid into the account."""
+        drawn = float(self.remembered("drawn") or 0.0)
+        self.remember("drawn", str(drawn + self.credit(now) - left))
 
     # Account keys
 
@@ -182,6 +190,7 @@ def _instance(record: dict[str, Any]) -> Instance:
             **record,
             "rates": Rates(**record["rates"]),
             "keys": tuple(Key(**key) for key in record["keys"]),
+            "bids": tuple((since, price) for since, price in record.get("bids", ())),
             "ports": None if ports is None else (ports[0], ports[1]),
         }
     )

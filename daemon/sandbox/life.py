@@ -13,6 +13,7 @@ from .instances import CREATED, EXITED, GONE_AFTER_S, LOADING, RECYCLING, RUNNIN
 from .provider import Provider
 
 TICK_S = 0.05
+CREDIT_BUFFER_S = 86_400.0  # from no credit to the deletion of everything, before scaling
 
 
 class Life:
@@ -23,6 +24,8 @@ class Life:
         self._ledger = provider.ledger
         self._boxes = boxes
         self._refused_until: dict[int, float] = {}
+        self.credit_buffer_s = CREDIT_BUFFER_S
+        self._broke_since: float | None = None
 
     def recover(self) -> None:
         """After a start of the sandbox: running boxes that did not survive have to boot."""
@@ -37,29 +40,50 @@ class Life:
 
     async def tick(self) -> None:
         now = time.time()
-        if self._ledger.credit(now) <= 0:
-            self._stop_all()
+        self._keep_account(now)
         for instance in self._ledger.existing():
             if instance.destroyed_at is not None:
                 await self._bury(instance, instance.destroyed_at, now)
             else:
-                await self._advance(instance, now)
+                self._keep_contract(instance, now)
+                await self._advance(self._ledger.get(instance.id) or instance, now)
 
-    def _stop_all(self) -> None:
-        """No credit: everything is stopped, disks bill on."""
+    def _keep_account(self, now: float) -> None:
+        """No credit: everything is stopped, disks bill on; after the buffer everything is deleted."""
+        if self._ledger.credit(now) > 0:
+            self._broke_since = None
+            return
+        self._broke_since = self._broke_since or now
+        delete = now >= self._broke_since + self.credit_buffer_s / self._provider.time_scale
         for instance in self._ledger.existing():
-            if instance.destroyed_at is None and instance.intended == RUNNING:
+            if instance.destroyed_at is None and delete:
+                self._provider.destroy(instance.id)
+            elif instance.destroyed_at is None and instance.intended == RUNNING:
                 self._provider.set_state(instance.id, STOPPED)
+
+    def _keep_contract(self, instance: Instance, now: float) -> None:
+        """What the market does by itself: it ends contracts, and takes the GPUs from whoever is outbid."""
+        ended = now >= instance.end_date
+        outbid = self._provider.lost_its_bid(instance, now)
+        if ended and now >= instance.end_date + instance.grace_s / self._provider.time_scale:
+            self._provider.destroy(instance.id)
+        elif ended and (instance.intended == RUNNING or instance.outbid):
+            self._provider.set_state(instance.id, STOPPED)
+        elif outbid and instance.intended == RUNNING:
+            self._ledger.change(instance.id, intended=STOPPED, outbid=True, changed_at=now)
+        elif instance.outbid and not outbid and self._ledger.credit(now) > 0:
+            self._ledger.change(instance.id, intended=RUNNING, outbid=False, changed_at=now)
 
     async def _bury(self, instance: Instance, destroyed_at: float, now: float) -> None:
         if self._boxes.exists(instance.id):
             self._ledger.set_traffic(instance.id, self._boxes.traffic(instance.id))
             await self._boxes.wipe(instance.id)
-        if now >= destroyed_at + GONE_AFTER_S / self._provider.time_scale:
+        if now >= destroyed_at + GONE_AFTER_S / self._provider.time_scale + instance.lingers_s:
             self._ledger.change(instance.id, gone=True, allocated=False, ports=None)
 
     async def _advance(self, instance: Instance, now: float) -> None:
-        if instance.intended == RUNNING and not instance.allocated and self._provider.gpus_free(instance):
+        waits = instance.intended == RUNNING and not instance.allocated and not instance.stalled
+        if waits and self._provider.gpus_free(instance):
             self._ledger.change(instance.id, allocated=True, changed_at=now)  # a queued start comes true
             return
         status = next_status(instance, now, self._provider.time_scale)
@@ -91,8 +115,7 @@ class Life:
             return  # something was asked meanwhile: the next tick decides anew
         current = moved(current, status, now, self._provider.time_scale)
         if status == RUNNING:
-            taken = [port for other in self._ledger.existing() for port in other.ports or ()]
-            current = replace(current, ports=free_ports(taken))
+            current = replace(current, ports=self._free_ports(current.address))
         self._ledger.save(current, now)
 
     async def _keep_reachable(self, instance: Instance, now: float) -> None:
@@ -108,16 +131,15 @@ class Life:
             if instance.needs_boot:
                 self._ledger.change(instance.id, needs_boot=False)
 
-    # What happens to a host without anybody asking: the faults of that kind
+    def _free_ports(self, address: str) -> tuple[int, int]:
+        return free_ports((port for other in self._ledger.existing() for port in other.ports or ()), address)
 
-    def host_goes_offline(self, instance: Instance, seconds: float) -> None:
-        self._ledger.change(instance.id, offline_until=time.time() + seconds)
+    # What happens to a box without anybody asking
+
+    def move_endpoint(self, instance: Instance, address: str) -> None:
+        """Other ports, and this address for the direct one, from its next start of sshd on."""
+        if instance.ports is not None:
+            self._ledger.change(instance.id, address=address, ports=self._free_ports(address))
 
     def ssh_refuses(self, instance: Instance, seconds: float) -> None:
         self._refused_until[instance.id] = time.time() + seconds
-
-    def ssh_is_cut(self, instance: Instance, after_bytes: int) -> None:
-        self._boxes.cut_after(instance.id, after_bytes)
-
-    def row_vanishes(self, instance: Instance, seconds: float) -> None:
-        self._ledger.change(instance.id, listed_from=time.time() + seconds)

@@ -27,8 +27,9 @@ def row(instance: Instance, now: float) -> dict[str, Any]:
     running = instance.status == "running"
     status = instance.shown_status(now)
     storage = instance.rates.disk_hour
-    total = instance.rates.gpu_hour + storage
-    hourly = {"gpuCostPerHour": instance.rates.gpu_hour, "diskHour": storage, "totalHour": total,
+    gpus = instance.gpu_hour(now)
+    total = gpus + storage
+    hourly = {"gpuCostPerHour": gpus, "diskHour": storage, "totalHour": total,
               "discountTotalHour": 0.0, "discountedTotalPerHour": total}  # fmt: skip
     direct, proxy = instance.ports or (None, None)
     maps_ports = running and direct is not None and "direc" in instance.runtype
@@ -69,12 +70,12 @@ def row(instance: Instance, now: float) -> dict[str, Any]:
         "inet_up_cost": instance.rates.gb_out,
         "inet_down_cost": instance.rates.gb_in,
         "ssh_host": "127.0.0.1",
-        "ssh_port": proxy,
+        "ssh_port": proxy - 1 if proxy and "jupyter" in instance.runtype else proxy,  # clients add it again
         "ssh_idx": "1",
         "machine_dir_ssh_port": -1,
-        "public_ipaddr": "127.0.0.1 ",
+        "public_ipaddr": f"{instance.address} ",
         "local_ipaddrs": "127.0.0.1\n",
-        "ports": {"22/tcp": [{"HostIp": "127.0.0.1", "HostPort": str(direct)}]} if maps_ports else None,
+        "ports": {"22/tcp": [{"HostIp": instance.address, "HostPort": str(direct)}]} if maps_ports else None,
         "direct_port_start": -1,
         "direct_port_end": -1,
         "direct_port_count": machine.direct_ports,
@@ -83,7 +84,7 @@ def row(instance: Instance, now: float) -> dict[str, Any]:
         "end_date": instance.end_date,
         "uptime_mins": (now - instance.changed_at) / 60 if running else None,
         "duration": instance.end_date - now,
-        "dph_base": instance.rates.gpu_hour,
+        "dph_base": gpus,
         "dph_total": total,
         "storage_cost": machine.storage,
         "storage_total_cost": storage,

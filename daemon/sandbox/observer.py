@@ -10,21 +10,23 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from .billing import decimal
-from .faults import CATALOGUE, Faults, Moment, Order, UnknownFault
+from .boxes import Boxes
+from .faults import CATALOGUE, Moment
 from .instances import Instance
 from .ledger import Ledger
-from .life import Life
-from .provider import Provider, Refusal
+from .mishaps import Mishaps
+from .orders import Order, Orders, UnknownFault
+from .provider import Refusal
 
 
 class Observer:
-    """Routes under /sandbox/, and the hand that strikes hosts."""
+    """Routes under /sandbox/."""
 
-    def __init__(self, provider: Provider, life: Life, faults: Faults) -> None:
-        self._provider = provider
-        self._ledger: Ledger = provider.ledger
-        self._life = life
-        self._faults = faults
+    def __init__(self, ledger: Ledger, boxes: Boxes, mishaps: Mishaps, orders: Orders) -> None:
+        self._ledger = ledger
+        self._boxes = boxes
+        self._mishaps = mishaps
+        self._orders = orders
 
     def routes(self) -> list[Route]:
         return [
@@ -48,9 +50,7 @@ class Observer:
             "offer_id": instance.offer_id,
             "created_at": instance.created_at,
             "destroyed_at": instance.destroyed_at,
-            "intervals": [
-                {"state": i.state, "from": i.start, "to": i.stop} for i in self._ledger.intervals(instance.id)
-            ],
+            "intervals": [{"state": i.state, "from": i.start, "to": i.stop} for i in self._ledger.intervals(instance)],
             "cost_usd": decimal(self._ledger.cost(instance, now).total),
             "bytes_in": traffic.bytes_in,
             "bytes_out": traffic.bytes_out,
@@ -60,53 +60,33 @@ class Observer:
         return JSONResponse({"requests": list(self._ledger.requests())})
 
     async def order(self, request: Request) -> Response:
-        wish = await request.json()
         try:
-            order = self._faults.order(wish)
+            order = self._orders.take(await request.json())
         except UnknownFault as error:
             raise Refusal(400, "unknown_fault", str(error)) from error
-        if order.kind.moment is Moment.HOST and "match" not in wish:
-            self.strike_host(order)
-            order.count = order.hits = 1
+        if order.at_once:
+            await self._mishaps.strike(order)
+            order.hits = 1
         return JSONResponse({"id": order.id})
 
-    def strike_host(self, order: Order) -> None:
-        """Let a fault befall its instance, or every living one when it names none."""
-        for instance in self._ledger.existing():
-            if instance.destroyed_at is None and order.params["instance"] in (None, instance.id):
-                self._strike(instance, order)
-
-    def _strike(self, instance: Instance, order: Order) -> None:
-        match order.fault:
-            case "reboot":
-                self._provider.restart(instance.id, how="rebooting")
-            case "offline":
-                self._life.host_goes_offline(instance, order.params["seconds"])
-            case "ssh_refused":
-                self._life.ssh_refuses(instance, order.params["seconds"])
-            case "ssh_cut":
-                self._life.ssh_is_cut(instance, order.params["after_bytes"])
-            case "vanish":
-                self._life.row_vanishes(instance, order.params["seconds"])
-            case "console_destroy":
-                self._provider.destroy(instance.id)
-
     async def catalogue(self, request: Request) -> Response:
-        kinds = [
-            {"fault": name, "moment": k.moment, "does": k.does, "params": k.params} for name, k in CATALOGUE.items()
-        ]
+        kinds = [{"fault": name, **kind.described} for name, kind in CATALOGUE.items()]
         orders = [
-            {"id": o.id, "fault": o.fault, "match": {"method": o.method, "path": o.path}, "count": o.count,
-             "params": o.params, "hits": o.hits}
-            for o in self._faults.orders()
+            {"id": o.id, "fault": o.fault, "match": {"method": o.meets.method, "path": o.meets.path},
+             "count": o.count, "params": o.params, "hits": self._hits(o)}
+            for o in self._orders.all()
         ]  # fmt: skip
         return JSONResponse({"catalogue": kinds, "faults": orders})
 
+    def _hits(self, order: Order) -> int:
+        """How often it has struck; what a box carries out strikes when the box says so."""
+        return self._boxes.struck(order.id) if order.kind.moment is Moment.BOX else order.hits
+
     async def remove(self, request: Request) -> Response:
-        if not self._faults.remove(request.path_params["id"]):
+        if not self._orders.remove(request.path_params["id"]):
             raise Refusal(404, "not_found", "no such fault")
         return JSONResponse({"success": True})
 
     async def clear(self, request: Request) -> Response:
-        self._faults.clear()
+        self._orders.clear()
         return JSONResponse({"success": True})

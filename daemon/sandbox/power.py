@@ -31,7 +31,7 @@ def switch_off(home: Path, box_id: int) -> None:
     """Kill every process of the box; returns when none is left."""
     while processes := processes_of(home, box_id):
         for process in processes:
-            with contextlib.suppress(psutil.NoSuchProcess):
+            with contextlib.suppress(psutil.NoSuchProcess):  # it ended by itself
                 process.kill()
         psutil.wait_procs(processes, timeout=1.0)
 

@@ -23,6 +23,7 @@ MIN_DISK_GB = 8.0
 MAX_LABEL_AT_CREATE, MAX_LABEL = 256, 1024
 MAX_SCRIPT = 4096  # args + args_str + onstart, characters
 MAX_ENV = 256  # characters of one variable
+EDITION = 1_000_000  # distance of the ids of two editions of the offers
 QUEUED = "Required resources are currently unavailable, state change queued."
 
 
@@ -75,8 +76,8 @@ def terms(body: dict[str, Any]) -> Terms:
     if disk_gb < MIN_DISK_GB:
         raise refuse(f"disk must be at least {MIN_DISK_GB:g}")
     bid = None if body.get("price") is None else float(body["price"])
-    if bid is not None and not 0.001 <= bid <= 128:
-        raise refuse("price out of range", "invalid_price")
+    if bid is not None:
+        check_bid(bid)
     return Terms(
         image=image,
         disk_gb=disk_gb,
@@ -90,6 +91,12 @@ def terms(body: dict[str, Any]) -> Terms:
     )
 
 
+def check_bid(bid: float) -> None:
+    """Raises Refusal for a price outside of what the market takes."""
+    if not 0.001 <= bid <= 128:
+        raise Refusal(400, "invalid_price", "error 400/3467: price out of range")
+
+
 class Provider:
     """The verbs, over one ledger."""
 
@@ -97,6 +104,7 @@ class Provider:
         self.ledger = ledger
         self.images = images
         self.time_scale = time_scale
+        self._edition = 0  # of the offers: each has other ids
 
     # What there is
 
@@ -113,6 +121,17 @@ class Provider:
         rented = {i.offer_id for i in self.ledger.existing() if i.allocated and i.destroyed_at is None}
         return catalogue.available(rented, self.gpus_taken())
 
+    def relist(self) -> None:
+        """Give every offer another id (the fault offers_relisted)."""
+        self._edition += 1
+
+    def ask_id(self, offer: Offer) -> int:
+        """The id under which an offer is listed today."""
+        return offer.id + self._edition * EDITION
+
+    def asked_for(self, ask_id: int) -> Offer | None:
+        return OFFERS.get(ask_id - self._edition * EDITION)
+
     def visible(self, instance_id: int, now: float) -> Instance | None:
         """The instance as the market shows it, None when gone, unknown or not shown yet."""
         instance = self.ledger.get(instance_id)
@@ -128,27 +147,36 @@ class Provider:
     # Rent, return
 
     def create(
-        self, offer_id: int, asked: Terms, *, accept_taken: bool = False, listed_after_s: float = 0.0
+        self,
+        ask_id: int,
+        asked: Terms,
+        *,
+        accept_taken: bool = False,
+        cannot_start: bool = False,
+        listed_after_s: float = 0.0,
     ) -> Instance:
         """Rent. Raises Refusal; one of them (a bid under the floor) has rented a stopped instance all the same.
 
-        `accept_taken` and `listed_after_s` are the faults double_accept and late_listing.
+        The keywords are the faults double_accept, cannot_start and late_listing.
         """
         now = time.time()
-        offer = OFFERS.get(offer_id)
+        offer = self.asked_for(ask_id)
         free = offer in list(self.offers())
         if offer is None or not (free or accept_taken or not asked.cancel_unavail):
             raise Refusal(404, "invalid_args", "error 404/3603: no_such_ask Instance type by id "
-                          f"{offer_id} is not available.", ask_id=offer_id)  # fmt: skip
+                          f"{ask_id} is not available.", ask_id=ask_id)  # fmt: skip
+        if cannot_start and asked.cancel_unavail:
+            raise Refusal(410, "no_such_ask", f"error 410/3907: {ask_id} is no longer available.", ask_id=ask_id)
         if asked.disk_gb > offer.machine.disk_gb * offer.gpus / offer.machine.gpus:
-            raise Refusal(400, "invalid_args", "error 400/3467: disk exceeds the offer's disk_space", ask_id=offer_id)
+            raise Refusal(400, "invalid_args", "error 400/3467: disk exceeds the offer's disk_space", ask_id=ask_id)
         if self.ledger.credit(now) <= 0:
-            raise Refusal(400, "insufficient_credit", "Insufficient credit to rent this instance.", ask_id=offer_id)
+            raise Refusal(400, "insufficient_credit", "Insufficient credit to rent this instance.", ask_id=ask_id)
         too_low = asked.bid is not None and asked.bid < offer.min_bid
-        runs = (free or accept_taken) and not too_low and asked.target_state == RUNNING
+        startable = (free or accept_taken) and not cannot_start
+        runs = startable and not too_low and asked.target_state == RUNNING
         instance = Instance(
             id=self.ledger.next_id(),
-            offer_id=offer_id,
+            offer_id=offer.id,
             label=asked.label,
             image=asked.image,
             disk_gb=asked.disk_gb,
@@ -167,6 +195,7 @@ class Provider:
             intended=RUNNING if runs else STOPPED,
             changed_at=now,
             is_bid=asked.bid is not None,
+            outbid=too_low and asked.target_state == RUNNING,
             allocated=runs,
             listed_from=now + listed_after_s,
             keys=self._account_keys(now),
@@ -174,7 +203,7 @@ class Provider:
         self.ledger.save(instance, now)
         if too_low:
             raise Refusal(400, "invalid_price", f"bid is below the minimum of {offer.min_bid:.3f}",
-                          ask_id=offer_id, new_contract=instance.id)  # fmt: skip
+                          ask_id=ask_id, new_contract=instance.id)  # fmt: skip
         return instance
 
     def _account_keys(self, now: float) -> tuple[Key, ...]:
@@ -182,10 +211,10 @@ class Provider:
         effective = now + instances.KEY_AFTER_S / self.time_scale
         return tuple(Key(row["id"], row["public_key"], effective) for row in self.ledger.account_keys())
 
-    def destroy(self, instance_id: int) -> None:
-        """Accept a destroy: billing ends now; `life` deletes the disk and the row a little later."""
+    def destroy(self, instance_id: int, *, lingers_s: float = 0.0) -> None:
+        """Accept a destroy: billing ends now; `life` deletes the disk, and the row a little later."""
         now = time.time()
-        self.ledger.save(replace(self.existing(instance_id), destroyed_at=now), now)
+        self.ledger.save(replace(self.existing(instance_id), destroyed_at=now, lingers_s=lingers_s), now)
 
     # Change
 
@@ -194,11 +223,35 @@ class Provider:
         instance = self.existing(instance_id)
         if state not in (RUNNING, STOPPED):
             raise Refusal(400, "invalid_args", f"error 400/3467: invalid state {state}")
+        now = time.time()
         starts = state == RUNNING
+        if starts and now >= instance.end_date:
+            raise Refusal(400, "invalid_args", f"the contract of instance {instance_id} has ended")
+        if starts and self.lost_its_bid(instance, now):
+            self.ledger.change(instance_id, outbid=True)
+            return False
         allocated = instance.allocated or (starts and self.gpus_free(instance))
-        if (instance.intended, instance.allocated) != (state, allocated):
-            self.ledger.change(instance_id, intended=state, allocated=allocated, changed_at=time.time())
+        asked = {"intended": state, "allocated": allocated, "stalled": False, "outbid": False}
+        if any(getattr(instance, name) != value for name, value in asked.items()):
+            self.ledger.change(instance_id, **asked, changed_at=now)
         return allocated or not starts
+
+    def lost_its_bid(self, instance: Instance, now: float) -> bool:
+        """Whether somebody bids more, or the bid is below the floor."""
+        floor = OFFERS[instance.offer_id].min_bid
+        return now < instance.outbid_until or (instance.is_bid and instance.gpu_hour(now) < floor)
+
+    def set_bid(self, instance_id: int, price: float | None) -> None:
+        """Change a bid, in $/h; None bids what wins. A higher one beats whoever had outbid it."""
+        instance, now = self.existing(instance_id), time.time()
+        if not instance.is_bid:
+            raise Refusal(400, "invalid_args", f"instance {instance_id} is not interruptible")
+        before = instance.gpu_hour(now)
+        bid = max(before, OFFERS[instance.offer_id].min_bid) if price is None else price
+        check_bid(bid)
+        beats = price is None or bid > before
+        bids = (*instance.bids, (now, bid))
+        self.ledger.save(replace(instance, bids=bids, outbid_until=0.0 if beats else instance.outbid_until), now)
 
     def gpus_free(self, instance: Instance) -> bool:
         """Whether the GPUs an unallocated instance waits for can be had."""
@@ -220,7 +273,7 @@ class Provider:
 
     # Keys of one instance
 
-    def attach_key(self, instance_id: int, public_key: str) -> None:
+    def attach_key(self, instance_id: int, public_key: str, *, late_s: float = 0.0) -> None:
         """Accepted at once, effective a moment later."""
         instance = self.existing(instance_id)
         key = public_key.strip()
@@ -229,7 +282,7 @@ class Provider:
         if any(known.public_key == key for known in instance.keys):
             raise Refusal(400, "duplicate", "SSH key already attached to this instance (duplicate).")
         key_id = max((known.id for known in instance.keys), default=0) + 1
-        effective_at = time.time() + instances.KEY_AFTER_S / self.time_scale
+        effective_at = time.time() + instances.KEY_AFTER_S / self.time_scale + late_s
         self.ledger.change(instance_id, keys=(*instance.keys, Key(key_id, key, effective_at)))
 
     def detach_key(self, instance_id: int, key_id: int) -> None:

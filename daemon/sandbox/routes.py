@@ -49,9 +49,12 @@ class Api:
             ("PUT", "/api/v0/asks/{id:int}", self.create),
             ("GET", "/api/v1/instances", self.list),
             ("GET", "/api/v0/instances", self.retired),
+            ("PUT", "/api/v0/instances", self.change_many),
+            ("DELETE", "/api/v0/instances", self.destroy_many),
             ("GET", "/api/v0/instances/filters", self.filters),
             ("PUT", "/api/v0/instances/reboot/{id:int}", self.reboot),
             ("PUT", "/api/v0/instances/recycle/{id:int}", self.recycle),
+            ("PUT", "/api/v0/instances/bid_price/{id:int}", self.bid),
             ("PUT", "/api/v0/instances/request_logs/{id:int}", self.logs),
             ("PUT", "/api/v0/instances/command/{id:int}", self.execute),
             ("GET", "/api/v0/instances/{id:int}", self.show),
@@ -85,7 +88,10 @@ class Api:
         query = body.get("q", body)
         disk_gb, bid = search.terms(query)
         now = time.time()
-        offers = [columns(offer, disk_gb=disk_gb, bid=bid, now=now) for offer in self._provider.offers()]
+        offers = [
+            columns(offer, self._provider.ask_id(offer), disk_gb=disk_gb, bid=bid, now=now)
+            for offer in self._provider.offers()
+        ]
         try:
             return JSONResponse({"offers": search.select(offers, query)})
         except search.BadQuery as error:
@@ -100,6 +106,7 @@ class Api:
             instance = self._provider.create(
                 request.path_params["id"], asked,
                 accept_taken="double_accept" in faults,
+                cannot_start="cannot_start" in faults,
                 listed_after_s=faults.get("late_listing", {}).get("seconds", 0.0),
             )  # fmt: skip
         except Refusal as refusal:
@@ -148,6 +155,20 @@ class Api:
             return JSONResponse({"success": True})
         raise Refusal(400, "invalid_args", "nothing to change: expected state or label")
 
+    async def change_many(self, request: Request) -> Response:
+        body = await request.json()
+        ids = [int(each) for each in body["ids"]]
+        for instance_id in ids:
+            self._provider.set_state(instance_id, str(body["state"]))
+        request.state.effect = f"{body['state']} {' '.join(map(str, ids))}"
+        return JSONResponse({"success": True})
+
+    async def bid(self, request: Request) -> Response:
+        price = (await request.json()).get("price")
+        self._provider.set_bid(request.path_params["id"], None if price is None else float(price))
+        request.state.effect = f"bid {request.path_params['id']}"
+        return JSONResponse({"success": True})
+
     async def reboot(self, request: Request) -> Response:
         self._provider.restart(request.path_params["id"], how="rebooting")
         request.state.effect = f"rebooted {request.path_params['id']}"
@@ -159,8 +180,20 @@ class Api:
         return JSONResponse({"success": True})
 
     async def destroy(self, request: Request) -> Response:
-        self._provider.destroy(request.path_params["id"])
-        request.state.effect = f"destroyed {request.path_params['id']}"
+        instance_id, faults = request.path_params["id"], request.state.faults
+        self._provider.existing(instance_id)
+        if "destroy_undone" in faults:
+            self._ledger.change(instance_id, listed_from=time.time() + faults["destroy_undone"]["seconds"])
+        elif "destroy_ignored" not in faults:
+            self._provider.destroy(instance_id, lingers_s=faults.get("destroy_lingers", {}).get("seconds", 0.0))
+            request.state.effect = f"destroyed {instance_id}"
+        return JSONResponse({"success": True})
+
+    async def destroy_many(self, request: Request) -> Response:
+        ids = [int(each) for each in (await request.json())["instance_ids"]]
+        for instance_id in ids:
+            self._provider.destroy(instance_id)
+        request.state.effect = f"destroyed {' '.join(map(str, ids))}"
         return JSONResponse({"success": True})
 
     # Keys
@@ -171,9 +204,11 @@ class Api:
         return JSONResponse({"success": True, "ssh_keys": json.dumps(keys)})  # a string of JSON, as the market has it
 
     async def attach_key(self, request: Request) -> Response:
-        instance_id = request.path_params["id"]
-        self._provider.attach_key(instance_id, str((await request.json()).get("ssh_key", "")))
-        request.state.effect = f"key attached to {instance_id}"
+        instance_id, faults = request.path_params["id"], request.state.faults
+        if "key_lost" not in faults:
+            late_s = faults.get("late_key", {}).get("seconds", 0.0)
+            self._provider.attach_key(instance_id, str((await request.json()).get("ssh_key", "")), late_s=late_s)
+            request.state.effect = f"key attached to {instance_id}"
         return JSONResponse({"success": True, "msg": "SSH key attached; it takes effect shortly."})
 
     async def detach_key(self, request: Request) -> Response:

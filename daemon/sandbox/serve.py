@@ -10,9 +10,7 @@ import argparse
 import asyncio
 import contextlib
 import json
-import os
 import signal
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,17 +20,18 @@ from starlette.applications import Starlette
 
 from . import images
 from .boxes import Boxes
-from .faults import Faults
+from .door import HOST, Door, listen
 from .front import DroppableHTTP, Front
 from .ledger import Ledger
 from .life import TICK_S, Life
 from .limits import Limiter
+from .mishaps import Mishaps
 from .observer import Observer
+from .orders import Orders
 from .provider import Provider, Refusal
 from .routes import Api, objected
 
 LEDGER_FILE = "ledger.sqlite"
-HOST = "127.0.0.1"
 
 
 @dataclass(frozen=True)
@@ -51,15 +50,17 @@ async def serve(sandbox: Sandbox, announce: Callable[[str], None] = print) -> No
     root = sandbox.dir.resolve()
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
     ledger = Ledger(root / LEDGER_FILE)
-    listener = _listen(sandbox.port or int(ledger.remembered("port") or 0))
+    listener = listen(sandbox.port or int(ledger.remembered("port") or 0))
     port = listener.getsockname()[1]
     ledger.remember("port", str(port))
     url = f"http://{HOST}:{port}"
     boxes = Boxes(root, url)
     provider = Provider(ledger, images.read(root, sandbox.images), sandbox.time_scale)
     life = Life(provider, boxes)
-    faults = Faults()
-    observer = Observer(provider, life, faults)
+    orders = Orders()
+    door = Door(port, lambda: protocol(server), DroppableHTTP.drop_all, lambda: server.servers)
+    mishaps = Mishaps(provider, life, boxes, door.shut)
+    observer = Observer(ledger, boxes, mishaps, orders)
     app = Starlette(
         routes=[*Api(provider, boxes, url).routes(), *observer.routes()],
         exception_handlers=dict.fromkeys((Refusal, ValueError, KeyError), objected),
@@ -67,7 +68,7 @@ async def serve(sandbox: Sandbox, announce: Callable[[str], None] = print) -> No
     limiter = Limiter(sandbox.time_scale) if sandbox.rate_limits else None
     server = uvicorn.Server(
         uvicorn.Config(
-            Front(app, ledger, faults, limiter, observer.strike_host),
+            Front(app, ledger, orders, limiter, mishaps.strike),
             http=DroppableHTTP,
             ws="none",
             lifespan="off",
@@ -87,7 +88,7 @@ async def serve(sandbox: Sandbox, announce: Callable[[str], None] = print) -> No
         await server.serve(sockets=[listener])
     finally:
         living.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
+        with contextlib.suppress(asyncio.CancelledError):  # we cancelled it the line before
             await living
         await life.switch_everything_off()
         ledger.close()
@@ -99,14 +100,9 @@ async def _live(life: Life) -> None:
         await asyncio.sleep(TICK_S)
 
 
-def _listen(port: int) -> socket.socket:
-    """A listening socket: connections are taken from this moment, before the server runs."""
-    listener = socket.socket()
-    if os.name == "posix":
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind((HOST, port))
-    listener.listen(128)
-    return listener
+def protocol(server: uvicorn.Server) -> DroppableHTTP:
+    """The protocol of one more connection of `server`, as it makes them itself."""
+    return DroppableHTTP(config=server.config, server_state=server.server_state, app_state=server.lifespan.state)
 
 
 def run(sandbox: Sandbox) -> None:

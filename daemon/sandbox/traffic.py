@@ -8,7 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .boxspec import CUT_FILE, TRAFFIC_FILE
+from .boxspec import TRAFFIC_FILE
+from .disturbance import Disturbances
+from .flow import Flow
 
 if TYPE_CHECKING:  # the sandbox reads counts without the weight of an SSH library
     import asyncssh
@@ -31,32 +33,43 @@ class Traffic:
 class Meter:
     """Counts the bytes of every connection, and cuts them all when an ordered number has passed."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, disturbances: Disturbances, doors: dict[int, str]) -> None:
+        """`doors`: direct or proxy, by port."""
         self._file = folder / TRAFFIC_FILE
-        self._cut_file = folder / CUT_FILE
+        self._disturbances = disturbances
+        self._doors = doors
         self._connections: set[asyncio.Transport] = set()
         self._reported = Traffic.read(folder)
         self._in, self._out = self._reported.bytes_in, self._reported.bytes_out
         self._cut_at: int | None = None
-        self.read_orders()
+        self._cut_order: dict[str, Any] = {}
+        self.cut_if_ordered()
 
     def attach(self, connection: asyncssh.SSHServerConnection) -> None:
         """Count what `connection` receives and sends; asyncssh has no hook for it, so both ends are wrapped."""
         transport: Any = connection._transport
         receive, send = connection.data_received, transport.write
+        door = self._doors[transport.get_extra_info("sockname")[1]]
 
-        def received(chunk: bytes, datatype: int | None = None) -> None:
+        def delay_s(size: int) -> float:
+            return self._disturbances.delay_s(door, size)
+
+        def received(chunk: bytes) -> None:
             self._in += len(chunk)
-            receive(chunk, datatype)
+            if not transport.is_closing():
+                receive(chunk)
             self._cut_if_due()
 
         def sent(chunk: bytes) -> None:
             self._out += len(chunk)
-            send(chunk)
+            if not transport.is_closing():
+                send(chunk)
             self._cut_if_due()
 
-        connection.data_received = received  # type: ignore[method-assign, assignment]
-        transport.write = sent
+        inward, outward = Flow(received, delay_s), Flow(sent, delay_s)
+        wrapped: Any = connection
+        wrapped.data_received = lambda chunk, datatype=None: inward.pass_on(chunk)
+        transport.write = outward.pass_on
         self._connections.add(transport)
 
     def cut(self) -> None:
@@ -65,11 +78,10 @@ class Meter:
             transport.abort()
         self._connections.clear()
 
-    def read_orders(self) -> None:
-        """Take the order of the fault `ssh_cut`: {"after_bytes": n} from now."""
-        if self._cut_file.exists():
-            order = json.loads(self._cut_file.read_text())
-            self._cut_file.unlink()
+    def cut_if_ordered(self) -> None:
+        """Take the order of the fault `ssh_cut`: after so many bytes from now."""
+        if (order := self._disturbances.cut_ordered()) is not None:
+            self._cut_order = order
             self._cut_at = self._in + self._out + int(order["after_bytes"])
             self._cut_if_due()
 
@@ -85,4 +97,5 @@ class Meter:
     def _cut_if_due(self) -> None:
         if self._cut_at is not None and self._in + self._out >= self._cut_at:
             self._cut_at = None
+            self._disturbances.report(self._cut_order)
             self.cut()

@@ -103,7 +103,7 @@ async def test_a_slow_reply_comes_after_the_effect(market: SandboxProcess) -> No
 async def test_a_truncated_list_is_no_json(market: SandboxProcess) -> None:
     """Status 200 with half a body, once."""
     await market.rent()
-    await market.fault("truncated_list", match=LIST)
+    await market.fault("listing", params={"shape": "truncated"})
 
     reply = await market.http.get("/api/v1/instances/")
 
@@ -221,7 +221,7 @@ async def test_ssh_is_cut_after_the_bytes_ordered(market: SandboxProcess) -> Non
     await market.fault("ssh_cut", params={"instance": instance, "after_bytes": 2_000_000})
 
     async def order_taken() -> bool:
-        return not (market.directory / "boxes" / str(instance) / "cut.json").exists()
+        return not (market.directory / "boxes" / str(instance) / "orders" / "ssh_cut.json").exists()
 
     await until(order_taken)
     stream = await box.create_process("head -c 50000000 /dev/zero", encoding=None)
