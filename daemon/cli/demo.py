@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ import click
 
 from daemon import platform, settings
 from daemon.api.client import Client
+from daemon.cli.chaos import Chaos
 from daemon.cli.terminal import cleaned, look
 from daemon.errors import DaemonUnreachable, HomeportError, Refused
 from daemon.sandbox import image, models
@@ -56,15 +57,18 @@ verify: {{level: {level}}}
 Say = Callable[[str], None]
 
 
-def run(*, quick: bool, image_folder: Path | None = None) -> int:
-    """The exit code. Raises HomeportError when the demo cannot begin. Ctrl-C and SIGTERM leave no process behind."""
+def run(*, quick: bool, chaos: bool = False, image_folder: Path | None = None) -> int:
+    """The exit code. With `chaos` four things go wrong on the way. Raises HomeportError when the demo cannot begin.
+
+    Ctrl-C and SIGTERM leave no process behind.
+    """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     home = demo_home()
     with _alone(home):
-        return _run(home, image_folder, quick=quick)
+        return _run(home, image_folder, quick=quick, chaos=chaos)
 
 
-def _run(home: Path, image_folder: Path | None, *, quick: bool) -> int:
+def _run(home: Path, image_folder: Path | None, *, quick: bool, chaos: bool) -> int:
     began = time.monotonic()
     for name in ("config", "state", "market", "job"):
         shutil.rmtree(home / name, ignore_errors=True)
@@ -76,8 +80,12 @@ def _run(home: Path, image_folder: Path | None, *, quick: bool) -> int:
         raise HomeportError(f"the sandbox's box image cannot be made: {error}", hint="jobctl doctor") from error
     level = _level(box, say)
     job_file = _write_job(home, box, level, say, quick=quick)
-    with _market(home, box) as market, _daemon(home, market):
-        code = _follow(home, job_file, say)
+    with (
+        _market(home, box) as market,
+        _daemon(home, market),
+        closing(Chaos(market)) if chaos else nullcontext() as trials,
+    ):
+        code = _follow(home, job_file, say, trials)
     say(f"spent $0.00 in {time.monotonic() - began:.0f} s")
     return code
 
@@ -262,7 +270,7 @@ def _wait_for(client: Client, process: subprocess.Popen[bytes], log: Path) -> No
         try:
             client.health()
             return
-        except DaemonUnreachable:
+        except DaemonUnreachable:  # not up yet; the loop's end tells when it has died
             if process.poll() is not None:
                 break
             time.sleep(POLL_S)
@@ -272,7 +280,7 @@ def _wait_for(client: Client, process: subprocess.Popen[bytes], log: Path) -> No
 # -- what one sees ------------------------------------------------------------------------------------------------
 
 
-def _follow(home: Path, job_file: Path, say: Say) -> int:
+def _follow(home: Path, job_file: Path, say: Say, chaos: Chaos | None) -> int:
     client = Client(_paths(home))
     text = job_file.read_text(encoding="utf-8")
     job = client.submit(text, str(job_file), str(job_file.parent), f"demo-{time.time_ns()}")["job"]
@@ -281,11 +289,14 @@ def _follow(home: Path, job_file: Path, say: Say) -> int:
     live = look().live
     while True:
         view = client.job(job)["job"]  # before its events, so that the last of them are shown too
-        for event in client.events(job, after)["events"]:
+        events = client.events(job, after)["events"]
+        for event in events:
             after = event["id"]
             sample = event["body"].get("sample") or sample
             if line := _told(event["kind"], event["body"]):
                 say(line)
+        for line in chaos.look(events) if chaos else ():
+            say(line)
         progress = _progress(view)
         if progress and progress != shown:
             shown = progress
@@ -294,7 +305,12 @@ def _follow(home: Path, job_file: Path, say: Say) -> int:
         if view["state"] in ("DESTROYED", "FAILED", "CANCELLED", "ABANDONED") or view["hold"]:
             break
         time.sleep(POLL_S)
-    return _end(view, sample, say)
+    code = _end(view, sample, say)
+    if chaos is not None:
+        passed, verdict = chaos.verdict()
+        say(verdict)
+        code = code or (0 if passed else 1)
+    return code
 
 
 def _progress(view: Any) -> str:

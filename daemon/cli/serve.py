@@ -38,15 +38,16 @@ def sandbox_serve(port: int, folder: Path | None, time_scale: float, images: tup
     run(Sandbox(folder or settings.paths().state / "sandbox", port, time_scale, pythons))
 
 
-@click.command(epilog=examples("jobctl demo --quick", "jobctl demo"))
+@click.command(epilog=examples("jobctl demo --quick", "jobctl demo --quick --chaos"))
 @click.option("--quick", is_flag=True, help="A nano model, about a minute.")
+@click.option("--chaos", is_flag=True, help="Four things go wrong on the way, and are survived.")
 @click.option(
     "--image",
     type=click.Path(path_type=Path, file_okay=False, resolve_path=True),
     help="The folder of the machines' environment; made there if need be.",
 )
-def demo(quick: bool, image: Path | None) -> None:
+def demo(quick: bool, chaos: bool, image: Path | None) -> None:
     """Rent, train, convert, download, verify and destroy, all on this computer. Spends $0.00."""
     from daemon.cli import demo as line
 
-    raise SystemExit(line.run(quick=quick, image_folder=image))
+    raise SystemExit(line.run(quick=quick, chaos=chaos, image_folder=image))

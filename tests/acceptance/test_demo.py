@@ -21,11 +21,11 @@ BOX_IMAGE = ROOT / ".venv-box"
 class Demo:
     """One run of the demo in a home of its own; its transcript grows in a file."""
 
-    def __init__(self, installed: Path, folder: Path) -> None:
+    def __init__(self, installed: Path, folder: Path, *options: str) -> None:
         self.folder, self.transcript = folder, folder / "transcript"
         kept = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "LANG", "TMPDIR")}
         self.env = kept | {"HOMEPORT_HOME": str(folder / "home"), "OMP_NUM_THREADS": "2"}
-        self.command = [installed / "jobctl", "demo", "--quick", "--image", BOX_IMAGE]
+        self.command = [installed / "jobctl", "demo", "--quick", *options, "--image", BOX_IMAGE]
         with open(self.transcript, "w", encoding="utf-8") as out:
             self.process = subprocess.Popen(
                 self.command, stdout=out, stderr=out, env=self.env, cwd=folder, start_new_session=True
@@ -48,8 +48,8 @@ class Demo:
 
 
 @pytest.fixture
-def demo(installed: Path, tmp_path: Path) -> Iterator[Demo]:
-    one = Demo(installed, tmp_path)
+def demo(installed: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Demo]:
+    one = Demo(installed, tmp_path, *getattr(request, "param", ()))
     yield one
     if one.process.poll() is None:
         os.killpg(one.process.pid, signal.SIGINT)
@@ -67,6 +67,20 @@ def test_quick_demo(demo: Demo) -> None:
     assert model is not None and (Path(model[1]) / "quick-Q8_0.gguf").is_file()
     assert re.search(r"^answer   \S", receipt, re.MULTILINE)
     assert told.splitlines()[-1].partition("spent $0.00 in ")[1]
+    assert demo.left_running() == []
+
+
+@pytest.mark.parametrize("demo", [["--chaos"]], indirect=True)
+def test_chaos_demo(demo: Demo) -> None:
+    """Four faults strike, each is survived after it struck, and the ledger knows one machine, which is destroyed."""
+    assert demo.process.wait(DEMO_S) == 0, demo.transcript.read_text()
+
+    told = demo.transcript.read_text()
+    trials = re.findall(r" s  (FAULT|SURVIVED) ", told)
+    assert len(trials) == 8
+    assert all(trials[:n].count("FAULT") >= trials[:n].count("SURVIVED") for n in range(8))
+    assert [f"L{n}" for n in range(6)] == re.findall(r"^  (L\d) .* passed$", told, re.MULTILINE)
+    assert "4 faults ordered, 4 survived; the market's ledger: 1 machine, destroyed" in told
     assert demo.left_running() == []
 
 
