@@ -1,0 +1,84 @@
+"""By hand: `python -m tests.simulation.full --seed 7`, `--seeds 0:500 --jobs 2`, `--sweep`, `--pairs`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+
+from daemon.domain.lifecycle import MAIN_LINE
+
+from .faults import FAULTS
+from .simulation import Result, simulate
+from .sweep import Case, happy_path, objections, pairs, singles
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="The full tier of the simulator. Exit 1: an invariant was violated.")
+    parser.add_argument("--seed", type=int, help="one seed, with its whole trace")
+    parser.add_argument("--seeds", default="0:100", help="from:to")
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
+    parser.add_argument("--sweep", action="store_true", help="every boundary of the short job, each in every way")
+    parser.add_argument("--pairs", type=int, default=0, help="so many pairs of boundaries, drawn by --draw")
+    parser.add_argument("--draw", type=int, default=1)
+    parser.add_argument("--every", type=int, default=1, help="of the sweep only each n-th case")
+    asked = parser.parse_args()
+    if asked.sweep or asked.pairs:
+        happy = happy_path()
+        cases = pairs(happy, asked.pairs, asked.draw) if asked.pairs else list(singles(happy))[:: asked.every]
+        return _sweep(happy, cases, asked.jobs)
+    if asked.seed is not None:
+        return _one(asked.seed)
+    first, last = (int(part) for part in asked.seeds.split(":"))
+    return _many(range(first, last), asked.jobs)
+
+
+def _one(seed: int) -> int:
+    result = simulate(seed)
+    print("\n".join(result.trace))
+    for violation in result.violations:
+        print(violation)
+    print(f"{len(result.violations)} violations; {result.ledger}")
+    return 1 if result.violations else 0
+
+
+def _many(seeds: range, processes: int) -> int:
+    began, bad, cells = time.monotonic(), 0, Counter[tuple[str, str]]()
+    with ProcessPoolExecutor(processes) as pool:
+        for seed, result in zip(seeds, pool.map(_brief, seeds, chunksize=4), strict=True):
+            cells.update(result.cells)
+            if result.violations:
+                bad += 1
+                print(f"seed {seed}: {result.violations[0]}", flush=True)
+    took = time.monotonic() - began
+    states = [str(s) for s in MAIN_LINE[:-1]]
+    reached = sum((state, fault) in cells for state in states for fault in FAULTS)
+    silent = [fault for fault in FAULTS if not any(name == fault for _, name in cells)]
+    print(f"{len(seeds)} seeds, {bad} bad, {took:.1f} s, {len(seeds) / took:.2f} seeds/s")
+    print(f"cells state x fault: {reached} of {len(states) * len(FAULTS)}; faults that never struck: {silent}")
+    return 1 if bad else 0
+
+
+def _sweep(happy: Result, cases: list[Case], processes: int) -> int:
+    print(f"{len(happy.boundaries)} boundaries, {len(cases)} cases; {happy.ledger}")
+    began, bad = time.monotonic(), 0
+    with ProcessPoolExecutor(processes) as pool:
+        for case, wrong in zip(cases, pool.map(partial(objections, happy=happy), cases, chunksize=4), strict=True):
+            if wrong:
+                bad += 1
+                number = case.endings[0][0]
+                print(f"{case} ({' '.join(happy.boundaries[number])}): {wrong[0]}", flush=True)
+    print(f"{len(cases)} cases, {bad} bad, {time.monotonic() - began:.1f} s")
+    return 1 if bad else 0
+
+
+def _brief(seed: int) -> Result:
+    found = simulate(seed)
+    return Result(found.violations, (), (), found.cells, found.ledger, found.steps)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

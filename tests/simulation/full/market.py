@@ -1,0 +1,247 @@
+"""A market with a ledger of its own. What it answers may be late, lost or wrong; what it bills is the truth."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, TypeVar
+
+from daemon.domain.market import Account, Charge, CreateRequest, Instance, Listing, Offer, OfferQuery
+from daemon.errors import CredentialsRefused, MarketRefused, MarketUnreachable, NoCredit, OfferGone, RateLimited
+from daemon.market.permit import DestroyPermit
+from daemon.market.port import Reply
+
+from .machine import Machine
+
+if TYPE_CHECKING:
+    from .simulation import Simulation
+
+T = TypeVar("T")
+CREDIT = 200_000_000  # micro-dollars
+CANARY = "canary-instance-key-5f1e"  # must be nowhere in the daemon's files
+LATE_S = (0.0, 5.0, 60.0, 600.0, 86_400.0)
+OFFER = Offer(
+    id=1, machine_id=51, host_id=6, gpu_name="H100 SXM", num_gpus=1, gpu_ram_mb=80_000, price_per_hour=2_000_000,
+    storage_per_gb_month=0, inet_down_per_gb=1_000, inet_up_per_gb=1_000, disk_space_gb=500.0, cpu_ram_mb=64_000,
+    cpu_cores_effective=16.0, inet_down_mbps=1_000.0, inet_up_mbps=1_000.0, reliability=0.99, verified=True,
+    rentable=True, direct_port_count=4, cuda_max_good=13.2, duration_s=1e7, end_date_ms=None, geolocation="SE",
+)  # fmt: skip
+FOREIGN = (900, 901)  # instances that are none of ours: another install's, and one without label
+
+
+@dataclass
+class Given:
+    """One listing as it was handed out."""
+
+    at: float  # world time
+    trusted: bool
+    shown: frozenset[int]
+
+
+@dataclass
+class FakeMarket:
+    """The provider. `machines` is everything it ever rented out, by instance id."""
+
+    sim: Simulation
+    machines: dict[int, Machine] = field(default_factory=dict)
+    given: list[Given] = field(default_factory=list)
+    creates: dict[str, int] = field(default_factory=dict)  # requests on the wire, by label
+    key_works: bool = True
+    credit: int = CREDIT
+    next_id: int = 1000
+
+    def __post_init__(self) -> None:
+        for number, label in zip(FOREIGN, ("hp-other1-abcdef-0123456789", None), strict=True):
+            self.machines[number] = Machine(self.sim, number, label, OFFER, ready_s=0.0)
+
+    # -- what the daemon calls, through the port of one life (life.py)
+
+    async def search(self, query: OfferQuery) -> list[Offer]:
+        def look() -> list[Offer]:
+            taken = {m.offer.machine_id for m in self.machines.values() if m.is_there}
+            offers = [
+                replace(OFFER, id=n, machine_id=50 + n, price_per_hour=OFFER.price_per_hour + 10_000 * n)
+                for n in range(1, 9)
+            ]
+            return [offer for offer in offers if offer.machine_id not in taken]
+
+        return await self._read("search", look)
+
+    async def account(self) -> Account:
+        return await self._read("account", lambda: Account(user_id=1, credit=self.credit))
+
+    async def listing(self) -> Listing:
+        sky = self.sim.sky
+        await self._pause()
+        if not self.key_works or sky.strikes("listing untrusted") or self.sim.ending("market", "listing") is not None:
+            self.given.append(Given(self.sim.clock.boot(), False, frozenset()))
+            return Listing(trusted=False, problem="HTTP 502")
+        behind_s = self.sim.chance.choice((5.0, 20.0, 60.0)) if sky.strikes("listing behind") else 0.0
+        shown = [m for m in self.machines.values() if m.is_listed(behind_s)]
+        self.given.append(Given(self.sim.clock.boot(), True, frozenset(m.id for m in shown)))
+        return Listing(True, tuple(m.as_listed(behind_s) for m in shown), credit=self.credit)
+
+    async def show(self, instance_id: int) -> Instance | None:
+        def look() -> Instance | None:
+            machine = self.machines.get(instance_id)
+            return machine.as_listed(0.0) if machine is not None and machine.is_listed(0.0) else None
+
+        return await self._read("show", look)
+
+    async def charges(self, since_ms: int) -> list[Charge]:
+        def look() -> list[Charge]:
+            return [Charge(m.id, m.label, round(m.billed()), None, None) for m in self.machines.values() if m.label]
+
+        return await self._read("charges", look)
+
+    async def create(self, request: CreateRequest) -> Reply:
+        self.sim.wire("create", 0, label=request.label)
+        self.creates[request.label] = self.creates.get(request.label, 0) + 1
+        sky, offer = self.sim.sky, replace(OFFER, id=request.offer_id, machine_id=50 + request.offer_id)
+
+        def rent(late_s: float = 0.0) -> Machine:
+            number, self.next_id = self.next_id, self.next_id + 1
+            price = offer.price_per_hour + 10_000 * request.offer_id
+            price += 500_000 if sky.strikes("other price") else 0
+            ready_s = self.sim.chance.choice((20.0, 40.0, 90.0))
+            machine = Machine(self.sim, number, request.label, replace(offer, price_per_hour=price), ready_s=ready_s)
+            machine.challenge = dict(request.env)
+            machine.listed_from = self.sim.clock.boot() + late_s
+            self.machines[number] = machine
+            self.sim.say("market", f"rents out {number}" + (f", listed {late_s:g} s later" if late_s else ""))
+            return machine
+
+        def normal() -> Reply:
+            if sky.strikes("create refused"):
+                raise OfferGone("taken", status=404)
+            if self.credit <= 0:
+                raise NoCredit("no credit", status=400)
+            if sky.strikes("create error with id"):
+                return Reply(400, '{"success": false, "new_contract": 1}', instance_id=rent().id)
+            if sky.strikes("create empty answer"):
+                rent(self._late_s())
+                return Reply(200, "")
+            if sky.strikes("create refused, rented"):
+                rent(self._late_s())
+                raise MarketRefused("no", status=400, body='{"success": false}')
+            return Reply(200, f'{{"instance_api_key": "{CANARY}"}}', instance_id=rent().id)
+
+        return await self._change(
+            "create", normal, lost_before="create lost before", lost_after="create lost after",
+            unheard=lambda: rent(self._late_s()),
+        )  # fmt: skip
+
+    async def start(self, instance_id: int) -> Reply:
+        self.sim.wire("start", instance_id)
+        machine = self._known(instance_id)
+
+        def start() -> Reply:
+            if self.sim.sky.strikes("start queued"):
+                machine.queue()
+                return Reply(200, '{"msg": "scheduled"}', queued=True)
+            machine.power_on()
+            return Reply(200, "{}")
+
+        return await self._change("start", start, lost_before="stop lost", lost_after="stop lost", unheard=start)
+
+    async def stop(self, instance_id: int) -> Reply:
+        self.sim.wire("stop", instance_id)
+        machine = self._known(instance_id)
+
+        def stop() -> Reply:
+            machine.power_off()
+            return Reply(200, "{}")
+
+        return await self._change("stop", stop, lost_before="stop lost", lost_after="stop lost", unheard=stop)
+
+    async def destroy(self, permit: DestroyPermit) -> Reply:
+        self.sim.wire("destroy", permit.instance_id, permit=permit)
+        machine, sky = self._known(permit.instance_id), self.sim.sky
+
+        def destroy() -> Reply:
+            if sky.strikes("destroy refused"):
+                raise MarketRefused("not found", status=404)
+            if sky.strikes("destroy lingers"):
+                machine.end(after_s=600.0)
+            elif sky.strikes("destroy comes back"):
+                machine.hide(self.sim.chance.choice((90.0, 900.0, 30_000.0)))
+            elif not sky.strikes("destroy ignored"):
+                machine.end()
+            return Reply(200, "{}")
+
+        return await self._change(
+            "destroy", destroy, lost_before="destroy lost before", lost_after="destroy lost after", unheard=destroy
+        )
+
+    async def label(self, instance_id: int, label: str) -> Reply:
+        raise NotImplementedError("the daemon labels nothing after its creation")
+
+    async def logs(self, instance_id: int, tail: int) -> str:
+        raise NotImplementedError("the daemon reads no logs of the market")
+
+    async def attach_key(self, instance_id: int, public_key: str) -> Reply:
+        self.sim.wire("attach_key", instance_id)
+        return await self._read("attach_key", lambda: Reply(200, "{}"))
+
+    async def aclose(self) -> None:
+        return None
+
+    # -- how a call can go
+
+    def _late_s(self) -> float:
+        return self.sim.chance.choice(LATE_S)
+
+    def _known(self, instance_id: int) -> Machine:
+        machine = self.machines.get(instance_id)
+        if machine is None or not machine.is_there:
+            raise MarketRefused("no such instance", status=404)
+        return machine
+
+    async def _pause(self) -> None:
+        await asyncio.sleep(self.sim.chance.choice((0.05, 0.2, 1.0)))
+
+    def _gatekeeper(self) -> None:
+        if self.sim.sky.strikes("rate limited"):
+            raise RateLimited("slow down", retry_after_s=20.0)
+        if not self.key_works or self.sim.sky.strikes("key refused"):
+            raise CredentialsRefused("401")
+
+    async def _read(self, what: str, look: Callable[[], T]) -> T:
+        if self.sim.ending("market", what) is not None:
+            raise MarketUnreachable("timed out")
+        await self._pause()
+        self._gatekeeper()
+        return look()
+
+    async def _change(
+        self, what: str, act: Callable[[], Reply], *, lost_before: str, lost_after: str, unheard: Callable[[], object]
+    ) -> Reply:
+        """One changing call. The planned ending of this boundary (sweep), or the sky, may cut it before or after."""
+        ending = self.sim.ending("market", what)
+        if ending == "error before":
+            raise MarketUnreachable("connection reset")
+        await self._pause()
+        if ending is None:
+            self._gatekeeper()
+            if self.sim.sky.strikes(lost_before):
+                raise MarketUnreachable("timed out")
+            if self.sim.sky.strikes(lost_after):
+                unheard()
+                await asyncio.sleep(30.0)
+                raise MarketUnreachable("timed out")
+        reply = act()
+        self.sim.after(ending)
+        if ending == "effect, then error":
+            raise MarketUnreachable("connection reset")
+        return reply
+
+    def heal(self) -> None:
+        """Clear sky: the key works, there is credit, hosts are back, everything is listed."""
+        self.key_works, self.credit = True, CREDIT
+        now = self.sim.clock.boot()
+        for machine in self.machines.values():
+            machine.advance()
+            machine.hidden_until = machine.offline_until = 0.0
+            machine.listed_from = min(machine.listed_from, now)
+            self.sim.boxes.box(machine.id).silent_until = 0.0

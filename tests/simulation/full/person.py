@@ -1,0 +1,101 @@
+"""The person at the keyboard: submits, changes their mind, and at the end tidies up. Keeps their own memory of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from daemon.control.commands import Commands
+from daemon.errors import HomeportError
+
+if TYPE_CHECKING:
+    from .simulation import Simulation
+
+WORDS = ("cancel", "discard", "hold", "resume", "retry", "retry gguf", "abandon", "write-off", "accept")
+
+
+@dataclass
+class Person:
+    sim: Simulation
+    typed: set[int] = field(default_factory=set)  # instance ids typed to give up what lies there
+    written_off: set[int] = field(default_factory=set)
+    retried: int = 0
+    cancelled: set[str] = field(default_factory=set)  # jobs, since nothing else was said of them
+    at: int = 0
+
+    async def submit(self) -> None:
+        """Until it is accepted: the same request, as jobctl would repeat it."""
+        from .simulation import SPEC
+
+        sim = self.sim
+        text = SPEC.format(name="tiny", dpo="dpo: {data: dpo.jsonl}\n" if sim.dpo else "")
+        folder = str(sim.root / "work")
+        while True:
+            found = await self._say(lambda c: c.submit(text, "job.yaml", folder, "request-1"))
+            if found is not None:
+                sim.job_ids.append(found["job"])
+                return
+            await asyncio.sleep(2.0)
+
+    async def _say(self, what: Callable[[Commands], Awaitable[dict[str, Any]]]) -> dict[str, Any] | None:
+        """One command to the daemon that answers now; None when there is none, it refuses, or dies over it."""
+        commands = self.sim.commands()
+        if commands is None:
+            return None
+
+        async def ask() -> dict[str, Any] | None:
+            try:
+                return await what(commands)
+            except HomeportError as error:
+                self.sim.say("person", self.sim.scrub(f"is refused: {error}")[:150])
+                return None
+
+        task = self.sim.loop.create_task(ask(), context=self.sim.acting_as(commands))
+        done, _ = await asyncio.wait({task}, timeout=120.0)
+        if not done or task.cancelled() or task.exception() is not None:
+            return None
+        return task.result()
+
+    async def command(self, word: str) -> None:
+        """One word about the job; `by` is always us."""
+        sim, job = self.sim, self.sim.job_ids[0]
+        instance = next((m.id for m in reversed(sim.market.machines.values()) if m.label and job in m.label), 0)
+        sim.say("person", f"{word} {instance or ''}")
+        ways: dict[str, Callable[[Commands], Awaitable[dict[str, Any]]]] = {
+            "cancel": lambda c: c.cancel(job, "me", False),
+            "discard": lambda c: c.cancel(job, "me", True, instance),
+            "hold": lambda c: c.hold(job, "me"),
+            "resume": lambda c: c.resume(job, "me"),
+            "retry": lambda c: c.retry(job, "me", None),
+            "retry gguf": lambda c: c.retry(job, "me", "gguf"),
+            "abandon": lambda c: c.abandon(job, "me", instance),
+            "write-off": lambda c: c.write_off(instance, "me", instance),
+            "accept": lambda c: c.accept(job, "me"),
+        }
+        # What a typed id permits holds from the moment it is sent, whether or not the answer comes.
+        self.typed |= {instance} if word in ("discard", "abandon") else set()
+        self.written_off |= {instance} if word == "write-off" else set()
+        self.retried += word.startswith("retry")
+        reason = sim.witness.holds().get(job)
+        if await self._say(ways[word]) is None:
+            return
+        if word == "cancel":
+            self.cancelled.add(job)
+        elif word in ("hold", "retry", "retry gguf") or (word == "resume" and reason in ("CANCEL_WISH", "BY_PERSON")):
+            self.cancelled.discard(job)
+
+    async def end_holds(self, how: str) -> None:
+        """Every held job, once the sky is clear."""
+        for job, reason in self.sim.witness.holds().items():
+            if how == "resume" and reason not in ("BUDGET",):
+                retry = reason in ("STAGE_FAILED", "VERIFY_FAILED", "TRANSFER_FAILED", "DATA", "INTEGRATION")
+                word = "retry" if retry and self.sim.witness.states()[job] != "QUEUED" else "resume"
+                await self.command(word)
+                continue
+            held = self.sim.witness.held_instances(job)
+            for instance in held or [0]:
+                self.typed.add(instance)
+                self.sim.say("person", f"abandon {instance}")
+                await self._say(lambda c, job=job, instance=instance: c.abandon(job, "me", instance or None))

@@ -1,0 +1,364 @@
+"""One seed: a workstation with its daemon, a market, boxes and a person, through chaos, then healing, to an end.
+
+Production runs unchanged. It meets this world only at its ports: market, clocks, `connect`, `verify`, `notify`; and at
+the database and the file system, where boundaries.py listens. Phase one brings what the sky holds (faults.py) and the
+mishaps of mishaps.py. Phase two is clear sky: every job must end, or be held with a reason, in bounded time; a person
+then resumes what is held, and at last gives it up. After every step the ledgers are compared (invariants.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import shutil
+import tempfile
+from collections import Counter
+from contextvars import Context
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import structlog
+
+from daemon.box.keys import own_key
+from daemon.control.commands import Commands
+from daemon.errors import HomeportError
+from daemon.market.permit import DestroyPermit
+from daemon.settings import Paths, Settings
+from daemon.store import migrate
+from daemon.store.database import Database
+
+from . import boundaries
+from .box import Boxes, acting
+from .disk import Disk
+from .faults import Sky
+from .invariants import Violation, Witness
+from .life import Daemon
+from .loop import LIFE, Crash, Life, SimulatedClock, VirtualLoop, bury, run
+from .market import FakeMarket
+from .mishaps import MISHAPS
+from .person import Person
+
+HEALED_WITHIN_S = 3 * 3600.0  # of a clear sky, until every job has ended or is held
+RESTART_S = 3.0
+SPEC = """\
+version: 1
+name: {name}
+model: model
+sft: {{data: sft.jsonl}}
+{dpo}verify: {{level: hash}}
+limits: {{hold: $2.00}}
+"""
+ROW = '{"messages": [{"role": "user", "content": "a%d"}, {"role": "assistant", "content": "b"}]}\n'
+PAIR = '{"prompt": "a%d", "chosen": "b", "rejected": "c"}\n'
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one simulation came to. `boundaries` are (kind, what); `ledger` is what a fault-free run is compared by."""
+
+    violations: tuple[Violation, ...]
+    trace: tuple[str, ...]
+    boundaries: tuple[tuple[str, str], ...]
+    cells: frozenset[tuple[str, str]]
+    ledger: tuple[str, ...]
+    steps: int
+
+
+class Simulation:
+    """`plan`: how the n-th boundary ends; `sky` and `mishaps_s` are the weather of the chaos."""
+
+    def __init__(self, seed: int, sky: Sky | None = None, plan: dict[int, str] | None = None, *, dpo: bool = True):
+        self.chance = Random(seed)
+        self.sky = sky if sky is not None else Sky(Random(seed))
+        self.plan, self.dpo = plan or {}, dpo
+        self.clock = SimulatedClock()
+        self.loop = VirtualLoop(self.clock)
+        self.lives: list[Life] = []
+        self.daemons: dict[int, Daemon] = {}
+        self.trace: list[str] = []
+        self.met: list[tuple[str, str]] = []
+        self.told: list[str] = []
+        self.cells: set[tuple[str, str]] = set()
+        self.healing = False
+        self.over = False
+        self.job_ids: list[str] = []
+        self.root = Path(tempfile.mkdtemp(prefix="hp-sim-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
+        self.settings = Settings(_paths(self.root))
+        shutil.copytree(template(), self.root, dirs_exist_ok=True)
+        self.disk = Disk(self.root)
+        self.market = FakeMarket(self)
+        self.boxes = Boxes(self)
+        self.person = Person(self)
+        self.witness = Witness(self)
+
+    # -- running
+
+    def run(self) -> Result:
+        boundaries.enter(self)
+        kept = structlog.get_config()
+        structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+        self.sky.struck = self.strike
+        try:
+            run(self.loop, self._main)
+            self.witness.at_the_end()
+        except Exception as error:
+            self.witness.accuse("I23", f"{type(error).__name__}: {error}")
+            if not isinstance(error, TimeoutError | RuntimeError):
+                raise
+        finally:
+            self.over = True
+            for life in self.lives:
+                life.dead = True
+            for task in asyncio.all_tasks(self.loop):
+                task._log_destroy_pending = False  # type: ignore[attr-defined]
+            for life in self.lives:
+                Context().run(LIFE.set, life)
+                bury(life)
+            boundaries.enter(None)
+            self.witness.close()
+            for daemon in self.daemons.values():
+                daemon.database.close()
+            self.loop.close()
+            structlog.configure(**kept)
+            shutil.rmtree(self.root, ignore_errors=True)
+        w = self.witness
+        return Result(
+            tuple(w.violations), tuple(self.trace), tuple(self.met), frozenset(self.cells), w.ledger, self.loop.steps
+        )
+
+    async def _main(self) -> None:
+        self.begin_life()
+        await self.person.submit()
+        ends_at = self.loop.time() + self.chance.choice((400.0, 900.0, 2400.0))
+        for name in sorted(self.sky.active):
+            if (mishap := MISHAPS.get(name)) is not None:
+                for _ in range(self.chance.randint(1, self.sky.most)):
+                    wait_s = self.chance.uniform(1.0, ends_at - self.loop.time())
+                    self.loop.call_later(wait_s, self._befall, name, mishap, context=Context())
+        while self.loop.time() < ends_at and not (self.witness.all_over() and not self.sky.active):  # noqa: ASYNC110
+            await asyncio.sleep(20.0)  # simulated time costs nothing
+        self._heal()
+        await self._settle()
+
+    def _befall(self, name: str, mishap: object) -> None:
+        if not self.healing and not self.over:
+            self.strike(name)
+            self.say("world", name)
+            mishap(self)  # type: ignore[operator]
+
+    def _heal(self) -> None:
+        self.say("world", "the sky is clear")
+        self.healing = True
+        self.sky.clear()
+        self.market.heal()
+
+    async def _settle(self) -> None:
+        """Clear sky: jobs end or are held; what is held is resumed, at last given up; then nothing may bill."""
+        begun = self.loop.time()
+        for patience in ("resume", "resume", "give up", "give up", "give up"):
+            while not self.witness.all_settled():
+                if self.loop.time() - begun > HEALED_WITHIN_S:
+                    raise TimeoutError(f"not settled: {self.witness.states()}")
+                await asyncio.sleep(20.0)
+            if self.witness.all_over():
+                break
+            await asyncio.sleep(90.0)
+            await self.person.end_holds(patience)
+            begun = self.loop.time()
+            await asyncio.sleep(20.0)
+        await asyncio.sleep(900.0)  # late arrivals are ended, destroys confirmed
+
+    # -- lives
+
+    def begin_life(self) -> None:
+        if self.over:
+            return
+        life = Life(len(self.lives) + 1)
+        self.lives.append(life)
+        context = Context()
+        context.run(LIFE.set, life)
+        self.say(str(life), "starts")
+        task = self.loop.create_task(self._live(life), context=context)
+        task.add_done_callback(lambda _: self._ended(life), context=Context())
+
+    async def _live(self, life: Life) -> None:
+        try:
+            daemon = Daemon(self, life)
+            self.daemons[life.number] = daemon
+            await daemon.run()
+        except (HomeportError, OSError) as error:
+            self.say(str(life), f"ends: {type(error).__name__}: {error}")
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is a finding
+            self.witness.accuse("I22", f"the daemon ended by {type(error).__name__}: {error}")
+
+    def _ended(self, life: Life) -> None:
+        """A process that ended by itself is started again, unless another one leads."""
+        if not life.dead:
+            life.dead = True
+            self.daemons[life.number].database.close()
+            if not any(not other.dead for other in self.lives):
+                self.loop.call_later(RESTART_S, self.begin_life, context=Context())
+
+    def commands(self) -> Commands | None:
+        """Of the newest life that answers."""
+        for life in reversed(self.lives):
+            if not life.dead and (daemon := self.daemons.get(life.number)) and daemon.commands:
+                return daemon.commands
+        return None
+
+    def acting_as(self, commands: Commands) -> Context:
+        """The context of the life that these commands belong to: a request to its API."""
+        context = Context()
+        owner = next(n for n, daemon in self.daemons.items() if daemon.commands is commands)
+        context.run(LIFE.set, self.lives[owner - 1])
+        return context
+
+    def leads(self, life: Life) -> None:
+        self.say(str(life), "leads")
+
+    def kill(self, life: Life, *, power: bool = False) -> None:
+        """From outside, or from within by `ending`: nothing of this life runs again."""
+        if life.dead:
+            return
+        life.dead = True
+        self.say(str(life), "loses power" if power else "is killed")
+        self.loop.call_soon(self._after_death, life, power, context=Context())
+
+    def _after_death(self, life: Life, power: bool) -> None:
+        """The database file as the process left it: no connection is closed in good order."""
+        self.witness.close()
+        path = self.settings.paths.database
+        left = {p: p.read_bytes() for p in (path, Path(f"{path}-wal")) if p.exists()}
+        if (daemon := self.daemons.get(life.number)) is not None:
+            daemon.database.close()
+        if not any(not other.dead for other in self.lives):
+            self.put_back(left)
+            if power:
+                for what in self.disk.cut(self.chance):
+                    self.say("disk", self.scrub(what))
+                wal = Path(f"{path}-wal")
+                if wal.exists():
+                    wal.write_bytes(wal.read_bytes() + self.chance.randbytes(self.chance.choice((0, 100, 4120))))
+            self.loop.call_later(RESTART_S, self.begin_life, context=Context())
+        self.witness.after_death()
+
+    def put_back(self, left: dict[Path, bytes]) -> None:
+        path = self.settings.paths.database
+        for suffix in ("-wal", "-shm"):
+            Path(f"{path}{suffix}").unlink(missing_ok=True)
+        for file, content in left.items():
+            file.write_bytes(content)
+
+    # -- boundaries (boundaries.Ground) and the wire
+
+    def ending(self, kind: str, what: str) -> str | None:
+        """How this boundary ends; None: well. Raises Crash where the life ends before it."""
+        life = LIFE.get()
+        if life is None:
+            return None
+        if life.dead:
+            raise Crash
+        number = len(self.met)
+        self.met.append((kind, what))
+        self.say(str(life), f"#{number} {kind}: {what}")
+        ending = self.plan.get(number) or self._by_the_sky(kind)
+        if ending is not None:
+            self.say("world", f"at #{number}: {ending}")
+        if ending == "crash before" or (ending == "crash after" and kind == "file"):
+            self.kill(life, power="power cut" in self.sky.active)
+            raise Crash
+        return ending
+
+    def _by_the_sky(self, kind: str) -> str | None:
+        if self.healing or not self.sky.active:
+            return None
+        if self.sky.strikes("kill"):
+            return self.chance.choice(("crash before", "crash after"))
+        if kind == "file" and self.sky.strikes("disk full"):
+            return "error before"
+        if kind == "commit" and self.sky.strikes("store fails"):
+            return "error before"
+        if kind == "commit" and self.sky.strikes("commit unsure"):
+            return "effect, then error"
+        return None
+
+    def after(self, ending: str | None) -> None:
+        if ending == "crash after" and (life := LIFE.get()) is not None:
+            self.kill(life, power="power cut" in self.sky.active)
+            raise Crash
+
+    def committed(self, what: str) -> None:
+        self.witness.committed()
+
+    def file_operation(self, what: str, paths: tuple[Path, ...]) -> None:
+        self.disk.follow(what, paths)
+
+    def wire(self, what: str, instance: int, **more: str | DestroyPermit) -> None:
+        """A changing request leaves the daemon, for market or box."""
+        life = LIFE.get()
+        if life is not None and life.dead:
+            raise Crash
+        self.witness.on_the_wire(what, instance, life, **more)
+
+    # -- telling
+
+    def say(self, actor: str, what: str) -> None:
+        self.trace.append(f"{self.clock.boot() - 1000.0:10.2f}  {actor or acting():8}  {what}")
+
+    def scrub(self, text: str) -> str:
+        """Without what differs from run to run: ids that the daemon draws, and our process number."""
+        for number, job in enumerate(self.job_ids, 1):
+            text = text.replace(job, f"JOB{number}")
+        return text.replace(str(os.getpid()), "PID")
+
+    def strike(self, name: str) -> None:
+        self.sky.strokes[name] += 1
+        for state in self.witness.states().values():
+            self.cells.add((state, name))
+
+
+def _paths(root: Path) -> Paths:
+    return Paths(config=root / "config", state=root / "state", models=root / "models")
+
+
+_template: Path | None = None
+
+
+def template() -> Path:
+    """A migrated database, our key, a base model and data: made once a process."""
+    global _template
+    if _template is None:
+        root = Path(tempfile.mkdtemp(prefix="hp-template-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
+        paths = _paths(root)
+        database = Database(paths.database)
+        migrate.migrate(database, paths.backups, 0)
+        database.close()
+        own_key(paths.ssh_key)
+        paths.models.mkdir()
+        (root / "work" / "model").mkdir(parents=True)
+        for name in ("config.json", "tokenizer.json"):
+            (root / "work" / "model" / name).write_text("{}")
+        (root / "work" / "sft.jsonl").write_text("".join(ROW % n for n in range(6)))
+        (root / "work" / "dpo.jsonl").write_text("".join(PAIR % n for n in range(4)))
+        _template = root
+        import atexit
+
+        atexit.register(shutil.rmtree, root, True)
+    return _template
+
+
+def simulate(seed: int) -> Result:
+    """The whole of one seed."""
+    chance = Random(seed)
+    return Simulation(seed, Sky.of_seed(chance), dpo=chance.random() < 0.7).run()
+
+
+def coverage(results: list[Result]) -> Counter[tuple[str, str]]:
+    return Counter(cell for result in results for cell in result.cells)
+
+
+with contextlib.suppress(AttributeError):
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)

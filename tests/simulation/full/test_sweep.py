@@ -1,0 +1,22 @@
+"""The sweep over every boundary of the happy path; here a part of it that differs by boundary, the whole by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from .sweep import Case, happy_path, objections, singles
+
+HAPPY = happy_path()
+STEP = 97  # a prime: each kind of boundary comes up with each ending over time
+
+
+@pytest.mark.parametrize("case", list(singles(HAPPY))[::STEP], ids=str)
+def test_one_boundary(case: Case) -> None:
+    """Whatever happens at this boundary: the same ledger and the same bytes in the end."""
+    assert objections(case, HAPPY) == []
+
+
+@pytest.mark.parametrize("kind", ["commit", "market", "box", "file"])
+def test_every_kind_is_counted(kind: str) -> None:
+    """The happy path meets boundaries of all four kinds."""
+    assert any(each == kind for each, _ in HAPPY.boundaries)
