@@ -29,7 +29,7 @@ def boot_seconds() -> float:
 def machine_id() -> str:
     """A stable name of this computer; two computers never share it."""
     for path in (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id")):
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # not every system has every file: the next is asked
             text = path.read_text().strip()
             if text:
                 return text
@@ -124,7 +124,7 @@ def lock_file(file: IO[Any]) -> bool:
             import fcntl
 
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except OSError:  # another process has it, which is the answer
         return False
     return True
 
@@ -195,7 +195,7 @@ def new_group() -> dict[str, Any]:
 
 def end_group(pid: int, *, force: bool = False) -> None:
     """End the process group of `pid`; a group that is already gone is no error."""
-    with contextlib.suppress(ProcessLookupError):
+    with contextlib.suppress(ProcessLookupError):  # it ended meanwhile, as it should
         if sys.platform == "win32":
             os.kill(pid, signal.SIGTERM)
         else:

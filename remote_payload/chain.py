@@ -131,7 +131,7 @@ class Chain:
             self.beat(Phase.RUNNING, step)
             try:
                 code = process.wait(BEAT_S)
-            except subprocess.TimeoutExpired:
+            except subprocess.TimeoutExpired:  # it works on; beat again
                 continue
             return Exit.OK if code == 0 else code
 
@@ -229,7 +229,7 @@ def gpu_utilisation() -> float | None:
     command = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"]
     try:
         asked = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
-    except (OSError, subprocess.SubprocessError):
+    except (OSError, subprocess.SubprocessError):  # no card, or no driver's tool: the load is unknown
         return None
     figures = [float(line) for line in asked.stdout.split() if line.isdigit()]
     return max(figures, default=None)

@@ -60,7 +60,7 @@ def whole(folder: Path) -> Checkpoint | None:
     try:
         checkpoint = contract.load(Checkpoint, (folder / CHECKPOINT_MANIFEST).read_bytes())
         files = {output.path: folder / contract.checked_path(output.path) for output in checkpoint.files}
-    except (FileNotFoundError, ContractError):
+    except (FileNotFoundError, ContractError):  # cut short while being written: not whole
         return None
     for output in checkpoint.files:
         path = files[output.path]

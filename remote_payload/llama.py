@@ -33,7 +33,7 @@ def available(root: Path) -> ModuleType | None:
     wait_for_build(root)
     try:
         import llama_cpp
-    except ImportError:
+    except ImportError:  # the caller says what is not done without it
         return None
     logging.getLogger("llama-cpp-python").setLevel(logging.CRITICAL)  # its WARN is our ERROR
     module: ModuleType = llama_cpp
@@ -50,7 +50,7 @@ def wait_for_build(root: Path) -> None:
         while time.monotonic() < deadline:
             try:
                 return fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
+            except BlockingIOError:  # the build goes on
                 time.sleep(BUILD_POLL_S)
 
 

@@ -66,7 +66,7 @@ def requirement_checks() -> Iterator[Check]:
         name, version = pinned.groups()
         try:
             installed = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
+        except importlib.metadata.PackageNotFoundError:  # the check below fails with it
             installed = "missing"
         if installed != version:
             yield Check(name, False, f"{installed}, needs {version}")
@@ -104,7 +104,7 @@ def cards() -> dict[str, Any]:
     """What torch says of itself and the cards; memory in bytes."""
     try:
         import torch
-    except ImportError:
+    except ImportError:  # its check has failed already and says so
         return {"torch": None, "cuda": None, "gpus": []}
     found = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     gpus = [{"name": card.name, "memory": card.total_memory} for card in found]

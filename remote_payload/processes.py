@@ -35,7 +35,7 @@ class Identity:
         """The identity stored at `path`, None when there is no such file."""
         try:
             return Identity(**json.loads(path.read_text()))
-        except FileNotFoundError:
+        except FileNotFoundError:  # as promised above
             return None
 
 
@@ -53,7 +53,7 @@ def start_ticks(pid: int) -> int | None:
     if sys.platform == "linux":
         try:
             stat = Path(f"/proc/{pid}/stat").read_text()
-        except (FileNotFoundError, ProcessLookupError):
+        except (FileNotFoundError, ProcessLookupError):  # no such process
             return None
         fields = stat.rpartition(")")[2].split()  # the name before it may hold blanks and brackets
         return None if fields[0] in "ZX" else int(fields[19])

@@ -51,7 +51,7 @@ def read_from(path: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
         with open(path, "rb") as f:
             f.seek(offset)
             text = f.read()
-    except FileNotFoundError:
+    except FileNotFoundError:  # nothing was written yet
         return [], offset
     end = text.rfind(b"\n") + 1
     return [json.loads(line) for line in text[:end].splitlines()], offset + end

@@ -98,7 +98,7 @@ def _end_leftovers(layout: Layout) -> None:
 def _try_lock(fd: int) -> bool:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except BlockingIOError:  # which is the answer
         return False
     return True
 

@@ -103,7 +103,7 @@ def json_object(text: bytes) -> dict[str, Any]:
     """`text` as a JSON object; an empty one when it is anything else."""
     try:
         value = json.loads(text)
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError):  # the card says less then; nothing is decided by it
         return {}
     return value if isinstance(value, dict) else {}
 

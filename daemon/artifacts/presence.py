@@ -66,7 +66,7 @@ def _file_problem(folder: Path, file: ArtifactFile) -> str:
         path = path / part
         try:
             status = path.lstat()
-        except FileNotFoundError:
+        except FileNotFoundError:  # which is an answer here
             return "missing"
         if stat.S_ISLNK(status.st_mode):
             return f"{path.name} is a symbolic link"

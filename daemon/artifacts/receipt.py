@@ -63,7 +63,7 @@ def recheck(receipt: Receipt) -> str | None:
         path = Path(receipt.folder, file.path)
         try:
             status = path.lstat()
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError):  # which is an answer here
             return f"{path} is gone"
         if not stat.S_ISREG(status.st_mode):
             return f"{path} is no longer a plain file"

@@ -134,7 +134,7 @@ class Contact:
             try:
                 async with sftp.open(f"{self.address.root}/{path}", "rb", encoding=None) as file:
                     content = cast(bytes, await file.read(limit, offset))
-            except asyncssh.SFTPNoSuchFile:
+            except asyncssh.SFTPNoSuchFile:  # which is an answer here
                 return None
         self._count(0, len(content))
         return content

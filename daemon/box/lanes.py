@@ -65,7 +65,7 @@ class Lane:
         with translated(f"{self._link.name}: look at {path}"):
             try:
                 attributes = await self._sftp.stat(path)
-            except asyncssh.SFTPNoSuchFile:
+            except asyncssh.SFTPNoSuchFile:  # which is an answer here
                 return None
         return attributes.size
 

@@ -54,7 +54,7 @@ def _verifier(loaded: Settings) -> Sequence[Check]:
     command = [sys.executable, "-I", "-c", "import numpy, llama_cpp; print(llama_cpp.__version__)"]
     try:
         child = subprocess.run(command, capture_output=True, text=True, timeout=VERIFIER_S, check=False)
-    except subprocess.TimeoutExpired:
+    except subprocess.TimeoutExpired:  # a check's result, with what mends it
         return [_fail("verifier", f"llama-cpp-python did not load in {VERIFIER_S:g} s", _INSTALL_VERIFIER)]
     if child.returncode:
         reason = (child.stderr.strip().splitlines() or [f"ended with {child.returncode}"])[-1]

@@ -25,5 +25,5 @@ class Bell:
 
     async def wait(self, seconds: float) -> None:
         self._rung.clear()
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(TimeoutError):  # the pause is over, as the caller wanted
             await asyncio.wait_for(self._rung.wait(), seconds)

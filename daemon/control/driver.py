@@ -130,7 +130,7 @@ class Driver:
             await self._hold(s, HoldReason.CREDENTIALS, str(error))
         except RateLimited as error:
             await self.bell.wait(min(error.retry_after_s, 60.0))
-        except MarketUnreachable:
+        except MarketUnreachable:  # its operation is UNKNOWN already; the market is asked again
             await self.bell.wait(PAUSE_S)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):

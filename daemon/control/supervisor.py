@@ -104,7 +104,7 @@ class Supervisor:
         acted = self.world.operator.acted
         while True:
             try:
-                with contextlib.suppress(TimeoutError):
+                with contextlib.suppress(TimeoutError):  # nothing was sent: the pass is due all the same
                     await asyncio.wait_for(acted.wait(), self._pause())
                 acted.clear()
                 await self.reconciler.run_once()

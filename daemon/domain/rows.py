@@ -136,7 +136,7 @@ def _raw_rows(path: Path, content: bytes) -> Iterator[tuple[int, Any]]:
 def _parsed(text: bytes) -> Any:
     try:
         return json.loads(text.decode("utf-8"), parse_constant=_no_constant)
-    except UnicodeDecodeError:
+    except UnicodeDecodeError:  # reported with its line by the caller
         return BadRow("is not UTF-8 text")
     except (ValueError, RecursionError) as error:
         return BadRow(f"is not JSON ({error})")

@@ -22,7 +22,7 @@ def dollars(value: Any) -> int:
     text = str(value).strip().removeprefix("$").strip()
     try:
         amount = Decimal(text) if not isinstance(value, bool) else Decimal("NaN")
-    except InvalidOperation:
+    except InvalidOperation:  # refused below, with everything else that is no amount
         amount = Decimal("NaN")
     if not amount.is_finite() or amount <= 0:
         raise ValueError("an amount of dollars above zero, such as $8.00")

@@ -68,7 +68,7 @@ class Page(Generic[T]):
 def answer(status: int, body: str, headers: Mapping[str, str]) -> Answer:
     try:
         parsed = json.loads(body)
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError):  # `json` None says so: neither yes nor no
         parsed = None
     return Answer(status, body, parsed if isinstance(parsed, dict) else None, headers)
 
@@ -347,7 +347,7 @@ def _float(value: Any) -> float | None:
         return None
     try:
         number = float(value)
-    except ValueError:
+    except ValueError:  # a figure that cannot be read is None, as the top says
         return None
     return number if math.isfinite(number) else None
 
