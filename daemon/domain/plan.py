@@ -77,9 +77,10 @@ def plan(s: Snapshot) -> Action:
 
 def _pending_destroy(s: Snapshot) -> Action | None:
     """A destroy that was sent is followed to its end before anything else is decided."""
+    ending = s.job.wish or s.job.state is JobState.VERIFIED
     for lease in s.held_leases:
         sent = s.destroys(lease)
-        if not sent:
+        if not sent or (lease.state is LeaseState.LOST and not ending):  # reconcile ends it; the job goes on elsewhere
             continue
         newest = sent[-1]
         if newest.state.is_open:
@@ -88,7 +89,9 @@ def _pending_destroy(s: Snapshot) -> Action | None:
         if listed_ms < s.rules.destroy_resend_s * 1000:
             return Wait("destroy requested, not confirmed yet: may still bill")
         if not s.may_go(lease):  # a typed id is for one destroy, and a receipt can lose its files meanwhile
-            return Wait("still listed, and nothing permits to ask again: abandon with its id asks again")
+            if s.job.hold_reason or s.job.wish or s.job.state is JobState.VERIFIED:
+                continue  # a hold has its price limit, a wish and a lost receipt end in one
+            return HoldJob(HoldReason.CANCEL_WISH, f"instance {lease.instance_id} is still listed: type its id again")
         return Destroy(lease, "the market still lists it")
     if not s.held_leases and s.open(Kind.DESTROY):
         return Wait("the answer to a destroy is still out")
@@ -179,6 +182,8 @@ def _work(s: Snapshot, lease: Lease) -> Action:
     if s.job.state is JobState.QUEUED:
         return Move(Trigger.PROVISION)
     run = s.stage
+    if run is None and s.job.state is not JobState.GGUF:
+        return StartStage(lease, s.stages[-1])  # all ended while the job was held: the state follows its last stage
     if run is None:
         return Download(lease) if s.job.manifest_sha256 else FetchManifest(lease)
     if s.stage_failure:

@@ -137,6 +137,9 @@ CASES: dict[str, tuple[Snapshot, type[actions.Action] | actions.Action]] = {
     "stage failed": (training(stage_failure="out of memory"), actions.HoldJob),
     "next stage": (training(stages=runs(1)), actions.StartStage),
     "all stages done": (training(row=job(JobState.GGUF), stages=runs(3)), actions.FetchManifest),
+    "all stages ended while it was held in an earlier state": (
+        training(stages=runs(3)), actions.StartStage(lease(), runs(3)[-1]),
+    ),
     "manifest here": (training(row=job(JobState.GGUF, manifest_sha256="m"), stages=runs(3)), actions.Download),
     "downloaded": (
         training(row=job(JobState.GGUF, manifest_sha256="m"), stages=runs(3), downloaded=True),
@@ -169,7 +172,25 @@ CASES: dict[str, tuple[Snapshot, type[actions.Action] | actions.Action]] = {
     "the runner died four times": (training(operations=(STARTED,) * 4, report=report(0)), actions.StartStage),
     "the runner died five times": (training(operations=(STARTED,) * 5, report=report(0)), actions.HoldJob),
     "destroy typed, still listed": (
-        training(operations=(STARTED, op(Kind.DESTROY, age_s=90, permit="token"))), actions.Wait,
+        training(operations=(STARTED, op(Kind.DESTROY, age_s=90, permit="token"))), actions.HoldJob,
+    ),
+    "destroy typed, still listed, and wished": (
+        training(row=job(JobState.SFT, wish=Wish.ABANDON), operations=(STARTED, op(Kind.DESTROY, age_s=90))),
+        actions.HoldJob,
+    ),
+    "destroy typed, still listed, and held for its limit": (
+        training(
+            row=job(JobState.SFT, hold_reason=H.CANCEL_WISH, hold_since=NOW - 4000 * S), rescued=True,
+            live=lease(created_at=NOW - 9000 * S), operations=(STARTED, op(Kind.DESTROY, age_s=90, permit="token")),
+        ),
+        actions.StopMachine,
+    ),
+    "the destroy of a late machine is out": (
+        snap(
+            job(JobState.SFT), lease(), LOST, stages=runs(), report=report(1),
+            operations=(STARTED, op(Kind.DESTROY, OpState.UNKNOWN, lease_id=2)),
+        ),
+        actions.Watch,
     ),
     "destroy typed again": (
         training(operations=(STARTED, op(Kind.DESTROY, age_s=90, permit="token")), token=TOKEN), actions.Destroy,
@@ -178,7 +199,7 @@ CASES: dict[str, tuple[Snapshot, type[actions.Action] | actions.Action]] = {
         training(operations=(STARTED, op(Kind.DESTROY, age_s=90)), receipt=RECEIPT), actions.Destroy,
     ),
     "destroy accepted, still listed, the model lost here meanwhile": (
-        training(operations=(STARTED, op(Kind.DESTROY, age_s=90))), actions.Wait,
+        training(operations=(STARTED, op(Kind.DESTROY, age_s=90))), actions.HoldJob,
     ),
     "verified, all gone": (
         snap(job(JobState.VERIFIED), None, GONE, receipt=RECEIPT), actions.Move(Trigger.CONFIRM_DESTROYED),
