@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
+import os
 import signal
 import sys
 from contextlib import aclosing, closing
 from importlib.metadata import version
+from pathlib import Path
+from typing import NoReturn
 
 import structlog
 
@@ -29,6 +33,8 @@ from daemon.domain import ids
 from daemon.domain.holds import HoldReason
 from daemon.errors import HomeportError
 from daemon.market.vast import Vast
+from daemon.service import notify_socket
+from daemon.service.program import read_environment
 from daemon.settings import Paths, Settings, api_key, load
 from daemon.store import events, jobs, leader, migrate
 from daemon.store.database import Database
@@ -72,7 +78,8 @@ def take_leadership(database: Database, machine: str, now_ms: int) -> None:
 
 def supervise(world: World) -> Supervisor:
     """The supervisor of `world` with its reconciler."""
-    return Supervisor(world, Reconciler(world.database, world.operator, world.clock, world.settings.timing))
+    reconciler = Reconciler(world.database, world.operator, world.clock, world.settings.timing)
+    return Supervisor(world, reconciler, notify_socket.teller())
 
 
 async def run(world: World) -> None:
@@ -117,14 +124,28 @@ def serve(settings: Settings) -> None:
         asyncio.run(lead(settings))
     except HomeportError as error:
         log.error("daemon.ended", error=error.message)
-        print(f"jobd: {error.message}", file=sys.stderr)
-        if error.hint:
-            print(f"Try: {error.hint}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        _refuse(error)
+
+
+def _refuse(error: HomeportError) -> NoReturn:
+    print(f"jobd: {error.message}", file=sys.stderr)
+    if error.hint:
+        print(f"Try: {error.hint}", file=sys.stderr)
+    sys.exit(error.exit_code)
 
 
 def main() -> None:
-    serve(load())
+    """`jobd`. The background service keeps its environment in a file (service/program.py)."""
+    parser = argparse.ArgumentParser(prog="jobd", description="The daemon of homeport; `jobctl serve` is the same.")
+    parser.add_argument("--env-file", type=Path, help="variables to set first, one NAME=VALUE a line")
+    arguments = parser.parse_args()
+    try:
+        if arguments.env_file is not None:
+            os.environ.update(read_environment(arguments.env_file))
+        settings = load()
+    except HomeportError as error:
+        _refuse(error)
+    serve(settings)
 
 
 if __name__ == "__main__":

@@ -200,3 +200,76 @@ def end_group(pid: int, *, force: bool = False) -> None:
             os.kill(pid, signal.SIGTERM)
         else:
             os.killpg(pid, signal.SIGKILL if force else signal.SIGTERM)
+
+
+def user_name() -> str:
+    import getpass
+
+    return getpass.getuser()
+
+
+def user_id() -> int:
+    if sys.platform == "win32":
+        raise OSError("no numeric user ids on Windows")
+    return os.getuid()
+
+
+def notify_socket() -> socket.socket:
+    """An unbound datagram socket for the service manager, which never waits."""
+    if sys.platform == "win32":
+        raise OSError("no unix sockets on Windows")
+    out = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    out.setblocking(False)
+    return out
+
+
+def outward_addresses() -> frozenset[str]:
+    """Our own addresses towards the world, as the routes of this moment have them; none while there is no network.
+
+    Connecting a UDP socket asks the routing table and sends nothing; the targets are addresses for documentation.
+    """
+    found = set()
+    for family, target in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
+        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:  # no route: no address
+            probe.connect((target, 9))
+            found.add(str(probe.getsockname()[0]))
+    return frozenset(found)
+
+
+# What runs while the computer must not fall asleep; `cat` ends with our end of its pipe, however we end.
+_STAY_AWAKE: dict[str, tuple[str, ...]] = {
+    "linux": ("systemd-inhibit", "--what=sleep:idle", "--who=homeport", "--why={why}", "cat"),
+    "darwin": ("caffeinate", "-i", "cat"),
+}
+_ES_CONTINUOUS, _ES_SYSTEM_REQUIRED = 0x80000000, 0x00000001
+
+
+class KeptAwake:
+    """Keeps this computer from falling asleep by itself until `end`, or until this process ends."""
+
+    def __init__(self, why: str) -> None:
+        """Raises OSError where the system's tool is missing."""
+        self._child: subprocess.Popen[bytes] | None = None
+        if sys.platform == "win32":
+            import ctypes
+
+            ctypes.windll.kernel32.SetThreadExecutionState(_ES_CONTINUOUS | _ES_SYSTEM_REQUIRED)
+            return
+        if sys.platform not in _STAY_AWAKE:
+            raise OSError(f"no way known to keep {sys.platform} awake")
+        command = [word.format(why=why) for word in _STAY_AWAKE[sys.platform]]
+        quiet = subprocess.DEVNULL
+        self._child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=quiet, stderr=quiet)
+
+    @property
+    def holds(self) -> bool:
+        """Whether the system agreed: its tool ends at once when it is refused."""
+        return self._child is None or self._child.poll() is None
+
+    def end(self) -> None:
+        if sys.platform == "win32":
+            import ctypes
+
+            ctypes.windll.kernel32.SetThreadExecutionState(_ES_CONTINUOUS)
+        if self._child is not None:
+            self._child.communicate()  # closes its end of the pipe, and waits

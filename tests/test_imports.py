@@ -26,9 +26,9 @@ ALLOWED: dict[str, set[str]] = {
     # The command line meets the daemon over its socket. It may read the database when the daemon is down, run the
     # daemon or the sandbox, and look at data files and this workstation for `data-check` and `doctor`.
     "cli": {"api.client", "api.messages", "store.readonly", "store.shapes", "domain", "errors",
-            "settings", "platform", "clock", "version", "app", "sandbox", "artifacts.workstation"},
+            "settings", "platform", "clock", "version", "app", "sandbox", "service", "artifacts.workstation"},
     "sandbox": {"remote_payload"},  # the replay runs on the box's side
-    "service": {"settings"},
+    "service": {"settings", "errors", "platform"},
     "remote_payload": set(),
 }  # fmt: skip
 

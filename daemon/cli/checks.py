@@ -15,6 +15,7 @@ from pathlib import Path
 from daemon import settings
 from daemon.api.client import Client
 from daemon.api.messages import Check
+from daemon.cli.service_checks import service
 from daemon.cli.terminal import cleaned, size
 from daemon.errors import CredentialsRefused, DaemonUnreachable, HomeportError
 from daemon.settings import Settings
@@ -137,6 +138,7 @@ CHECKS: tuple[Callable[[Settings], Sequence[Check]], ...] = (
     _key,
     _private_files,
     _database,
+    service,
     _daemon,
 )
 

@@ -37,6 +37,8 @@ VERBS: dict[str, Verb] = {
     "offers": Verb("machines", "What the market offers, and why an offer is not taken."),
     "write-off": Verb("machines", "Stop counting on a machine that cannot be returned."),
     "doctor": Verb("check", "Is everything in place on this computer and at the market?"),
+    "up": Verb("service", "Keep the daemon running in the background, also after the next log-in."),
+    "down": Verb("service", "Stop the background service, and list what goes on billing."),
     "serve": Verb("serve", "Run the daemon here until it is stopped."),
     "sandbox": Verb("serve", "A local market with local machines, for trying out."),
     "demo": Verb("serve", "The whole line on this computer: no account, no GPU, no money."),

@@ -67,6 +67,8 @@ def _print_jobs(reading: Reading[Jobs], everything: bool, drawn: Look) -> None:
     ended = [job for job in value["jobs"] if job["state"] in TERMINAL]
     shown: Jobs = {**value, "jobs": live + (ended if everything else ended[:RECENT_ENDED])}
     lines = [*banner(reading, value["money"], drawn), jobs.screen(shown, drawn, time.time())]
+    if reading.live and value["money"]["kept_awake"]:
+        lines.append("Keeping this computer awake: a model comes home.")
     click.echo("\n".join(lines))
 
 

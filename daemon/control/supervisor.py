@@ -1,49 +1,68 @@
-"""Keeps one driver per unfinished job alive, runs the reconcile loop, and notices that the workstation slept."""
+"""Keeps one driver per unfinished job alive, runs the reconcile loop, and looks at this computer every two seconds."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import structlog
 
+from daemon import platform
+from daemon.control import wake
 from daemon.control.driver import Driver
 from daemon.control.reconcile import Reconciler
 from daemon.control.world import World
+from daemon.domain import money
 from daemon.domain.holds import HoldReason
 from daemon.domain.spec import from_canonical
 from daemon.errors import Fenced, StoreError
-from daemon.store import jobs, leases, operations
+from daemon.store import jobs, leader, leases, operations, stages
 
 log = structlog.get_logger()
-TICK_S = 2.0
-SLEPT_S = 5.0  # more time passed in the world than for us: the workstation slept
 CRASH_PAUSE_S = 5.0
+STUCK_S = 300.0  # beyond its pause without the end of a reconcile pass, every call of which has a deadline: it hangs
+
+
+def tell_nobody(*assignments: str) -> None:
+    """For a daemon that no service manager watches."""
 
 
 @dataclass
 class Supervisor:
-    """Owns every task of the daemon; `run` ends only by `stop` or when this process is fenced."""
+    """Owns every task of the daemon; `run` ends only by `stop` or when this process is fenced.
+
+    `tell` speaks to the service manager in sd_notify's words, `addresses` are ours towards the world.
+    """
 
     world: World
     reconciler: Reconciler
+    tell: Callable[..., None] = tell_nobody
+    addresses: Callable[[], frozenset[str]] = platform.outward_addresses
+    wakefulness: wake.Wakefulness = field(default_factory=wake.Wakefulness)
     drivers: dict[str, Driver] = field(default_factory=dict)
     _tasks: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     _stopped: asyncio.Event = field(default_factory=asyncio.Event)
     _fenced: BaseException | None = None
+    _stuck_at: float = 0.0  # monotonic seconds; a reconcile pass that has not ended by then hangs
 
     async def run(self) -> None:
         """Raises Fenced when a newer daemon leads."""
         await self.reconciler.run_once()  # before any driver decides: unknown operations first
         self.adopt_jobs()
-        loops = [asyncio.create_task(self._reconcile_loop()), asyncio.create_task(self._clock_loop())]
+        self._after_pass()
+        self._stuck_at = self.world.clock.mono() + STUCK_S
+        self.tell("READY=1")
+        loops = [asyncio.create_task(self._reconcile_loop()), asyncio.create_task(self._look_loop())]
         try:
             await self._stopped.wait()
         finally:
+            self.tell("STOPPING=1")
             for task in (*loops, *self._tasks.values()):
                 task.cancel()
             await asyncio.gather(*loops, *self._tasks.values(), return_exceptions=True)
+            self.wakefulness.end()
         if self._fenced is not None:
             raise self._fenced
 
@@ -104,10 +123,13 @@ class Supervisor:
         acted = self.world.operator.acted
         while True:
             try:
+                pause = self._pause()
+                self._stuck_at = self.world.clock.mono() + pause + STUCK_S
                 with contextlib.suppress(TimeoutError):  # nothing was sent: the pass is due all the same
-                    await asyncio.wait_for(acted.wait(), self._pause())
+                    await asyncio.wait_for(acted.wait(), pause)
                 acted.clear()
                 await self.reconciler.run_once()
+                self._after_pass()
             except Fenced as error:
                 self._fenced = error
                 self._stopped.set()
@@ -140,16 +162,39 @@ class Supervisor:
             due = leases.recheck_due(c, self.world.clock.wall_ms())
             return bool(leases.held(c) or operations.open_ones(c) or jobs.unfinished(c) or due)
 
-    async def _clock_loop(self) -> None:
-        """On wake every connection is dropped and the market is asked at once; no counter runs through sleep."""
+    def _after_pass(self) -> None:
+        """Once a reconcile pass has ended: what the service manager shows, and whether this computer may sleep."""
+        with self.world.database.read() as c:
+            held = leases.held(c)
+            coming = [job.id for job in jobs.unfinished(c) if wake.comes_home(job, stages.of_attempt(c, job))]
+            noted = leader.get_meta(c, "kept_awake") or ""
+        kept = "1" if self.wakefulness.keep(coming) else ""
+        if kept != noted:
+            with self.world.database.write() as c:
+                leader.put_meta(c, "kept_awake", kept)
+        rate = sum(lease.rate for lease in held)
+        self.tell(f"STATUS={len(self.drivers)} jobs, {len(held)} machines, {money.show(rate)}/h")
+
+    async def _look_loop(self) -> None:
+        """On wake, and when the network comes back, every connection is made anew and everybody looks at once.
+
+        It feeds the service manager's watchdog, and stops when reconciling hangs: then we are started anew.
+        """
         clock = self.world.clock
-        mono, boot = clock.mono(), clock.boot()
+        before = wake.look(clock, self.addresses)
         while True:
-            await asyncio.sleep(TICK_S)
-            awake, passed = clock.mono() - mono, clock.boot() - boot
-            mono, boot = clock.mono(), clock.boot()
-            if passed - awake > SLEPT_S or awake > TICK_S + 10:
-                log.info("workstation.woke", slept_s=round(passed - TICK_S))
-                for driver in list(self.drivers.values()):
-                    await driver.drop_link()
-                self.hurry()
+            await asyncio.sleep(wake.TICK_S)
+            now = wake.look(clock, self.addresses)
+            slept, came = wake.woke(before, now), wake.network_came(before, now)
+            if slept or came:
+                log.info("workstation.woke" if slept else "network.came", passed_s=round(now.boot - before.boot))
+                await self.reconnect()
+            if clock.mono() < self._stuck_at:
+                self.tell("WATCHDOG=1")
+            before = now
+
+    async def reconnect(self) -> None:
+        """The old connections are worth nothing, and no pause between attempts is worth its time any more."""
+        self.hurry()
+        for driver in list(self.drivers.values()):
+            await driver.drop_link()

@@ -182,6 +182,7 @@ def money_strip(db: sqlite3.Connection, now: int) -> MoneyStrip:
         currency=CURRENCY,
         as_of=iso(listed),
         problem=_problem(db),
+        kept_awake=_kept_awake(db),
     )
 
 
@@ -195,6 +196,10 @@ def _meta(db: sqlite3.Connection, key: str) -> int | None:
     """What the reconcile loop noted last: `credit` in micro-dollars, `last_listing` in UTC milliseconds."""
     row = db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
     return None if row is None else int(row["value"])
+
+
+def _kept_awake(db: sqlite3.Connection) -> bool:
+    return db.execute("SELECT 1 FROM meta WHERE key = 'kept_awake' AND value <> ''").fetchone() is not None
 
 
 def _problem(db: sqlite3.Connection) -> str | None:

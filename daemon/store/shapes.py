@@ -131,6 +131,7 @@ class MoneyStrip(TypedDict):
     currency: str
     as_of: str | None
     problem: str | None
+    kept_awake: bool  # this computer, while a model comes home; said by the daemon, so true only while it runs
 
 
 class Attention(TypedDict):

@@ -1,0 +1,112 @@
+"""`up` and `down`: the daemon as a background service of this user."""
+
+from __future__ import annotations
+
+import time
+from importlib.metadata import version
+
+import click
+
+from daemon import settings
+from daemon.api.client import Client
+from daemon.cli.terminal import cents, cleaned, examples
+from daemon.errors import DaemonUnreachable, Refused
+from daemon.service import program as programs
+from daemon.service.holder import holder
+from daemon.service.program import Program
+from daemon.service.system import System, put, remove, this_system
+from daemon.settings import Paths
+from daemon.store.readonly import ReadModel
+
+ANSWERS_WITHIN_S = 120.0  # its first look at the market comes first, and the market may be slow
+LOOK_EVERY_S = 0.2
+
+
+@click.command(epilog=examples("jobctl up", "HOMEPORT_HOME=/srv/homeport jobctl up"))
+def up() -> None:
+    """Set the daemon up as a background service of this user, start it, and wait until it answers.
+
+    May be called again: a changed environment or version is taken over. Nothing that is rented is touched.
+    """
+    loaded = settings.load()
+    system, program = this_system(), programs.of(loaded.paths)
+    before = system.standing(program)
+    if not before.running and (process := holder(loaded.paths)):
+        raise Refused(
+            f"jobd already runs by hand (process {process}): there is never a second one",
+            hint=f"end it (Ctrl-C in its terminal, or kill {process}), then jobctl up",
+        )
+    key = settings.api_key(loaded.paths)
+    changed = programs.write_environment(program)
+    changed |= put(system, program)
+    if changed or not before.running or _other_version(loaded.paths):
+        system.start(program)
+    health = _answer(system, program, loaded.paths)
+    click.echo(f"{'installed' if changed else 'in place'}   {system.NAME} {system.file(program)}")
+    click.echo(f"running     version {health['version']}, market {cleaned(health['market'])}, key of {key.hint}")
+    for advice in system.standing(program).advice:
+        click.echo(f"note        {advice}")
+    click.echo(f"log         jobctl logs --daemon   or: {system.log_command(program)}")
+
+
+@click.command(epilog=examples("jobctl down", "jobctl down --uninstall"))
+@click.option("--uninstall", is_flag=True, help="Remove the service too; models, receipts and database stay.")
+def down(uninstall: bool) -> None:
+    """Stop the background service, now and at the next log-in, and list what goes on billing without it."""
+    loaded = settings.load()
+    system, program = this_system(), programs.of(loaded.paths)
+    was = system.standing(program)
+    if not was.running and (process := holder(loaded.paths)):
+        raise Refused(
+            f"jobd runs by hand (process {process}), not as a service",
+            hint=f"end it (Ctrl-C in its terminal, or kill {process})",
+        )
+    if uninstall:
+        remove(system, program)
+        click.echo(f"removed     {system.NAME} {system.file(program)}; models, receipts and database stay")
+    elif was.installed:
+        system.stop(program)
+        click.echo(f"stopped     {system.NAME} {system.file(program)}; it does not start at log-in any more")
+    else:
+        click.echo(f"no {system.NAME} is installed; nothing was done")
+    _what_bills(loaded.paths)
+
+
+def _answer(system: System, program: Program, paths: Paths) -> dict[str, str]:
+    """What the daemon says of itself, once it answers. Raises Refused when it ended instead."""
+    deadline = time.monotonic() + ANSWERS_WITHIN_S
+    while True:
+        try:
+            return Client(paths).health()
+        except DaemonUnreachable as error:
+            if not system.standing(program).running or time.monotonic() > deadline:
+                raise Refused(f"the service does not come up: {error.message}", hint=system.log_command(program)) from (
+                    error
+                )
+        time.sleep(LOOK_EVERY_S)
+
+
+def _other_version(paths: Paths) -> bool:
+    """Whether a daemon of another version answers, as after an upgrade."""
+    try:
+        return bool(Client(paths).health()["version"] != version("homeport"))
+    except DaemonUnreachable:
+        return False  # it is starting
+
+
+def _what_bills(paths: Paths) -> None:
+    if not paths.database.exists():
+        return
+    reading = cleaned(ReadModel(paths.database, paths.job_folders).leases())
+    billing = [lease for lease in reading["leases"] if lease["state"] in ("LIVE", "LOST")]
+    for lease in billing:
+        click.echo(
+            f"bills on    instance {lease['instance']}  {cents(lease['rate'])}/h  job {lease['job'] or '(none)'}"
+        )
+    if billing:
+        total = cents(reading["money"]["rate"])
+        click.echo(
+            f"{total}/h goes on: nobody watches these machines, brings models home or returns them until `jobctl up`."
+        )
+    else:
+        click.echo("Nothing is being rented. $0.00/h.")

@@ -1,0 +1,86 @@
+"""What this computer does to us: it sleeps, it loses the network and finds it again, and it must not sleep now.
+
+Two looks at clocks and addresses are compared, so no event of the system is needed and none can be missed. All that
+comes of a change is that connections are made anew and that everybody looks at once: nothing is held or failed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import structlog
+
+from daemon import platform
+from daemon.clock import Clock
+from daemon.domain.lifecycle import JobState
+from daemon.domain.records import Job, StageRun
+
+log = structlog.get_logger()
+TICK_S = 2.0  # between two looks
+SLEPT_S = 5.0  # more time passed in the world than for us: the workstation slept
+LATE_S = 10.0  # a look this late means that we were stopped, or starved of the processor
+
+
+@dataclass(frozen=True)
+class Look:
+    """One look: both clocks in seconds, and our addresses towards the world (none: no network)."""
+
+    mono: float
+    boot: float
+    addresses: frozenset[str]
+
+
+def look(clock: Clock, addresses: Callable[[], frozenset[str]]) -> Look:
+    return Look(clock.mono(), clock.boot(), addresses())
+
+
+def woke(before: Look, now: Look) -> bool:
+    """Asleep or stopped between the two looks: every connection is in doubt."""
+    awake, passed = now.mono - before.mono, now.boot - before.boot
+    return passed - awake > SLEPT_S or awake > TICK_S + LATE_S
+
+
+def network_came(before: Look, now: Look) -> bool:
+    """An address that was not there before: the network is back, or is another one."""
+    return bool(now.addresses - before.addresses)
+
+
+def comes_home(job: Job, runs: Iterable[StageRun]) -> bool:
+    """Between a finished model and its destroyed machine sleep costs money: only then is this computer kept awake."""
+    if job.hold_reason is not None:
+        return False  # a person is waited for, who may well sleep
+    if job.state is JobState.GGUF:
+        return any(run.stage == "GGUF" and run.done_at is not None for run in runs)
+    return job.state in (JobState.DOWNLOADED, JobState.VERIFIED)
+
+
+@dataclass
+class Wakefulness:
+    """Keeps this computer awake while `jobs` come home. `begin` raises OSError where that cannot be done."""
+
+    begin: Callable[[str], platform.KeptAwake] = platform.KeptAwake
+    _kept: platform.KeptAwake | None = None
+    _for: tuple[str, ...] = ()
+
+    def keep(self, jobs: Iterable[str]) -> bool:
+        """Whether it is kept awake. A refusal is logged once for the same jobs, and is no failure."""
+        wanted = tuple(sorted(jobs))
+        if not wanted:
+            self.end()
+        elif self._kept is None and wanted != self._for:
+            try:
+                self._kept = self.begin(f"bringing home {', '.join(wanted)}")
+            except OSError as error:
+                log.info("workstation.may_sleep", why=str(error))
+        if self._kept is not None and not self._kept.holds:
+            log.info("workstation.may_sleep", why="the system refused to stay awake")
+            self._kept.end()
+            self._kept = None
+        self._for = wanted
+        return self._kept is not None
+
+    def end(self) -> None:
+        if self._kept is not None:
+            self._kept.end()
+            self._kept = None

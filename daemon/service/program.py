@@ -1,0 +1,74 @@
+"""What the background service runs, and with which environment: the same on every system.
+
+Secrets given by the environment when the service is set up go into a file of mode 0600 that `jobd` reads at its start;
+the unit, agent or task names that file and holds nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from daemon.errors import Refused
+from daemon.settings import Paths
+
+# Variables that the daemon reads and that a service started at log-in would not have.
+CARRIED = ("HOMEPORT_HOME", "VAST_URL", "VAST_API_KEY", "HF_TOKEN", "HF_ENDPOINT", "HTTPS_PROXY", "SSL_CERT_FILE")
+
+
+@dataclass(frozen=True)
+class Program:
+    """`name` is the service's; `log` gets what a system without a journal would lose."""
+
+    name: str
+    command: tuple[str, ...]
+    environment_file: Path
+    log: Path
+
+
+def of(paths: Paths, env: Mapping[str, str] = os.environ) -> Program:
+    """The program of this installation. Each HOMEPORT_HOME has a service of its own."""
+    home = env.get("HOMEPORT_HOME")
+    suffix = f"-{hashlib.sha256(os.fsencode(paths.state)).hexdigest()[:8]}" if home else ""
+    file = paths.config / "service.env"
+    # -P: a folder named `daemon` where the service happens to start is not ours.
+    command = (sys.executable, "-P", "-m", "daemon.app", "--env-file", str(file))
+    return Program(f"homeport{suffix}", command, file, paths.state / "service.out")
+
+
+def write_environment(program: Program, env: Mapping[str, str] = os.environ) -> bool:
+    """Keep what is set now of CARRIED; whether that changed anything. Raises Refused for a value of several lines."""
+    kept = {name: env[name] for name in CARRIED if env.get(name)}
+    if broken := [name for name, value in kept.items() if "\n" in value or "\r" in value]:
+        raise Refused(f"{broken[0]} has more than one line", hint=f"export {broken[0]}=...")
+    if "HOMEPORT_HOME" in kept:
+        kept["HOMEPORT_HOME"] = str(Path(kept["HOMEPORT_HOME"]).expanduser().absolute())
+    file, text = program.environment_file, "".join(f"{name}={value}\n" for name, value in kept.items())
+    if file.exists() and file.read_text(encoding="utf-8") == text:
+        return False
+    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    beside = file.with_suffix(".new")
+    beside.unlink(missing_ok=True)
+    with open(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as out:
+        out.write(text)
+    beside.replace(file)
+    return True
+
+
+def read_environment(file: Path) -> dict[str, str]:
+    """What `write_environment` kept. Raises Refused when others could read it or a line is not ours."""
+    try:
+        text, mode = file.read_text(encoding="utf-8"), file.stat().st_mode
+    except OSError as error:
+        raise Refused(f"{file}: {error.strerror}", hint="jobctl up") from error
+    if os.name == "posix" and stat.S_IMODE(mode) & 0o077:
+        raise Refused(f"{file} can be read by others", hint=f"chmod 600 {file}")
+    pairs = [line.partition("=") for line in text.splitlines()]
+    if unknown := [number for number, (name, _, _) in enumerate(pairs, 1) if name not in CARRIED]:
+        raise Refused(f"{file}:{unknown[0]}: not one of {', '.join(CARRIED)}", hint="jobctl up")
+    return {name: value for name, _, value in pairs}
