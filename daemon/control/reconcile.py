@@ -7,7 +7,7 @@ two listings and the market's own null, and what nobody knows is reported as an 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import structlog
 from sqlalchemy import Connection
@@ -39,6 +39,7 @@ class Reconciler:
     clock: Clock
     timing: Timing
     _last_pass: float | None = None  # monotonic: counts awake time alone
+    _missed: dict[int, float] = field(default_factory=dict)  # lease -> boot time of the first look without it
     _reported: str = ""
 
     async def run_once(self) -> Listing:
@@ -60,7 +61,7 @@ class Reconciler:
             return listing
         self._reported = ""
         self._apply(listing, now)
-        for lease in self._absent_long_enough(now):
+        for lease in self._absent_long_enough():
             await self._confirm_gone(lease)
         for operation in self._create_absent_long_enough():
             await self._confirm_absent(operation)
@@ -87,9 +88,10 @@ class Reconciler:
                         _reopen(c, lease, now)
                     leases.observe(c, lease, instance, now)
             present = {instance.id for instance in listing.instances}
-            for lease in leases.held(c):
-                if lease.instance_id not in present:
-                    leases.miss(c, lease, now)
+            missed = [lease for lease in leases.held(c) if lease.instance_id not in present]
+            for lease in missed:
+                leases.miss(c, lease, now)
+            self._missed = {lease.id: self._missed.get(lease.id, self.clock.boot()) for lease in missed}
             for lease in leases.recheck_due(c, now):
                 leases.change(c, lease.id, recheck_at=None)  # a day later it is still gone
             settle(c, self._forsaken(c), now, "it was cut short")
@@ -105,14 +107,15 @@ class Reconciler:
             if op.kind is not Kind.STAGE_START and op.id not in self.operator.in_flight
         ]
 
-    def _absent_long_enough(self, now: int) -> list[Lease]:
+    def _absent_long_enough(self) -> list[Lease]:
+        """By the boot clock, and by looks of this process: the wall clock may be set between two of them."""
+        boot = self.clock.boot()
         with self.database.read() as c:
             return [
                 lease
                 for lease in leases.held(c)
                 if lease.absent_count >= ABSENT_LISTINGS
-                and lease.absent_first is not None
-                and now - lease.absent_first >= self.timing.gone_span * 1000
+                and boot - self._missed.get(lease.id, boot) >= self.timing.gone_span
             ]
 
     async def _confirm_gone(self, lease: Lease) -> None:

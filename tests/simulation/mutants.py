@@ -165,7 +165,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "full",
         "absence from one listing confirms a destroy",
         (RECONCILE, "ABSENT_LISTINGS = 2", "ABSENT_LISTINGS = 1"),
-        (RECONCILE, "now - lease.absent_first >= self.timing.gone_span * 1000", "True"),
+        (RECONCILE, "boot - self._missed.get(lease.id, boot) >= self.timing.gone_span", "True"),
         (
             RECONCILE,
             "            seen = await self.operator.market.show(lease.instance_id)\n",
