@@ -88,11 +88,15 @@ class Disk:
         elif change.what == "mkdir":
             shutil.rmtree(path, ignore_errors=True)
         elif change.what == "remove" and change.old is not None and path.parent.is_dir():
-            path.write_bytes(change.old)
+            self._as_it_was(path, change.old)
         elif change.what == "rename" and path.exists() and change.paths[0].parent.is_dir():
             path.rename(change.paths[0])
             if change.old is not None:
-                path.write_bytes(change.old)
+                self._as_it_was(path, change.old)
+
+    def _as_it_was(self, path: Path, content: bytes) -> None:
+        path.write_bytes(content)
+        self.synced[path.stat().st_ino] = content
 
     def _tear(self, path: Path, chance: Random) -> str:
         status = path.stat()

@@ -248,6 +248,8 @@ class Witness:
         for row in self._rows("SELECT instance_id, state, absent_count FROM leases"):
             number, gone, count = row["instance_id"], row["state"] == "GONE", row["absent_count"]
             known = self._absences.get(number)
+            if known is None and gone:
+                self._gone.add(number)  # an older database says so
             if known is None or count == 0:
                 self._absences[number] = _Absence(count, max(0, looks - 2), now)  # the last may not be applied yet
             elif count > known.count:
@@ -350,7 +352,7 @@ class Witness:
                 for job in self.states():
                     for lease in leases.of_job(c, job):
                         machine = self.sim.market.machines[lease.instance_id]
-                        counted = lease.cost_at(self.sim.clock.wall_ms()) + 20_000
+                        counted = max(lease.cost, lease.cost_at(self.sim.clock.wall_ms())) + 20_000
                         if not machine.is_there and counted < machine.billed() * 0.99:
                             self.accuse("I10", f"{machine.id}: counted {counted}, billed {round(machine.billed())}")
         finally:

@@ -77,8 +77,8 @@ class Person:
         # What a typed id permits holds from the moment it is sent, whether or not the answer comes.
         self.typed |= {instance} if word in ("discard", "abandon") else set()
         self.written_off |= {instance} if word == "write-off" else set()
-        self.retried += word.startswith("retry")
         reason = sim.witness.holds().get(job)
+        self.retried += word.startswith("retry") or (word == "resume" and reason == "GONE")  # rents and begins anew
         if await self._say(ways[word]) is None:
             return
         if word == "cancel":
