@@ -91,13 +91,13 @@ class Reconciler:
             missed = [lease for lease in leases.held(c) if lease.instance_id not in present]
             for lease in missed:
                 leases.miss(c, lease, now)
-            self._missed = {lease.id: self._missed.get(lease.id, self.clock.boot()) for lease in missed}
             for lease in leases.recheck_due(c, now):
                 leases.change(c, lease.id, recheck_at=None)  # a day later it is still gone
             settle(c, self._forsaken(c), now, "it was cut short")
             for op in operations.open_ones(c):
                 if op.state is OpState.UNKNOWN:
                     _resolve(c, op, listing, now, awake, self.timing.destroy_resend)
+        self._missed = {lease.id: self._missed.get(lease.id, self.clock.boot()) for lease in missed}
 
     def _forsaken(self, c: Connection) -> list[Operation]:
         """Requests to the market that a command, an error or a full disk cut short. Stage starts are sent again."""
