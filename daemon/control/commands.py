@@ -53,6 +53,7 @@ class Commands:
         with self._database.read() as c:
             known = jobs.by_request(c, request_id)
         if known is not None:
+            self.changed(known.id)  # stored, and the answer lost before its driver was told
             return {"job": known.id, "name": known.name, "created": False, "plan": None}
         spec = parse(text, source=source, base=Path(folder))
         data = await asyncio.to_thread(self._canonical, spec, source, Path(folder))
