@@ -49,6 +49,15 @@ coverage: setup
 	@failed=0; for folder in $(COVERED); do echo "== $$folder"; \
 		$(BIN)/coverage report --include="daemon/$$folder/*" --fail-under=95 || failed=1; done; exit $$failed
 
+# Real kills of the installed wheel; a failure prints its run's number, which is the seed.
+N ?= 25
+chaos: setup
+	$(call part,chaos,$(BIN)/python -m tests.chaos --runs 0:$(N) --jobs 2)
+
+# N more runs from where tests/chaos/ledger.jsonl ends, recorded there.
+soak: setup
+	$(call part,soak,nice $(BIN)/python -m tests.chaos --next $(N) --record)
+
 # By hand; results go to docs/performance.md.
 bench: setup
 	@for file in tests/benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done
