@@ -111,7 +111,7 @@ def _ready_machine(s: Snapshot) -> Action | Lease:
                 return Destroy(lease, "runs, but no login was possible")
             return Prove(lease)
         if lease.provisioned != s.job.attempt:
-            if lease.provisioned is not None and _runner_alive(s):
+            if lease.provisioned is not None and _runner_may_live(s, lease):
                 return StopStages(lease)  # of the attempt before: two runners in one folder would spoil both
             return Provision(lease)
         return lease
@@ -167,7 +167,7 @@ def _returned_unused(s: Snapshot) -> int:
 def _halted(s: Snapshot, lease: Lease) -> Action:
     if s.open(Kind.START):
         return Wait("start sent")
-    starts = [op for op in s.operations if op.kind is Kind.START and op.lease_id == lease.id]
+    starts = _sent(s, Kind.START, lease)
     recent = starts and not _longer(s, starts[-1].created_at, s.rules.start_patience_s)
     if recent and starts[-1].state is OpState.DONE:
         return Wait("starting")
@@ -176,6 +176,11 @@ def _halted(s: Snapshot, lease: Lease) -> Action:
             return Destroy(lease, "stopped, and does not start again")
         return HoldJob(HoldReason.HOST_STOPPED, f"instance {lease.instance_id} is {lease.status} and does not start")
     return StartMachine(lease)
+
+
+def _sent(s: Snapshot, kind: Kind, lease: Lease) -> list[Operation]:
+    """What left this process; an intent that a crash cut short asked nobody."""
+    return [op for op in s.operations if op.kind is kind and op.lease_id == lease.id and op.sent_at is not None]
 
 
 def _work(s: Snapshot, lease: Lease) -> Action:
@@ -201,15 +206,21 @@ def _work(s: Snapshot, lease: Lease) -> Action:
     return Watch(lease, run)
 
 
+def _runner_may_live(s: Snapshot, lease: Lease) -> bool:
+    """Something was started there, and the box has not said since that nothing runs."""
+    started = [op for op in s.operations if op.may_have_begun_work and op.lease_id == lease.id]
+    return bool(started) and not _runner_died(s, started[-1])
+
+
 def _runner_died(s: Snapshot, started: Operation) -> bool:
     """The box answered that nothing runs, and that was after our last start."""
     report = s.report
-    return (
-        report is not None
-        and report.alive == 0
-        and report.seen_at is not None
-        and report.seen_at > (started.resolved_at or started.created_at)
-    )
+    if report is None or report.alive != 0 or report.seen_at is None:
+        return False
+    began = started.resolved_at or started.created_at
+    if (began > s.now_ms) != (report.seen_at > s.now_ms):  # the clock was set back in between: the later one is past
+        return began > s.now_ms
+    return report.seen_at > began
 
 
 def _over_limits(s: Snapshot) -> Action | None:
@@ -276,7 +287,7 @@ def _held(s: Snapshot, rule: Hold) -> Action:
     if rule.rescue is Rescue.EVERYTHING and not s.rescued and s.work_started(lease) and rescuing:
         return Save(lease)
     if rule.release is Release.STOP_NOW or spent:
-        stops = [op for op in s.operations if op.kind is Kind.STOP and op.lease_id == lease.id]
+        stops = _sent(s, Kind.STOP, lease)
         if stops and not _longer(s, stops[-1].created_at, s.rules.start_patience_s):
             return Wait("held; stop sent")
         return StopMachine(lease, "the hold has cost its limit")
@@ -286,7 +297,9 @@ def _held(s: Snapshot, rule: Hold) -> Action:
 
 def _waited(s: Snapshot, lease: Lease) -> int:
     """Micro-dollars that this hold has cost."""
-    since = max(s.job.hold_since or s.now_ms, lease.created_at)
+    since = s.job.hold_since or s.now_ms
+    if lease.created_at <= s.now_ms:  # else the clock was set back since: no reason to wait for longer
+        since = max(since, lease.created_at)
     return lease.rate * max(0, s.now_ms - since) // 3_600_000
 
 

@@ -123,7 +123,13 @@ CASES: dict[str, tuple[Snapshot, type[actions.Action] | actions.Action]] = {
     "running, no login for too long": (snap(None, lease(host_key=None, status_since=NOW - 700 * S)), actions.Destroy),
     "proven": (snap(None, lease(provisioned=None)), actions.Provision),
     "the earlier attempt still runs there": (
-        snap(job(attempt=2), lease(provisioned=1), report=report(1)), actions.StopStages,
+        snap(job(attempt=2), lease(provisioned=1), report=report(1), operations=(STARTED,)), actions.StopStages,
+    ),
+    "the earlier attempt was started, and nobody has looked since": (
+        snap(job(attempt=2), lease(provisioned=1), operations=(STARTED,)), actions.StopStages,
+    ),
+    "the earlier attempt's runner has ended": (
+        snap(job(attempt=2), lease(provisioned=1), report=report(0), operations=(STARTED,)), actions.Provision,
     ),
     "provisioned for an earlier attempt": (snap(job(attempt=2), lease(provisioned=1)), actions.Provision),
     "provisioned": (snap(None, lease(), stages=runs()), actions.Move(Trigger.PROVISION)),
@@ -134,6 +140,10 @@ CASES: dict[str, tuple[Snapshot, type[actions.Action] | actions.Action]] = {
     "start unknown": (training(operations=(op(Kind.STAGE_START, OpState.UNKNOWN),)), actions.StartStage),
     "runner died": (training(report=report(0)), actions.StartStage),
     "runner dead before we started it": (training(report=report(0, age_s=500)), actions.Watch),
+    "runner died, and the clock was set back since it was started": (
+        training(report=report(0), operations=(op(Kind.STAGE_START, age_s=-3000),)), actions.StartStage,
+    ),
+    "runner started again after the clock was set back": (training(report=report(0, age_s=-3000)), actions.Watch),
     "stage failed": (training(stage_failure="out of memory"), actions.HoldJob),
     "next stage": (training(stages=runs(1)), actions.StartStage),
     "all stages done": (training(row=job(JobState.GGUF), stages=runs(3)), actions.FetchManifest),
@@ -238,6 +248,13 @@ CASES: dict[str, tuple[Snapshot, type[actions.Action] | actions.Action]] = {
         training(live=lease(status="exited", running_ms=9), operations=(STARTED, op(Kind.START, age_s=30))),
         actions.Wait,
     ),
+    "a start that a crash kept from being sent": (
+        training(
+            live=lease(status="exited", running_ms=9, status_since=NOW - 900 * S),
+            operations=(STARTED, op(Kind.START, OpState.ABSENT, age_s=700, sent_at=None)),
+        ),
+        actions.StartMachine,
+    ),
     "does not start, resumed since": (
         training(
             row=job(JobState.SFT, spoken_at=NOW - 5 * S), live=lease(status="exited", running_ms=9),
@@ -264,6 +281,21 @@ CASES: dict[str, tuple[Snapshot, type[actions.Action] | actions.Action]] = {
         training(
             row=job(JobState.SFT, hold_reason=H.STAGE_FAILED, hold_since=NOW - 4000 * S), rescued=True,
             live=lease(created_at=NOW - 9000 * S),
+        ),
+        actions.StopMachine,
+    ),
+    "held for its limit, and a crash kept the stop from being sent": (
+        training(
+            row=job(JobState.SFT, hold_reason=H.STAGE_FAILED, hold_since=NOW - 4000 * S), rescued=True,
+            live=lease(created_at=NOW - 9000 * S),
+            operations=(STARTED, op(Kind.STOP, OpState.ABSENT, age_s=5, sent_at=None)),
+        ),
+        actions.StopMachine,
+    ),
+    "held for its limit, and the clock was set back since it was rented": (
+        training(
+            row=job(JobState.SFT, hold_reason=H.STAGE_FAILED, hold_since=NOW - 4000 * S), rescued=True,
+            live=lease(created_at=NOW + 600 * S),
         ),
         actions.StopMachine,
     ),
