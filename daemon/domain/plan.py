@@ -297,9 +297,7 @@ def _held(s: Snapshot, rule: Hold) -> Action:
 
 def _waited(s: Snapshot, lease: Lease) -> int:
     """Micro-dollars that this hold has cost."""
-    since = s.job.hold_since or s.now_ms
-    if lease.created_at <= s.now_ms:  # else the clock was set back since: no reason to wait for longer
-        since = max(since, lease.created_at)
+    since = max(s.job.hold_since or s.now_ms, lease.created_at)
     return lease.rate * max(0, s.now_ms - since) // 3_600_000
 
 

@@ -292,13 +292,6 @@ CASES: dict[str, tuple[Snapshot, type[actions.Action] | actions.Action]] = {
         ),
         actions.StopMachine,
     ),
-    "held for its limit, and the clock was set back since it was rented": (
-        training(
-            row=job(JobState.SFT, hold_reason=H.STAGE_FAILED, hold_since=NOW - 4000 * S), rescued=True,
-            live=lease(created_at=NOW + 600 * S),
-        ),
-        actions.StopMachine,
-    ),
     "came back by itself while held, for its limit": (
         training(
             row=job(JobState.SFT, hold_reason=H.HOST_STOPPED, hold_since=NOW - 4000 * S),
