@@ -1,0 +1,98 @@
+"""Run seeds of the decision tier.
+
+    python -m tests.simulation.decision --seeds 0:20000 [--jobs N]    # exit 1 on a violation
+    python -m tests.simulation.decision --seed 17                     # the readable trace of one
+
+Needs the standard library, pydantic and transitions; no database.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+
+from tests.simulation.coverage import Cell, cells, report
+from tests.simulation.decision.checks import Violation
+from tests.simulation.decision.run import simulate
+
+CHUNK = 2_000
+SHOWN = 20
+
+
+@dataclass
+class Result:
+    """Of a range of seeds: cells reached, faults that struck, and what was violated by which seed."""
+
+    seeds: int = 0
+    cells: set[Cell] = field(default_factory=set)
+    violations: list[tuple[int, str]] = field(default_factory=list)
+
+    def add(self, other: Result) -> None:
+        self.seeds += other.seeds
+        self.cells |= other.cells
+        self.violations += other.violations
+
+
+def run_range(seeds: range) -> Result:
+    result = Result(len(seeds))
+    for seed in seeds:
+        try:
+            result.cells |= simulate(seed).cells
+        except Violation as error:
+            result.violations.append((seed, str(error)))
+            result.cells |= error.run.cells
+    return result
+
+
+def run_seeds(first: int, last: int, jobs: int = 1) -> Result:
+    """Seeds `first` to `last`, the last one excluded, in `jobs` processes."""
+    result = Result()
+    chunks = [range(at, min(at + CHUNK, last)) for at in range(first, last, CHUNK)]
+    if jobs == 1:
+        for chunk in chunks:
+            result.add(run_range(chunk))
+        return result
+    with ProcessPoolExecutor(jobs) as pool:
+        for part in pool.map(run_range, chunks):
+            result.add(part)
+    return result
+
+
+def show(seed: int) -> int:
+    """The trace of one seed."""
+    try:
+        trace, problem = simulate(seed, tracing=True).trace, None
+    except Violation as error:
+        trace, problem = error.run.trace, str(error)
+    print("\n".join(trace))
+    print(f"seed {seed}: {problem or 'no violation'}")
+    return 1 if problem else 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", default="0:5000", help="first:last, the last excluded")
+    parser.add_argument("--seed", type=int, help="show one")
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--missing", action="store_true", help="list every cell that was not reached")
+    asked = parser.parse_args(arguments)
+    if asked.seed is not None:
+        return show(asked.seed)
+    first, last = map(int, asked.seeds.split(":"))
+    begun = time.perf_counter()
+    result = run_seeds(first, last, asked.jobs)
+    took = time.perf_counter() - begun
+    print(report(result.cells, cells(), everything=asked.missing))
+    print(f"{result.seeds} seeds in {took:.1f} s: {result.seeds / took:.0f} seeds/s with {asked.jobs} process(es)")
+    for seed, problem in result.violations[:SHOWN]:
+        print(f"seed {seed}: {problem}\n    python -m tests.simulation.decision --seed {seed}")
+    print(f"{len(result.violations)} violations")
+    return 1 if result.violations else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,192 @@
+"""The invariants of this tier, each against the ledger of the fakes and never the daemon's own word.
+
+`AT` says at which moment each is checked: after every step, at a call that reaches the market, when the job moves, when
+a create is given up, and when the run is over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from daemon.domain import actions
+from daemon.domain.holds import HOLDS
+from daemon.domain.lifecycle import MAIN_LINE, JobState
+from daemon.domain.records import Kind, LeaseState, OpState
+from tests.simulation.decision.market import HOUR_MS, Machine
+from tests.simulation.decision.world import TIMING
+
+if TYPE_CHECKING:
+    from tests.simulation.decision.run import Run
+
+SLACK_MS = 900_000  # the longest stride between two decisions or passes of this model
+
+
+class Violation(AssertionError):
+    """An invariant does not hold."""
+
+
+def after_step(run: Run) -> None:
+    w, store = run.w, run.w.store
+    live, opened = 0, 0
+    for lease in store.leases:
+        live += lease.state is LeaseState.LIVE
+    for op in store.operations:
+        opened += op.kind is Kind.CREATE and op.state.is_open
+    if live + opened > 1:
+        late = any(m.listed_from > m.created for m in w.market.machines)
+        if live > 1 or opened > 1 or not late:
+            raise Violation(f"I3: {live} LIVE leases and {opened} unresolved creates")
+    if w.market.foreign_touched:
+        raise Violation("I18: an instance that is not ours was changed")
+    if store.job.hold_reason is not None and store.job.hold_reason not in HOLDS:
+        raise Violation("I22: held without a reason")
+
+
+def after_pass(run: Run) -> None:
+    """I10 and the second half of I3, when the market has just been listed."""
+    w = run.w
+    recorded = 0
+    for lease in w.store.leases:
+        at = lease.gone_at if lease.gone_at is not None else lease.observed_ms
+        recorded += lease.cost if lease.gone_at is not None else lease.cost_at(at or lease.created_at)
+        machine = w.market.by_id(lease.instance_id)
+        if machine is None or not lease.is_held or lease.observed_ms != w.wall:
+            continue
+        unseen = ((1 + run.disturbed) * SLACK_MS + run.stepped_back) * machine.price / HOUR_MS
+        if lease.cost_at(w.wall) < 0.99 * machine.cost - unseen:
+            raise Violation(f"I10: instance {machine.id} cost {machine.cost:.0f}, recorded {lease.cost_at(w.wall)}")
+        if lease.state is LeaseState.LOST and machine.actual == "running" and machine.listed(w.now):
+            stopped = any(op.kind is Kind.STOP for op in w.store.of_lease(lease))
+            if not stopped and machine.offline_until <= w.now and machine.shown_until <= w.now:
+                raise Violation(f"I3: LOST instance {machine.id} runs on after a pass")
+    if recorded < run.recorded - run.stepped_back * run.dearest / HOUR_MS:
+        raise Violation(f"I10: recorded cost fell from {run.recorded} to {recorded}")
+    run.recorded = recorded
+
+
+def at_create(run: Run, listed_at: int) -> None:
+    w = run.w
+    labels = w.market.labels
+    if len(set(labels)) != len(labels):
+        raise Violation(f"I7: {labels[-1]} was sent twice")
+    if not any(op.label == labels[-1] and op.sent_at is not None for op in w.store.operations):
+        raise Violation("I6: a create without a durable intent")
+    known = w.known_lost()
+    for machine in w.market.machines[:-1]:
+        listed = machine.listed_from < listed_at and machine.omitted_until <= listed_at
+        if machine.ours and machine.is_billable and listed and machine.id not in known:
+            raise Violation(f"I3: rents although {machine.id} is there")
+
+
+def at_destroy(run: Run, machine: Machine) -> None:
+    """I1, by what really lies on this disk, was really typed and really ran there."""
+    w = run.w
+    job = w.store.job
+    home = (job.attempt, job.manifest_sha256 or "") in w.home.proven and not run.touched_before_permit
+    typed = w.typed.get(machine.id)
+    said = typed is not None and typed[0] == job.attempt and w.now - typed[1] <= 900_000 + SLACK_MS + run.slept
+    if machine.begun and not home and not said:
+        raise Violation(f"I1: destroys {machine.id}, which ran {sorted(machine.begun)}")
+
+
+def at_move(run: Run, was: JobState, to: JobState, by_person: bool) -> None:
+    w = run.w
+    if to is JobState.VERIFIED and (w.store.job.attempt, w.store.job.manifest_sha256) not in w.home.proven:
+        raise Violation("I2: VERIFIED without a proof of this manifest")
+    if to in MAIN_LINE and was in MAIN_LINE and MAIN_LINE.index(to) < MAIN_LINE.index(was):
+        lost = was is JobState.VERIFIED and to is JobState.GGUF
+        if not by_person and not lost:
+            raise Violation(f"I8: back from {was} to {to} without a word")
+    if to.is_terminal:
+        off = {lease.instance_id for lease in w.store.leases if lease.state is LeaseState.WRITTEN_OFF}
+        for machine in w.market.machines:
+            seen = machine.listed_from <= w.now and machine.omitted_until <= w.now and not run.revived
+            if machine.ours and machine.is_billable and seen and machine.id not in off:
+                raise Violation(f"I5: {to} while instance {machine.id} bills")
+    if to in (JobState.CANCELLED, JobState.ABANDONED) and not by_person and not run.asked_to_end:
+        raise Violation(f"I19: {to} and nobody asked")
+
+
+def at_absent(run: Run, op: object) -> None:
+    """I16: a create is given up after passes that ran and time awake, never after a sleep."""
+    passes, awake = run.sent_marks.get(op.id, (0, 0))  # type: ignore[attr-defined]
+    if run.w.trusted_passes - passes < TIMING.create_absent_listings:
+        raise Violation("I16: absent after too few listings")
+    # The pass before the create counts too: one interval more than was waited.
+    if run.w.awake - awake < TIMING.create_absent_span * 1000 - SLACK_MS:
+        raise Violation("I16: absent after too little time awake")
+
+
+def at_untrusted(run: Run, before: tuple[object, ...], after: tuple[object, ...]) -> None:
+    if before != after:
+        raise Violation("I17: an untrusted listing changed a row")
+
+
+def at_action(run: Run, action: actions.Action) -> None:
+    if isinstance(action, actions.Wait) and not action.why:
+        raise Violation("I22: waits without a reason")
+
+
+def in_hold(run: Run, machine: Machine, spent: float) -> None:
+    """I11: what a hold costs beyond the work.
+
+    Forgiven are one stride of this model before and after, and what the wall clock was set back: a hold is reckoned by
+    the moment that was written down when it began, and lasts for so much longer.
+    """
+    limit = run.w.rules.hold_limit
+    allowed = limit + machine.price * (2 * SLACK_MS + run.blind_ms + run.stepped_back) / HOUR_MS
+    if spent > allowed:
+        raise Violation(f"I11: a hold cost {spent:.0f} beyond the work, the limit is {limit}")
+
+
+def in_absence(run: Run, machine: Machine, idle_cost: float) -> None:
+    """The box counts by the price that it was told, and only once a stage was started on it."""
+    limit = run.w.rules.hold_limit * max(1.0, machine.price * machine.away_ms / HOUR_MS / run.w.rules.hold_limit)
+    if idle_cost > limit + machine.price * SLACK_MS / HOUR_MS:
+        raise Violation(f"I11: an absence cost {idle_cost:.0f} beyond the work, the limit is {limit}")
+
+
+def at_end(run: Run) -> None:
+    """I23, I4 and the rest of I3, when everything has worked again for long enough."""
+    w, job = run.w, run.w.store.job
+    if not job.state.is_terminal and job.hold_reason is None:
+        raise Violation(f"I23: {job.state} and neither over nor held: {run.last_words}")
+    known = {lease.instance_id: lease for lease in w.store.leases}
+    for machine in w.market.machines:
+        if not machine.ours or not machine.is_billable or not machine.listed(w.now):
+            continue
+        lease = known.get(machine.id)
+        if lease is None and machine.label_shown == "":
+            raise Violation(f"I4: nobody knows of instance {machine.id}")
+        if lease is None:
+            continue
+        if lease.state is LeaseState.LOST and machine.actual == "running":
+            raise Violation(f"I3: LOST instance {machine.id} still runs")
+        if lease.state is LeaseState.GONE:
+            raise Violation(f"I5: instance {machine.id} is called GONE and bills")
+        if machine.destroy_asked and not machine.begun and lease.is_held and job.state.is_terminal:
+            raise Violation(f"I23: a destroy of {machine.id} was not followed to its end")
+    for op in w.store.operations:
+        if op.state in (OpState.INTENT, OpState.SENT) and op.kind is not Kind.STAGE_START:
+            raise Violation(f"I23: {op.kind} is {op.state} for ever")
+
+
+AT: dict[str, tuple[Callable[..., None], ...]] = {
+    "I1": (at_destroy,),
+    "I2": (at_move,),
+    "I3": (after_step, after_pass, at_create, at_end),
+    "I4": (at_end,),
+    "I5": (at_move, at_end),
+    "I6": (at_create,),
+    "I7": (at_create,),
+    "I8": (at_move,),
+    "I10": (after_pass,),
+    "I11": (in_hold, in_absence),
+    "I16": (at_absent,),
+    "I17": (at_untrusted,),
+    "I18": (after_step,),
+    "I19": (at_move,),
+    "I22": (after_step, at_action),
+    "I23": (at_end,),
+}

@@ -1,0 +1,132 @@
+"""One pass of daemon/control/reconcile.py over the rows: only a trusted listing is evidence."""
+
+from __future__ import annotations
+
+from daemon.domain.lifecycle import JobState
+from daemon.domain.plan import HALTED, UNREACHABLE
+from daemon.domain.records import Kind, LeaseState, OpState
+from daemon.errors import CredentialsRefused, LostRace, MarketError
+from tests.simulation.decision import operate
+from tests.simulation.decision.market import Machine
+from tests.simulation.decision.store import LeaseRow, OperationRow
+from tests.simulation.decision.world import TIMING, World
+
+ABSENT_LISTINGS = 2
+
+
+def run_once(w: World) -> bool:
+    """Whether the listing was trusted."""
+    if w.now < w.market.blind_until or w.now < w.market.cut_until:
+        w.last_pass = None
+        return False
+    w.trusted_passes += 1
+    _apply(w)
+    for lease in w.store.leases:
+        if (
+            lease.is_held
+            and lease.absent_count >= ABSENT_LISTINGS
+            and lease.absent_first is not None
+            and w.wall - lease.absent_first >= TIMING.gone_span * 1000
+        ):
+            _confirm_gone(w, lease)
+    for op in w.store.open(Kind.CREATE):
+        enough = op.absent_count >= TIMING.create_absent_listings and op.absent_awake_s >= TIMING.create_absent_span
+        if op.state is OpState.UNKNOWN and enough:
+            w.store.set_state(op, OpState.ABSENT, w.wall)
+    _end_late_arrivals(w)
+    w.last_pass = w.awake
+    return True
+
+
+def _apply(w: World) -> None:
+    store, now = w.store, w.wall
+    awake_s = (w.awake - w.last_pass) / 1000 if w.last_pass is not None else 0.0
+    store.credit = w.market.credit
+    listed = w.listed()
+    for machine in listed:
+        lease = store.by_instance(machine.id)
+        if lease is None and machine.ours and machine.label_shown == "":
+            lease = _recognise(w, machine)
+        if lease is None:
+            continue
+        if not lease.is_held:
+            _reopen(w, lease)
+        end_ms = w.market.end_ms
+        store.observe(lease, machine, now, w.now, None if end_ms is None else end_ms + now - w.now)
+    present = {machine.id for machine in listed}
+    for lease in store.leases:
+        if lease.is_held and lease.instance_id not in present:
+            lease.absent_count, lease.absent_first = lease.absent_count + 1, lease.absent_first or now
+    forsaken = [
+        op
+        for op in store.operations
+        if op.state.is_open and op.kind is not Kind.STAGE_START and op.id not in w.memory.in_flight
+    ]
+    store.settle(forsaken, now)
+    for op in store.operations:
+        if op.state is OpState.UNKNOWN:
+            _resolve(w, op, {m.id: m for m in listed}, awake_s)
+
+
+def _recognise(w: World, machine: Machine) -> LeaseRow:
+    create = next(op for op in w.store.operations if op.label == machine.label)
+    other_open = any(op.id != create.id for op in w.store.open(Kind.CREATE))
+    wanted = not w.store.job.state.is_terminal and w.store.live is None and not other_open
+    return operate.adopt(w, create, machine.id, LeaseState.LIVE if wanted else LeaseState.LOST)
+
+
+def _reopen(w: World, lease: LeaseRow) -> None:
+    if lease.state is LeaseState.WRITTEN_OFF:
+        return
+    lost = w.store.live is not None or w.store.job.state.is_terminal
+    w.store.set_lease_state(lease, LeaseState.LOST if lost else LeaseState.LIVE, w.wall)
+
+
+def _confirm_gone(w: World, lease: LeaseRow) -> None:
+    if w.market.show(lease.instance_id, w.now):
+        return
+    for op in w.store.of_lease(lease):
+        if op.kind is Kind.DESTROY and op.state is OpState.UNKNOWN:
+            w.store.set_state(op, OpState.DONE, w.wall)
+    w.store.set_lease_state(lease, LeaseState.GONE, w.wall)
+
+
+def _end_late_arrivals(w: World) -> None:
+    for lease in list(w.store.leases):
+        if lease.state is not LeaseState.LOST:
+            continue
+        history = w.store.of_lease(lease)
+        unused = not any(op.may_have_begun_work for op in history)
+        recent = [op for op in history if w.wall - op.created_at < TIMING.destroy_resend * 1000]
+        may_run = lease.status not in (*HALTED, *UNREACHABLE)
+        if may_run and not any(op.kind is Kind.STOP for op in recent):
+            _try(w, operate.stop(w, lease))
+        by_receipt = w.store.job.state is JobState.DESTROYED
+        if (unused or by_receipt) and not any(op.kind is Kind.DESTROY for op in recent):
+            _try(w, operate.destroy(w, w.store.job.version, lease))
+
+
+def _try(w: World, act: operate.Act) -> None:
+    try:
+        for _ in act:
+            pass
+    except (MarketError, CredentialsRefused, operate.NoPermit, operate.ArtifactLost, LostRace):
+        pass  # tried again in the next pass
+
+
+def _resolve(w: World, op: OperationRow, listed: dict[int, Machine], awake_s: float) -> None:
+    store, now = w.store, w.wall
+    machine = listed.get(op.instance_id or 0)
+    if op.kind is Kind.CREATE:
+        op.absent_count += 1
+        op.absent_awake_s += awake_s
+    elif op.kind is Kind.DESTROY:
+        lease = next(lease for lease in store.leases if lease.id == op.lease_id)
+        if machine is not None and now - (op.sent_at or now) > TIMING.destroy_resend * 1000:
+            store.set_state(op, OpState.ABSENT, now)
+        elif machine is None and not lease.is_held:
+            store.set_state(op, OpState.DONE, now)
+    elif op.kind in (Kind.START, Kind.STOP):
+        want = "running" if op.kind is Kind.START else "stopped"
+        happened = machine is not None and machine.intended == want
+        store.set_state(op, OpState.DONE if happened else OpState.ABSENT, now)

@@ -1,0 +1,444 @@
+"""One seed, one run: chaos, then healing, then the last look. Replays exactly.
+
+The driver's loop (look, decide, act) is the real order of daemon/control/driver.py; reconcile passes, a person's
+commands, crashes and sleeps come in between at the boundaries that the acts yield.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+from daemon.domain import plan as decide
+from daemon.domain.actions import Action, Wait
+from daemon.domain.holds import HoldReason
+from daemon.domain.lifecycle import JobState
+from daemon.domain.machine import IllegalTransition
+from daemon.domain.records import Kind, OpState
+from daemon.domain.snapshot import Rules
+from daemon.errors import (
+    AccessDenied,
+    BoxError,
+    CredentialsRefused,
+    HostKeyChanged,
+    LinkLost,
+    LostRace,
+    MarketError,
+    MarketUnreachable,
+    RateLimited,
+    Refused,
+    TransferFailed,
+    WorkstationUnfit,
+)
+from tests.simulation.coverage import Cell
+from tests.simulation.decision import acts, checks, commands, faults, operate, reconcile
+from tests.simulation.decision.market import HOUR_MS, Machine, Market
+from tests.simulation.decision.roads import Strike, road
+from tests.simulation.decision.store import Rejected, Store
+from tests.simulation.decision.world import TIMING, Memory, World
+
+CHAOS_STEPS, STEPS = 140, 900
+HEALED_MS = 30 * HOUR_MS  # a late arrival may be a day late
+NOISE = (0.0, 0.0, 0.02, 0.06)
+HOLDS_FOR: tuple[tuple[type[Exception], HoldReason], ...] = (  # as driver._guarded, in its order
+    (HostKeyChanged, HoldReason.HOST_KEY),
+    (TransferFailed, HoldReason.TRANSFER_FAILED),
+    (WorkstationUnfit, HoldReason.DISK_FULL),
+    (CredentialsRefused, HoldReason.CREDENTIALS),
+)
+
+
+@dataclass
+class Run:
+    """`aim`: the cell that the roads lead to; noise comes beside it."""
+
+    seed: int
+    aim: Cell | None = None
+    tracing: bool = False
+    trace: list[str] = field(default_factory=list)
+    cells: set[Cell] = field(default_factory=set)
+    boundaries: set[tuple[str, str, str]] = field(default_factory=set)
+    struck: set[str] = field(default_factory=set)
+    interrupted: bool = False
+    crashed: bool = False
+    record_fails: bool = False
+    revived: bool = False
+    asked_to_end: bool = False
+    touched_before_permit: bool = False
+    disturbed: int = 0
+    recorded: int = 0
+    slept: int = 0
+    blind_ms: int = 0
+    stepped_back: int = 0  # of the wall clock: what is reckoned by it may miss so much of one interval
+    steps: int = 0
+    last_words: str = ""
+    sent_marks: dict[int, tuple[int, int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        rng = self.rng = random.Random(self.seed)
+        ask = rng.random() < 0.15
+        stages: tuple[str, ...] = ("SFT", "DPO", "GGUF")
+        if self.aim is None and rng.random() < 0.3:
+            stages = rng.choice((("SFT", "GGUF"), ("DPO", "GGUF")))
+        self.strikes: list[Strike] = []
+        if self.aim is not None:
+            self.strikes, wants_ask = road(self.aim, rng)
+            ask = wants_ask if wants_ask is not None else ask
+        limited = self.aim is not None and self.aim.action in ("HoldJob", "StopStages")
+        rules = Rules(
+            cost_limit=rng.choice((None, 8_000_000, 20_000_000)),
+            time_limit_s=36_000.0 if limited else rng.choice((None, 36_000.0)),
+            hold_limit=2_000_000, reserve=1_000_000, rescue_s=420.0, ask_before_destroy=ask,
+            boot_patience_s=TIMING.boot_patience, ssh_patience_s=TIMING.ssh_patience,
+            offline_patience_s=TIMING.offline_patience, start_patience_s=TIMING.start_patience,
+            destroy_resend_s=TIMING.destroy_resend, offer_retry_s=TIMING.offer_retry,
+            offer_patience_s=TIMING.offer_patience,
+        )  # fmt: skip
+        price = 2_000_000
+        market = Market(price, 20_000, round(rules.hold_limit / price * HOUR_MS), rng.choice((60_000, 300_000)))
+        self.w = World(market, Store("abc123", stages, 0), rules)
+        job = self.w.store.job
+        job.created_at = job.state_since = job.spoken_at = self.w.wall
+        market.machines.append(Machine(1, "theirs", price, 0, 0, 0, ours=False, actual="running"))
+        self.w.market.arrived = self._arrived
+        self.noise = rng.choice(NOISE)
+        self.patient = rng.random() < 0.5  # a person who does not answer
+        self.healing = False
+        self.next_pass = 0
+        self.pause_ms = rng.choice((40_000, 120_000))
+        self.stride_ms = rng.choice((300_000, 900_000))
+        self._listed_at = 0
+        self._held_at: tuple[int | None, float, int] | None = None
+
+    # -- the whole run --------------------------------------------------------------------------------------------
+
+    def execute(self) -> Run:
+        """Raises checks.Violation."""
+        while not self.over and self.steps < CHAOS_STEPS and (self.strikes or self.noise):
+            self._step()
+            if self.w.store.job.hold_reason is not None and not self._awaits_strike() and self._settled():
+                if self.patient or self.rng.random() < 0.3:
+                    break
+                self._answer_hold()
+        self._heal()
+        return self
+
+    def _heal(self) -> None:
+        faults.heal(self)
+        self.healing = True
+        self._say("healed")
+        until = self.w.now + HEALED_MS
+        while not self.over and self.steps < STEPS and self.w.now < until:
+            if self.w.store.job.hold_reason is not None and self._settled():
+                break
+            self._step()
+        late = max((m.listed_from for m in self.w.market.machines), default=0)
+        if late > self.w.now:
+            self.pass_time(late - self.w.now + 1)
+        for _ in range(2 if self.over and not (self.revived or self.w.known_lost()) else 6):
+            self.pass_time(self.pause_ms)
+            self._pass()
+        checks.at_end(self)
+
+    @property
+    def over(self) -> bool:
+        return self.w.store.job.state.is_terminal
+
+    def _settled(self) -> bool:
+        """Held, and nothing bills but disks."""
+        busy = any(op.state.is_open and op.kind is not Kind.STAGE_START for op in self.w.store.operations)
+        return not busy and all(
+            m.actual != "running" and m.boots_at > HEALED_MS
+            for m in self.w.market.machines
+            if m.ours and m.is_billable and m.listed(self.w.now)
+        )
+
+    def _awaits_strike(self) -> bool:
+        return bool(self.strikes) and self.strikes[0].may_come_in_a_hold
+
+    def _answer_hold(self) -> None:
+        """The person comes back and says go on, or over again."""
+        name = "resume" if self.rng.random() < 0.7 else "retry"
+        faults.BY_NAME[f"jobctl {name}"].strike(self)
+        if self.rng.random() < 0.5:
+            self.w.home.room, self.w.home.verifies, self.w.market.credit = True, True, 500_000_000
+        self._say(f"person: {name}")
+
+    # -- look, decide, act ------------------------------------------------------------------------------------------
+
+    def _step(self) -> None:
+        w = self.w
+        self.steps += 1
+        s = w.take()
+        action = decide.plan(s)
+        self.last_words = f"{type(action).__name__} {getattr(action, 'why', '')}"
+        if self.tracing:
+            self._say(f"{s.job.state} {action_words(action)}")
+        checks.at_action(self, action)
+        self.interrupted = False
+        self.touched_before_permit = w.home.touched
+        self._listed_at = w.now
+        self._perform(action, acts.TABLE[type(action)](w, s, action), s.job.state)
+        w.market.next_answer = None
+        w.memory.in_flight.clear()
+        checks.after_step(self)
+        self._watch_hold()
+
+    def _perform(self, action: Action, act: operate.Act, state: JobState) -> None:
+        """Translate what can go wrong as the driver does."""
+        w = self.w
+        reason, wait_ms = None, 0
+        try:
+            self._follow(action, act, state)
+            if not isinstance(action, Wait):
+                w.memory.link_down_since_ms, w.memory.failures = None, 0
+        except LostRace:
+            pass
+        except (LinkLost, AccessDenied):
+            w.memory.link_down_since_ms = w.memory.link_down_since_ms or w.wall
+            w.memory.failures += 1
+            wait_ms = min(30_000, 500 << min(w.memory.failures, 6)) if w.memory.failures < 4 else self.stride_ms
+        except operate.ArtifactLost:
+            acts.artifact_lost(w)
+        except RateLimited:
+            wait_ms = 20_000
+        except MarketUnreachable:
+            wait_ms = acts.PAUSE_MS
+        except tuple(kind for kind, _ in HOLDS_FOR) as error:
+            reason = next(why for kind, why in HOLDS_FOR if isinstance(error, kind))
+        except (MarketError, BoxError, operate.NoPermit):
+            reason = HoldReason.INTERNAL
+        except IllegalTransition as error:
+            raise checks.Violation(f"I22: plan asks for what the lifecycle forbids: {error}") from error
+        except Rejected as error:
+            self._say(f"the database refuses: {error}")
+            if not w.store.job.state.is_terminal and w.store.job.hold_reason is None:
+                reason = HoldReason.INTERNAL
+            wait_ms = 5_000
+        if reason is not None and w.store.job.hold_reason is not reason:
+            w.store.hold(w.store.job.version, reason, "", w.wall)
+        elif reason is not None:
+            wait_ms = acts.PAUSE_MS
+        if wait_ms:
+            self.pass_time(wait_ms)
+
+    def _follow(self, action: Action, act: operate.Act, state: JobState) -> None:
+        name = type(action).__name__
+        store = self.w.store
+        for side, ms in act:
+            self._moved(state, by_person=False)
+            if not self.healing:
+                self._strike(store.job.state if side == operate.BEFORE else state, name, side)
+                if self.crashed or self.record_fails:
+                    act.close()
+                    self._fall()
+                    return
+            before = store.job.state
+            if ms == operate.STRIDE:
+                ms = self.rng.randrange(self.stride_ms // 2, self.stride_ms)
+            elif ms == operate.UNTIL_PASS:
+                ms = max(1, self.next_pass - self.w.now)
+            if ms:
+                self.pass_time(ms)
+            if self.interrupted and action.interruptible:
+                act.close()
+                return
+            state = before
+        self._moved(state, by_person=False)
+
+    def _moved(self, was: JobState, *, by_person: bool) -> None:
+        to = self.w.store.job.state
+        if to is not was:
+            checks.at_move(self, was, to, by_person or self._spoke)
+            if self.tracing:
+                self._say(f"{was} -> {to}")
+
+    _spoke = False
+
+    def _fall(self) -> None:
+        """The process dies, or one record of it fails."""
+        w = self.w
+        if self.crashed:
+            w.memory, w.last_pass = Memory(), None
+            operate.recover(w)
+            self._pass()
+        else:
+            w.memory.in_flight.clear()
+            self.pass_time(5_000)
+        self.crashed = self.record_fails = False
+
+    # -- time and the reconcile loop --------------------------------------------------------------------------------
+
+    def pass_time(self, ms: int) -> None:
+        w = self.w
+        target = w.now + ms
+        while True:
+            due = min(self.next_pass, w.now + 1_000) if w.pass_soon else self.next_pass
+            if due > target:
+                break
+            w.now = max(w.now, due)
+            w.market.advance(w.now)
+            self._pass()
+        w.now = target
+        w.market.advance(target)
+
+    def _pass(self) -> None:
+        w = self.w
+        w.pass_soon = False
+        w.market.advance(w.now)
+        opened = [op for op in w.store.open(Kind.CREATE) if op.state is OpState.UNKNOWN]
+        for op in opened:
+            self.sent_marks.setdefault(op.id, (w.trusted_passes, w.awake))
+        before = self._rows() if w.now < w.market.blind_until else ()
+        if reconcile.run_once(w):
+            for op in opened:
+                if op.state is OpState.ABSENT:
+                    checks.at_absent(self, op)
+            checks.after_pass(self)
+        else:
+            self.blind_ms += self.pause_ms
+            if before:
+                checks.at_untrusted(self, before, self._rows())
+        self.next_pass = w.now + (self.pause_ms if self._unsettled() else self.stride_ms)
+
+    def _unsettled(self) -> bool:
+        """Something is being made, confirmed or resolved: the market is listed again soon."""
+        store = self.w.store
+        for op in store.operations:
+            if op.state.is_open:
+                return True
+        for lease in store.leases:
+            if lease.is_held:
+                halted = lease.status == "exited" and lease.intended == "stopped"
+                if lease.absent_count or not (lease.status == "running" or halted):
+                    return True
+        return store.job.state is JobState.VERIFIED and store.job.hold_reason is None
+
+    def _rows(self) -> tuple[object, ...]:
+        store = self.w.store
+        return (
+            tuple((lease.state, lease.status, lease.absent_count, lease.running_ms) for lease in store.leases),
+            tuple(op.state for op in store.operations),
+            store.job.version,
+        )
+
+    @property
+    def dearest(self) -> int:
+        return max(machine.price for machine in self.w.market.machines)
+
+    # -- faults -----------------------------------------------------------------------------------------------------
+
+    def _strike(self, state: JobState, action: str, side: str) -> None:
+        self.boundaries.add((state, action, side))
+        self._spoke = False
+        if self.strikes:
+            first = self.strikes[0]
+            if first.fits(state, action, side) and self._do(first.fault, state, action, side):
+                self.strikes.pop(0)
+        if self.noise and self.rng.random() < self.noise:
+            self._do(self.rng.choice(faults.FAULTS).name, state, action, side)
+
+    def _do(self, name: str, state: JobState, action: str, side: str) -> bool:
+        fault = faults.BY_NAME[name]
+        if not applies(self, fault, action, side) or not fault.strike(self):
+            return False
+        self.struck.add(name)
+        self.cells.add(Cell(state, name, action, side))
+        self.disturbed += fault.family in ("F4", "F6", "F8", "F13", "F15", "F16", "F5")
+        if fault.family == "F13":
+            self._spoke = True
+            self.asked_to_end |= name in ("jobctl cancel", "jobctl cancel --discard", "jobctl abandon")
+            self._moved(state, by_person=True)
+        self.revived |= name == "gone, and back"
+        if self.tracing:
+            self._say(f"  !! {fault.family} {name} ({side} the effect of {action})")
+        return True
+
+    def struck_machine(self) -> Machine | None:
+        machine = self.w.machine(self.w.store.live)
+        if machine is None or not machine.is_billable:
+            machine = next((m for m in reversed(self.w.market.machines) if m.ours and m.is_billable), None)
+        return machine
+
+    def crash(self) -> bool:
+        self.crashed = True
+        return True
+
+    def fail_record(self) -> bool:
+        self.record_fails = True
+        return True
+
+    def sleep(self, ms: int) -> bool:
+        """Nothing here runs; the world does. The first call after it finds dead connections, or does not."""
+        w = self.w
+        watched = [m for m in w.market.machines if m.ours and (m.alive or m.chain_over is not None)]
+        before = [m.idle_cost for m in watched]
+        w.now += ms
+        w.asleep_ms += ms
+        self.slept += ms
+        w.market.advance(w.now)
+        for m, cost in zip(watched, before, strict=True):
+            checks.in_absence(self, m, m.idle_cost - cost)
+        w.memory.failures = 0
+        self.next_pass = w.now
+        if self.rng.random() < 0.5:
+            w.market.cut_until = w.now + 2_000
+        return True
+
+    def step_wall(self, ms: int) -> bool:
+        self.w.wall_off += ms
+        self.stepped_back += max(0, -ms)
+        return True
+
+    # -- what the ledger notes ----------------------------------------------------------------------------------------
+
+    def _arrived(self, what: str, machine: Machine) -> None:
+        if what == "create":
+            checks.at_create(self, self._listed_at)
+        elif machine.ours:
+            checks.at_destroy(self, machine)
+
+    def _watch_hold(self) -> None:
+        """What a hold costs beyond the work of its machine, from its beginning to its end."""
+        job, machine = self.w.store.job, self.w.machine(self.w.store.live)
+        if job.hold_reason is None or machine is None:
+            self._held_at = None
+            return
+        begun = self._held_at
+        if begun is None or begun[0] != job.hold_since or begun[2] != machine.id:
+            self._held_at = (job.hold_since, machine.idle_cost, machine.id)
+            self.blind_ms = self.slept = self.disturbed = 0
+            return
+        if not self.slept and not self.disturbed:
+            checks.in_hold(self, machine, machine.idle_cost - begun[1])
+
+    def _say(self, text: str) -> None:
+        if self.tracing:
+            self.trace.append(f"{self.w.now / 60_000:9.2f} min  {text}")
+
+
+def applies(run: Run, fault: faults.Fault, action: str, side: str) -> bool:
+    """The coverage table's own rules say where a fault makes sense."""
+    from tests.simulation.coverage import needs_met
+
+    return needs_met(fault.need, action, side)
+
+
+def action_words(action: Action) -> str:
+    words = [getattr(action, name, "") for name in ("why", "trigger", "reason", "detail")]
+    return " ".join([type(action).__name__, *(str(word) for word in words if word)])
+
+
+def simulate(seed: int, *, tracing: bool = False) -> Run:
+    """The run of a seed. Raises checks.Violation with the run as its `run`."""
+    from tests.simulation.coverage import aim_of
+
+    run = Run(seed, aim_of(seed), tracing)
+    try:
+        return run.execute()
+    except checks.Violation as error:
+        error.run = run  # type: ignore[attr-defined]
+        raise
+
+
+__all__ = ["Refused", "Run", "commands", "simulate"]

@@ -1,0 +1,313 @@
+"""The daemon's rows in memory, with the functions of daemon/store under their own names.
+
+Rows are the frozen ones of daemon/domain/records.py, made writable: `plan` and `Lease.cost_at` are the real ones. A
+transaction is one call: nothing here is cut in half. The triggers that guard money are kept, as `Rejected`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from daemon.domain.holds import HoldReason
+from daemon.domain.lifecycle import TERMINAL, JobState
+from daemon.domain.records import (
+    BoxReport,
+    Job,
+    Kind,
+    Lease,
+    LeaseState,
+    Operation,
+    OpState,
+    ReceiptRow,
+    StageRun,
+    Token,
+    Wish,
+)
+from daemon.errors import LostRace
+from tests.simulation.decision.market import Machine
+
+TOKEN_LIFE_MS = 900_000
+RATE = {  # what a status bills; any other bills in full
+    None: "disk", "created": "disk", "loading": "disk", "stopped": "halted", "exited": "halted", "offline": "nothing",
+}  # fmt: skip
+
+
+class Rejected(Exception):
+    """A trigger of the database said no."""
+
+
+class _Writable:
+    __setattr__ = object.__setattr__
+
+
+class JobRow(_Writable, Job):
+    pass
+
+
+class LeaseRow(_Writable, Lease):
+    pass
+
+
+class OperationRow(_Writable, Operation):
+    pass
+
+
+class StageRow(_Writable, StageRun):
+    pass
+
+
+class TokenRow(_Writable, Token):
+    pass
+
+
+class ReportRow(_Writable, BoxReport):
+    pass
+
+
+class Store:
+    """One job's rows."""
+
+    def __init__(self, job: str, stages: tuple[str, ...], now: int) -> None:
+        self.leases: list[LeaseRow] = []
+        self.operations: list[OperationRow] = []
+        self.runs: dict[int, list[StageRow]] = {}
+        self.receipts: list[ReceiptRow] = []
+        self.superseded: set[int] = set()
+        self.tokens: list[TokenRow] = []
+        self.report: ReportRow | None = None
+        self.downloaded: str | None = None
+        self.saved_at = -1
+        self.released: list[tuple[HoldReason, str, int]] = []
+        self.credit: int | None = None
+        self.stages = stages
+        self.job = JobRow(
+            id=job, name=job, state=JobState.QUEUED, version=0, attempt=1, spec_text="", spec_json="", spec_sha256="",
+            spec_dir="", model_revision=None, hold_reason=None, hold_detail=None, hold_since=None, hold_by=None,
+            wish=None, wish_by=None, manifest_sha256=None, manifest_json=None, data_json=None, prepared_json=None,
+            created_at=now, state_since=now, spoken_at=now, model_dir=None,
+        )  # fmt: skip
+        self.begin_attempt(1, keep=(), fresh=True)
+
+    # -- jobs -----------------------------------------------------------------------------------------------------
+
+    def change(self, version: int, **values: Any) -> None:
+        """The compare-and-swap. Raises LostRace."""
+        job = self.job
+        if version != job.version:
+            raise LostRace("the job changed")
+        job.version = version + 1
+        for name, value in values.items():
+            setattr(job, name, value)
+
+    def move(self, version: int, to: JobState, now: int, by: str = "daemon", **values: Any) -> None:
+        if to in TERMINAL:
+            if self.live is not None or any(lease.is_held for lease in self.leases):
+                raise Rejected("terminal_with_machine")
+            if self.open(Kind.CREATE, Kind.DESTROY):
+                raise Rejected("terminal_with_machine")
+            values["wish"] = None
+        if to is JobState.VERIFIED and self.current_receipt() is None:
+            raise Rejected("verified_without_receipt")
+        self._end_hold(by, now)
+        self.change(version, state=to, state_since=now, **values)
+
+    def hold(self, version: int, reason: HoldReason, detail: str, now: int, by: str = "daemon") -> None:
+        self.change(version, hold_reason=reason, hold_detail=detail, hold_since=now, hold_by=by, wish=None)
+
+    def release(self, version: int, now: int, by: str) -> None:
+        self._end_hold(by, now)
+        self.change(version, spoken_at=now)
+
+    def wish(self, version: int, what: Wish, now: int, by: str) -> None:
+        self._end_hold(by, now)
+        self.change(version, wish=what, wish_by=by)
+
+    def _end_hold(self, by: str, now: int) -> None:
+        job = self.job
+        if job.hold_reason is not None:
+            self.released.append((job.hold_reason, by, now))
+            job.hold_reason = job.hold_detail = job.hold_since = job.hold_by = None
+
+    # -- stages and attempts --------------------------------------------------------------------------------------
+
+    def begin_attempt(self, n: int, *, keep: tuple[StageRow, ...], fresh: bool) -> None:
+        kept = {run.stage: run for run in keep}
+        self.runs[n] = [
+            StageRow(
+                self.job.id, n, stage, run.nonce if run else f"n{n}.{stage}", 0 if run else int(fresh),
+                run.started_at if run else None, run.done_at if run else None, run.done_json if run else None,
+            )
+            for stage in self.stages
+            for run in (kept.get(stage),)
+        ]  # fmt: skip
+
+    def of_attempt(self) -> list[StageRow]:
+        return self.runs[self.job.attempt]
+
+    def begin_again(self, *, keep: tuple[StageRow, ...], fresh: bool) -> dict[str, Any]:
+        self.supersede()
+        self.void_tokens(0)
+        self.downloaded = None
+        self.begin_attempt(self.job.attempt + 1, keep=keep, fresh=fresh)
+        return {"attempt": self.job.attempt + 1, "manifest_sha256": None, "manifest_json": None}
+
+    # -- receipts and tokens --------------------------------------------------------------------------------------
+
+    def add_receipt(self, now: int) -> None:
+        job = self.job
+        row = ReceiptRow(
+            len(self.receipts) + 1, job.id, job.attempt, job.manifest_sha256 or "", "", "", "", "full", now
+        )
+        self.receipts.append(row)
+
+    def current_receipt(self) -> ReceiptRow | None:
+        job = self.job
+        for row in reversed(self.receipts):
+            if (
+                row.attempt == job.attempt
+                and row.manifest_sha256 == job.manifest_sha256
+                and row.id not in self.superseded
+            ):
+                return row
+        return None
+
+    def supersede(self) -> None:
+        self.superseded.update(row.id for row in self.receipts)
+
+    def add_token(self, instance: int, by: str, now: int) -> None:
+        self.tokens.append(
+            TokenRow(
+                len(self.tokens) + 1, self.job.id, instance, self.job.attempt, by, now, now + TOKEN_LIFE_MS, None, None
+            )
+        )
+
+    def usable_token(self, instance: int, now: int) -> TokenRow | None:
+        for token in reversed(self.tokens):
+            meant = token.instance_id == instance and token.attempt == self.job.attempt
+            if meant and token.void_at is None and token.used_by is None and token.expires_at >= now:
+                return token
+        return None
+
+    def void_tokens(self, now: int) -> None:
+        for token in self.tokens:
+            if token.void_at is None:
+                token.void_at = now
+
+    # -- operations -----------------------------------------------------------------------------------------------
+
+    def intend(self, kind: Kind, now: int, **values: Any) -> OperationRow:
+        """INTENT. Raises Rejected as the triggers would."""
+        row = OperationRow(
+            id=len(self.operations) + 1, kind=kind, state=OpState.INTENT, job_id=self.job.id,
+            lease_id=values.get("lease_id"), instance_id=values.get("instance_id"), label=values.get("label"),
+            nonce=values.get("nonce"), stage=values.get("stage"), permit=values.get("permit"),
+            permit_ref=values.get("permit_ref"), request="", reply=None, error=None, created_at=now, sent_at=None,
+            resolved_at=None, absent_count=0, absent_awake_s=0.0,
+        )  # fmt: skip
+        if kind is Kind.CREATE and self.live is not None:
+            raise Rejected("create_while_rented")
+        if kind is Kind.DESTROY and not self._permits(row, now):
+            raise Rejected("destroy_without_permit")
+        if kind is Kind.STAGE_START and any(
+            op.kind is Kind.DESTROY
+            and op.lease_id == row.lease_id
+            and op.state not in (OpState.ABSENT, OpState.REFUSED)
+            for op in self.operations
+        ):
+            raise Rejected("stage_on_unused_destroy")
+        self.operations.append(row)
+        return row
+
+    def _permits(self, row: OperationRow, now: int) -> bool:
+        if row.permit == "receipt":
+            current = self.current_receipt()
+            return current is not None and current.id == row.permit_ref
+        if row.permit == "token":
+            token = self.tokens[(row.permit_ref or 0) - 1]
+            usable = token.void_at is None and token.used_by in (None, row.id) and row.created_at <= token.expires_at
+            return usable and token.instance_id == row.instance_id and token.attempt == self.job.attempt
+        return not any(
+            op.kind is Kind.STAGE_START
+            and op.lease_id == row.lease_id
+            and op.state not in (OpState.ABSENT, OpState.REFUSED)
+            for op in self.operations
+        )
+
+    def set_state(self, op: OperationRow, state: OpState, now: int) -> None:
+        if state is OpState.SENT:
+            if op.kind is Kind.DESTROY and not self._permits(op, now):
+                raise Rejected("destroy_sent_without_permit")
+            op.sent_at = now
+        elif not state.is_open:
+            op.resolved_at = now
+        op.state = state
+
+    def open(self, *kinds: Kind) -> list[OperationRow]:
+        return [op for op in self.operations if op.state.is_open and op.kind in kinds]
+
+    def of_lease(self, lease: Lease) -> list[OperationRow]:
+        return [op for op in self.operations if op.lease_id == lease.id]
+
+    def settle(self, forsaken: list[OperationRow], now: int) -> None:
+        """An INTENT never left; a SENT one may have taken effect."""
+        for op in forsaken:
+            if op.state is OpState.INTENT:
+                self.set_state(op, OpState.ABSENT, now)
+            elif op.state is OpState.SENT:
+                self.set_state(op, OpState.UNKNOWN, now)
+
+    # -- leases ---------------------------------------------------------------------------------------------------
+
+    @property
+    def live(self) -> LeaseRow | None:
+        return next((lease for lease in self.leases if lease.state is LeaseState.LIVE), None)
+
+    def by_instance(self, instance: int) -> LeaseRow | None:
+        return next((lease for lease in reversed(self.leases) if lease.instance_id == instance), None)
+
+    def add_lease(
+        self, op: OperationRow, instance: int, state: LeaseState, now: int, price: int, storage: int
+    ) -> LeaseRow:
+        if state is LeaseState.LIVE and self.live is not None:
+            raise Rejected("one LIVE lease per job")
+        row = LeaseRow(
+            id=len(self.leases) + 1, job_id=self.job.id, operation_id=op.id, instance_id=instance, label=op.label or "",
+            state=state, machine_id=instance, host_id=instance, gpu_name="H100", num_gpus=1, price_per_hour=price,
+            storage_per_hour=0, up_per_gb=0, down_per_gb=0, status=None, intended=None, status_msg=None, direct=None,
+            proxy=None, challenge=None, host_key=None, provisioned=None, python=None, root=None, start_ms=None,
+            end_ms=None, observed_ms=None, running_ms=0, idle_ms=0, bytes_up=0, bytes_down=0, cost=0,
+            created_at=op.sent_at or now, last_seen=None, absent_first=None, absent_count=0, gone_at=None,
+            recheck_at=None, status_since=None,
+        )  # fmt: skip
+        self.leases.append(row)
+        return row
+
+    def set_lease_state(self, lease: LeaseRow, state: LeaseState, now: int) -> None:
+        if state in (LeaseState.GONE, LeaseState.WRITTEN_OFF):
+            lease.gone_at, lease.cost = now, lease.cost_at(now)
+        else:
+            if state is LeaseState.LIVE and self.live not in (None, lease):
+                raise Rejected("one LIVE lease per job")
+            lease.gone_at = lease.recheck_at = lease.absent_first = None
+            lease.absent_count = 0
+        lease.state = state
+
+    def observe(self, lease: LeaseRow, seen: Machine, now: int, true_now: int, end_ms: int | None) -> None:
+        """As daemon/store/leases.py, but for what seeds found it to record too low (I10): a status that nobody knows
+        bills as running, so does the time between two statuses of different rates, and a price that falls does not
+        make earlier hours cheaper.
+        """
+        status = seen.status(true_now)
+        elapsed = max(0, now - (lease.observed_ms or lease.created_at))
+        was, is_now = RATE.get(lease.status, "full"), RATE.get(status, "full")
+        ran = was != is_now or was == "full"
+        disk_only = not ran and was != "nothing"
+        if status != lease.status or seen.intended != lease.intended:
+            lease.status_since = now
+        lease.status, lease.intended, lease.status_msg = status, seen.intended, seen.status_msg
+        lease.price_per_hour, lease.storage_per_hour = max(seen.price, lease.price_per_hour), seen.storage
+        lease.end_ms = end_ms
+        lease.running_ms += elapsed if ran else 0
+        lease.idle_ms += elapsed if disk_only else 0
+        lease.observed_ms = lease.last_seen = now
+        lease.absent_count, lease.absent_first = 0, None
