@@ -54,6 +54,7 @@ class Run:
         self._later = Afterwards()
         self._deeds = Deeds(home, self._later, self._wait)
         self._submit: subprocess.Popen[bytes] | None = None
+        self._parent = os.getppid()
 
     def through(self, expected: str) -> None:
         """From the submit to the verdict. Raises Stuck."""
@@ -120,6 +121,8 @@ class Run:
             time.sleep(min(LOOK_S, seconds))
 
     def _tick(self) -> None:
+        if os.getppid() != self._parent:
+            raise Stuck("whoever asked for this run has ended")  # so that nothing is left running
         self._later.tick()
         daemon = self._home.daemon
         if daemon is not None and daemon.poll() is not None:
@@ -172,11 +175,11 @@ def main() -> None:
     except Exception as error:  # noqa: BLE001 - whatever stops a run is its result, and is told with the schedule
         report.broken.append(f"{type(error).__name__}: {error}")
     finally:
-        report.seconds = round(time.monotonic() - begun, 1)
-        print(json.dumps(asdict(report)), flush=True)
         if home.daemon is not None:
             home.daemon.send_signal(signal.SIGCONT)
         home.close()
+        report.seconds = round(time.monotonic() - begun, 1)
+        print(json.dumps(asdict(report)), flush=True)
 
 
 if __name__ == "__main__":
