@@ -9,6 +9,7 @@ Needs the standard library, pydantic and transitions; no database.
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 import time
 from collections.abc import Sequence
@@ -39,6 +40,7 @@ class Result:
 
 def run_range(seeds: range) -> Result:
     result = Result(len(seeds))
+    gc.set_threshold(100_000)  # a run is one cycle of objects, and most of them are short-lived
     for seed in seeds:
         try:
             result.cells |= simulate(seed).cells

@@ -53,7 +53,7 @@ def after_pass(run: Run) -> None:
         machine = w.market.by_id(lease.instance_id)
         if machine is None or not lease.is_held or lease.observed_ms != w.wall:
             continue
-        unseen = ((1 + run.disturbed) * SLACK_MS + run.stepped_back) * machine.price / HOUR_MS
+        unseen = ((1 + run.disturbed) * SLACK_MS + run.stepped_back + run.unseen_ms) * machine.price / HOUR_MS
         if lease.cost_at(w.wall) < 0.99 * machine.cost - unseen:
             raise Violation(f"I10: instance {machine.id} cost {machine.cost:.0f}, recorded {lease.cost_at(w.wall)}")
         if lease.state is LeaseState.LOST and machine.actual == "running" and machine.listed(w.now):
@@ -102,6 +102,8 @@ def at_move(run: Run, was: JobState, to: JobState, by_person: bool) -> None:
         off = {lease.instance_id for lease in w.store.leases if lease.state is LeaseState.WRITTEN_OFF}
         for machine in w.market.machines:
             seen = machine.listed_from <= w.now and machine.omitted_until <= w.now and not run.revived
+            # Its reply lost and its label edited before anybody saw it: nothing tells that it is ours.
+            seen = seen and (machine.label_shown == "" or w.store.by_instance(machine.id) is not None)
             if machine.ours and machine.is_billable and seen and machine.id not in off:
                 raise Violation(f"I5: {to} while instance {machine.id} bills")
     if to in (JobState.CANCELLED, JobState.ABANDONED) and not by_person and not run.asked_to_end:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from daemon.domain.records import Kind, LeaseState, OpState
 from daemon.errors import CredentialsRefused, HomeportError, LostRace, MarketError, MarketUnreachable
-from tests.simulation.decision.store import LeaseRow, OperationRow
+from tests.simulation.decision.store import OPEN, LeaseRow, OperationRow
 from tests.simulation.decision.world import World
 
 BEFORE, AFTER = "before", "after"
@@ -105,7 +105,7 @@ def adopt(w: World, op: OperationRow, instance: int, state: LeaseState) -> Lease
 
 
 def recover(w: World) -> None:
-    w.store.settle([op for op in w.store.operations if op.state.is_open], w.wall)
+    w.store.settle([op for op in w.store.operations if op.state in OPEN], w.wall)
 
 
 def _intend(w: World, kind: Kind, lease: LeaseRow, **values: object) -> OperationRow:

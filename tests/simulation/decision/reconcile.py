@@ -8,7 +8,7 @@ from daemon.domain.records import Kind, LeaseState, OpState
 from daemon.errors import CredentialsRefused, LostRace, MarketError
 from tests.simulation.decision import operate
 from tests.simulation.decision.market import Machine
-from tests.simulation.decision.store import LeaseRow, OperationRow
+from tests.simulation.decision.store import OPEN, LeaseRow, OperationRow
 from tests.simulation.decision.world import TIMING, World
 
 ABSENT_LISTINGS = 2
@@ -60,7 +60,7 @@ def _apply(w: World) -> None:
     forsaken = [
         op
         for op in store.operations
-        if op.state.is_open and op.kind is not Kind.STAGE_START and op.id not in w.memory.in_flight
+        if op.state in OPEN and op.kind is not Kind.STAGE_START and op.id not in w.memory.in_flight
     ]
     store.settle(forsaken, now)
     for op in store.operations:

@@ -79,5 +79,5 @@ def road(aim: Cell, rng: random.Random) -> tuple[list[Strike], bool | None]:
         case "Wait" if state is not S.QUEUED:
             way = [_at(HOLD if state is S.DOWNLOADED else STOPS, state)] if state is not S.VERIFIED else []
     if aim.fault == "gone, and back":
-        way.insert(0, Strike("console destroys it", S.QUEUED, "Provision", "before"))
+        way.insert(0, Strike("console destroys it", S.QUEUED, "Prove", "before"))
     return [*way, Strike(aim.fault, aim.state, aim.action, aim.side)], ask

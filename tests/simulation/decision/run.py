@@ -26,15 +26,15 @@ from daemon.errors import (
     MarketError,
     MarketUnreachable,
     RateLimited,
-    Refused,
     TransferFailed,
     WorkstationUnfit,
 )
-from tests.simulation.coverage import Cell
-from tests.simulation.decision import acts, checks, commands, faults, operate, reconcile
+from tests.simulation.coverage import aim_of
+from tests.simulation.decision import acts, checks, faults, operate, reconcile
+from tests.simulation.decision.chaos import Chaos
 from tests.simulation.decision.market import HOUR_MS, Machine, Market
-from tests.simulation.decision.roads import Strike, road
-from tests.simulation.decision.store import Rejected, Store
+from tests.simulation.decision.roads import road
+from tests.simulation.decision.store import OPEN, Rejected, Store
 from tests.simulation.decision.world import TIMING, Memory, World
 
 CHAOS_STEPS, STEPS = 140, 900
@@ -49,27 +49,13 @@ HOLDS_FOR: tuple[tuple[type[Exception], HoldReason], ...] = (  # as driver._guar
 
 
 @dataclass
-class Run:
+class Run(Chaos):
     """`aim`: the cell that the roads lead to; noise comes beside it."""
 
-    seed: int
-    aim: Cell | None = None
-    tracing: bool = False
     trace: list[str] = field(default_factory=list)
-    cells: set[Cell] = field(default_factory=set)
-    boundaries: set[tuple[str, str, str]] = field(default_factory=set)
-    struck: set[str] = field(default_factory=set)
-    interrupted: bool = False
-    crashed: bool = False
-    record_fails: bool = False
-    revived: bool = False
-    asked_to_end: bool = False
+    healing: bool = False
     touched_before_permit: bool = False
-    disturbed: int = 0
     recorded: int = 0
-    slept: int = 0
-    blind_ms: int = 0
-    stepped_back: int = 0  # of the wall clock: what is reckoned by it may miss so much of one interval
     steps: int = 0
     last_words: str = ""
     sent_marks: dict[int, tuple[int, int]] = field(default_factory=dict)
@@ -80,7 +66,6 @@ class Run:
         stages: tuple[str, ...] = ("SFT", "DPO", "GGUF")
         if self.aim is None and rng.random() < 0.3:
             stages = rng.choice((("SFT", "GGUF"), ("DPO", "GGUF")))
-        self.strikes: list[Strike] = []
         if self.aim is not None:
             self.strikes, wants_ask = road(self.aim, rng)
             ask = wants_ask if wants_ask is not None else ask
@@ -103,8 +88,6 @@ class Run:
         self.w.market.arrived = self._arrived
         self.noise = rng.choice(NOISE)
         self.patient = rng.random() < 0.5  # a person who does not answer
-        self.healing = False
-        self.next_pass = 0
         self.pause_ms = rng.choice((40_000, 120_000))
         self.stride_ms = rng.choice((300_000, 900_000))
         self._listed_at = 0
@@ -146,7 +129,7 @@ class Run:
 
     def _settled(self) -> bool:
         """Held, and nothing bills but disks."""
-        busy = any(op.state.is_open and op.kind is not Kind.STAGE_START for op in self.w.store.operations)
+        busy = any(op.state in OPEN and op.kind is not Kind.STAGE_START for op in self.w.store.operations)
         return not busy and all(
             m.actual != "running" and m.boots_at > HEALED_MS
             for m in self.w.market.machines
@@ -246,15 +229,6 @@ class Run:
             state = before
         self._moved(state, by_person=False)
 
-    def _moved(self, was: JobState, *, by_person: bool) -> None:
-        to = self.w.store.job.state
-        if to is not was:
-            checks.at_move(self, was, to, by_person or self._spoke)
-            if self.tracing:
-                self._say(f"{was} -> {to}")
-
-    _spoke = False
-
     def _fall(self) -> None:
         """The process dies, or one record of it fails."""
         w = self.w
@@ -277,7 +251,6 @@ class Run:
             if due > target:
                 break
             w.now = max(w.now, due)
-            w.market.advance(w.now)
             self._pass()
         w.now = target
         w.market.advance(target)
@@ -305,7 +278,7 @@ class Run:
         """Something is being made, confirmed or resolved: the market is listed again soon."""
         store = self.w.store
         for op in store.operations:
-            if op.state.is_open:
+            if op.state in OPEN:
                 return True
         for lease in store.leases:
             if lease.is_held:
@@ -325,70 +298,6 @@ class Run:
     @property
     def dearest(self) -> int:
         return max(machine.price for machine in self.w.market.machines)
-
-    # -- faults -----------------------------------------------------------------------------------------------------
-
-    def _strike(self, state: JobState, action: str, side: str) -> None:
-        self.boundaries.add((state, action, side))
-        self._spoke = False
-        if self.strikes:
-            first = self.strikes[0]
-            if first.fits(state, action, side) and self._do(first.fault, state, action, side):
-                self.strikes.pop(0)
-        if self.noise and self.rng.random() < self.noise:
-            self._do(self.rng.choice(faults.FAULTS).name, state, action, side)
-
-    def _do(self, name: str, state: JobState, action: str, side: str) -> bool:
-        fault = faults.BY_NAME[name]
-        if not applies(self, fault, action, side) or not fault.strike(self):
-            return False
-        self.struck.add(name)
-        self.cells.add(Cell(state, name, action, side))
-        self.disturbed += fault.family in ("F4", "F6", "F8", "F13", "F15", "F16", "F5")
-        if fault.family == "F13":
-            self._spoke = True
-            self.asked_to_end |= name in ("jobctl cancel", "jobctl cancel --discard", "jobctl abandon")
-            self._moved(state, by_person=True)
-        self.revived |= name == "gone, and back"
-        if self.tracing:
-            self._say(f"  !! {fault.family} {name} ({side} the effect of {action})")
-        return True
-
-    def struck_machine(self) -> Machine | None:
-        machine = self.w.machine(self.w.store.live)
-        if machine is None or not machine.is_billable:
-            machine = next((m for m in reversed(self.w.market.machines) if m.ours and m.is_billable), None)
-        return machine
-
-    def crash(self) -> bool:
-        self.crashed = True
-        return True
-
-    def fail_record(self) -> bool:
-        self.record_fails = True
-        return True
-
-    def sleep(self, ms: int) -> bool:
-        """Nothing here runs; the world does. The first call after it finds dead connections, or does not."""
-        w = self.w
-        watched = [m for m in w.market.machines if m.ours and (m.alive or m.chain_over is not None)]
-        before = [m.idle_cost for m in watched]
-        w.now += ms
-        w.asleep_ms += ms
-        self.slept += ms
-        w.market.advance(w.now)
-        for m, cost in zip(watched, before, strict=True):
-            checks.in_absence(self, m, m.idle_cost - cost)
-        w.memory.failures = 0
-        self.next_pass = w.now
-        if self.rng.random() < 0.5:
-            w.market.cut_until = w.now + 2_000
-        return True
-
-    def step_wall(self, ms: int) -> bool:
-        self.w.wall_off += ms
-        self.stepped_back += max(0, -ms)
-        return True
 
     # -- what the ledger notes ----------------------------------------------------------------------------------------
 
@@ -417,13 +326,6 @@ class Run:
             self.trace.append(f"{self.w.now / 60_000:9.2f} min  {text}")
 
 
-def applies(run: Run, fault: faults.Fault, action: str, side: str) -> bool:
-    """The coverage table's own rules say where a fault makes sense."""
-    from tests.simulation.coverage import needs_met
-
-    return needs_met(fault.need, action, side)
-
-
 def action_words(action: Action) -> str:
     words = [getattr(action, name, "") for name in ("why", "trigger", "reason", "detail")]
     return " ".join([type(action).__name__, *(str(word) for word in words if word)])
@@ -431,14 +333,9 @@ def action_words(action: Action) -> str:
 
 def simulate(seed: int, *, tracing: bool = False) -> Run:
     """The run of a seed. Raises checks.Violation with the run as its `run`."""
-    from tests.simulation.coverage import aim_of
-
     run = Run(seed, aim_of(seed), tracing)
     try:
         return run.execute()
     except checks.Violation as error:
         error.run = run  # type: ignore[attr-defined]
         raise
-
-
-__all__ = ["Refused", "Run", "commands", "simulate"]

@@ -27,6 +27,7 @@ from daemon.errors import LostRace
 from tests.simulation.decision.market import Machine
 
 TOKEN_LIFE_MS = 900_000
+OPEN = tuple(state for state in OpState if state.is_open)
 RATE = {  # what a status bills; any other bills in full
     None: "disk", "created": "disk", "loading": "disk", "stopped": "halted", "exited": "halted", "offline": "nothing",
 }  # fmt: skip
@@ -238,12 +239,12 @@ class Store:
             if op.kind is Kind.DESTROY and not self._permits(op, now):
                 raise Rejected("destroy_sent_without_permit")
             op.sent_at = now
-        elif not state.is_open:
+        elif state not in OPEN:
             op.resolved_at = now
         op.state = state
 
     def open(self, *kinds: Kind) -> list[OperationRow]:
-        return [op for op in self.operations if op.state.is_open and op.kind in kinds]
+        return [op for op in self.operations if op.state in OPEN and op.kind in kinds]
 
     def of_lease(self, lease: Lease) -> list[OperationRow]:
         return [op for op in self.operations if op.lease_id == lease.id]

@@ -1,0 +1,111 @@
+"""What strikes a run: its aim's road, noise, and what crashes, sleeps and clocks do to the daemon of the model."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+from daemon.domain.lifecycle import JobState
+from tests.simulation.coverage import Cell, needs_met
+from tests.simulation.decision import checks, faults
+from tests.simulation.decision.market import Machine
+from tests.simulation.decision.roads import Strike
+from tests.simulation.decision.world import World
+
+
+@dataclass
+class Chaos:
+    """The part of a run that faults touch, and the counts of what they did. Times in true milliseconds."""
+
+    seed: int
+    aim: Cell | None = None
+    tracing: bool = False
+    cells: set[Cell] = field(default_factory=set)
+    struck: set[str] = field(default_factory=set)
+    strikes: list[Strike] = field(default_factory=list)
+    noise: float = 0.0
+    interrupted: bool = False
+    crashed: bool = False
+    record_fails: bool = False
+    revived: bool = False
+    asked_to_end: bool = False
+    disturbed: int = 0
+    slept: int = 0
+    blind_ms: int = 0
+    unseen_ms: int = 0  # asleep while the market did not see the host either
+    stepped_back: int = 0  # of the wall clock: what is reckoned by it may miss so much of one interval
+    next_pass: int = 0
+    spoke: bool = False  # the person, at this boundary
+    rng: random.Random = field(init=False)
+    w: World = field(init=False)
+
+    def _moved(self, was: JobState, *, by_person: bool) -> None:
+        to = self.w.store.job.state
+        if to is not was:
+            checks.at_move(self, was, to, by_person or self.spoke)  # type: ignore[arg-type]
+            self._say(f"{was} -> {to}")
+
+    def _say(self, text: str) -> None:
+        raise NotImplementedError
+
+    def _strike(self, state: JobState, action: str, side: str) -> None:
+        self.spoke = False
+        if self.strikes:
+            first = self.strikes[0]
+            if first.fits(state, action, side) and self._do(first.fault, state, action, side):
+                self.strikes.pop(0)
+        if self.noise and self.rng.random() < self.noise:
+            self._do(self.rng.choice(faults.FAULTS).name, state, action, side)
+
+    def _do(self, name: str, state: JobState, action: str, side: str) -> bool:
+        fault = faults.BY_NAME[name]
+        if not needs_met(fault.need, action, side) or not fault.strike(self):
+            return False
+        self.struck.add(name)
+        self.cells.add(Cell(state, name, action, side))
+        self.disturbed += fault.family in ("F4", "F6", "F8", "F13", "F15", "F16", "F5")
+        if fault.family == "F13":
+            self.spoke = True
+            self.asked_to_end |= name in ("jobctl cancel", "jobctl cancel --discard", "jobctl abandon")
+            self._moved(state, by_person=True)
+        self.revived |= name == "gone, and back"
+        if self.tracing:
+            self._say(f"  !! {fault.family} {name} ({side} the effect of {action})")
+        return True
+
+    def struck_machine(self) -> Machine | None:
+        machine = self.w.machine(self.w.store.live)
+        if machine is None or not machine.is_billable:
+            machine = next((m for m in reversed(self.w.market.machines) if m.ours and m.is_billable), None)
+        return machine
+
+    def crash(self) -> bool:
+        self.crashed = True
+        return True
+
+    def fail_record(self) -> bool:
+        self.record_fails = True
+        return True
+
+    def sleep(self, ms: int) -> bool:
+        """Nothing here runs; the world does. The first call after it finds dead connections, or does not."""
+        w = self.w
+        watched = [m for m in w.market.machines if m.ours and (m.alive or m.chain_over is not None)]
+        before = [m.idle_cost for m in watched]
+        self.unseen_ms += ms * any(m.offline_until > w.now for m in watched)  # what bills then, nobody can know
+        w.now += ms
+        w.asleep_ms += ms
+        self.slept += ms
+        w.market.advance(w.now)
+        for m, cost in zip(watched, before, strict=True):
+            checks.in_absence(self, m, m.idle_cost - cost)
+        w.memory.failures = 0
+        self.next_pass = w.now
+        if self.rng.random() < 0.5:
+            w.market.cut_until = w.now + 2_000
+        return True
+
+    def step_wall(self, ms: int) -> bool:
+        self.w.wall_off += ms
+        self.stepped_back += max(0, -ms)
+        return True
