@@ -27,7 +27,8 @@ comma := ,
 TWO := -n 2 --dist loadfile
 
 test: setup lint
-	$(call part,unit,$(PYTEST) tests/test_imports.py tests/unit)
+	$(call part,unit,$(PYTEST) tests/test_imports.py tests/test_excepts.py tests/unit)
+	$(call part,simulation,$(PYTEST) tests/simulation -m "not full")
 	$(call part,payload,$(PYTEST) tests/payload -m "not full" $(TWO))
 	$(call part,integration,$(PYTEST) tests/integration -m "not full")
 	$(call part,acceptance,$(PYTEST) tests/acceptance -m "not full" $(TWO))

@@ -58,7 +58,7 @@ class Home:
             "--time-scale", str(self.time_scale), "--image", f"{self.image}={self.python}",
         ]  # fmt: skip
         log = open(self.folder / "market.log", "a", encoding="utf-8")  # noqa: SIM115 - the process writes on
-        self.market = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=self.env)
+        self.market = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=self.env, cwd=self.folder)
         log.close()
         assert self.market.stdout is not None
         self.said = json.loads(self.market.stdout.readline())
@@ -80,7 +80,7 @@ class Home:
         """The daemon; with `crash` (event kind, before|after, which one) it kills itself at that commit."""
         command = [str(self.bin / "python"), str(CRASHING), *crash] if crash else [str(self.bin / "jobd")]
         with open(self.folder / "jobd.out", "ab") as out:
-            self.daemon = subprocess.Popen(command, stdout=out, stderr=out, env=self.env)
+            self.daemon = subprocess.Popen(command, stdout=out, stderr=out, env=self.env, cwd=self.folder)
         gone = self.daemon.poll if crash else lambda: None  # it may die before it answers
         until(lambda: gone() or self.jobctl("status", check=None).returncode == 0, "the daemon answers")
 

@@ -71,6 +71,7 @@ def test_quick_demo(demo: Demo) -> None:
     assert demo.left_running() == []
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("demo", [["--chaos"]], indirect=True)
 def test_chaos_demo(demo: Demo) -> None:
     """Four faults strike, each is survived after it struck, and the ledger knows one machine, which is destroyed."""

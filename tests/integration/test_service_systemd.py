@@ -16,7 +16,7 @@ from user_manager import UserManager, missing, until
 JOBCTL = Path(sys.executable).with_name("jobctl")
 IMPATIENT = "[Service]\nWatchdogSec=8\nRestartSec=0.2\n"  # as production in all else
 
-pytestmark = pytest.mark.skipif(missing() is not None, reason=missing() or "")
+pytestmark = [pytest.mark.full, pytest.mark.skipif(missing() is not None, reason=missing() or "")]
 
 
 @pytest.fixture
