@@ -58,7 +58,9 @@ class Home:
             "--time-scale", str(self.time_scale), "--image", f"{self.image}={self.python}",
         ]  # fmt: skip
         log = open(self.folder / "market.log", "a", encoding="utf-8")  # noqa: SIM115 - the process writes on
-        self.market = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=self.env, cwd=self.folder)
+        self.market = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=log, text=True, env=self.env, cwd=self.folder
+        )
         log.close()
         assert self.market.stdout is not None
         self.said = json.loads(self.market.stdout.readline())

@@ -83,7 +83,8 @@ def test_awake_from_the_made_model_to_the_destroyed_machine(
     database = store.opened(tmp_path)
     with database.write() as c:
         store.add_job(c)
-        job = dataclasses.replace(jobs.get(c, store.JOB), state=state, hold_reason=HoldReason.BY_PERSON if held else None)
+        reason = HoldReason.BY_PERSON if held else None
+        job = dataclasses.replace(jobs.get(c, store.JOB), state=state, hold_reason=reason)
     database.close()
 
     assert comes_home(job, [run]) is expected
