@@ -129,10 +129,10 @@ def _out_of_sight(s: Snapshot, lease: Lease) -> Action | Lease:
     over = _longer(s, lease.status_since, s.rules.offline_patience_s)
     if not s.work_started(lease):
         return Destroy(lease, f"host {lease.status}") if over else Wait(f"the host is {lease.status}")
-    answers = lease.provisioned == s.job.attempt and s.link_down_since_ms is None
-    if over and not answers:
+    ready = lease.host_key is not None and lease.provisioned == s.job.attempt
+    if over and not (ready and s.link_down_since_ms is None):
         return MarkLost(lease)
-    return lease if lease.provisioned == s.job.attempt else Wait(f"the host is {lease.status}")
+    return lease if ready else Wait(f"the host is {lease.status}")
 
 
 def _no_machine(s: Snapshot) -> Action:
@@ -306,7 +306,8 @@ def _reachable(s: Snapshot, lease: Lease) -> bool:
 
 
 def _is_proven(lease: Lease) -> bool:
-    return lease.is_running and lease.host_key is not None
+    """We know the machine, and as far as we know it runs: one that only the market does not see may still answer."""
+    return lease.host_key is not None and (lease.is_running or lease.status in UNREACHABLE)
 
 
 def _runner_alive(s: Snapshot) -> bool:

@@ -307,6 +307,10 @@ CASES: dict[str, tuple[Snapshot, type[actions.Action] | actions.Action]] = {
         training(row=job(hold_reason=H.INTEGRATION, **HELD)), actions.Watch,
     ),
     "budget hold, still training": (training(row=job(JobState.SFT, hold_reason=H.BUDGET, **HELD)), actions.StopStages),
+    "budget hold, out of the market's sight": (
+        training(row=job(JobState.SFT, hold_reason=H.BUDGET, **HELD), live=lease(status="offline"), report=report(0)),
+        actions.Save,
+    ),
     "budget hold, saved": (
         training(row=job(JobState.SFT, hold_reason=H.BUDGET, **HELD), report=report(0), rescued=True),
         actions.StopMachine,
