@@ -288,7 +288,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "F8",
         "decision",
         "a box that we reach is given up since the market does not",
-        (PLAN, "    if over and not answers:", "    if over:"),
+        (PLAN, "    if over and not (ready and s.link_down_since_ms is None):", "    if over:"),
     ),
     _mutant(
         "another's done",
