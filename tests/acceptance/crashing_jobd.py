@@ -42,4 +42,5 @@ def committing(connection: Any) -> None:
 if __name__ == "__main__":
     from daemon.app import main
 
+    del sys.argv[1:]  # ours, not jobd's
     main()
