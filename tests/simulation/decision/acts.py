@@ -197,6 +197,7 @@ def save(w: World, s: Snapshot, action: actions.Save) -> Act:
     yield BEFORE, SAVE_MS
     box(w, action.lease)
     _transfer(w)
+    w.home.saved_at = w.now
     yield AFTER, 0
     w.store.saved_at = w.wall
 

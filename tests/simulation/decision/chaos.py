@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
+from functools import cache
 
 from daemon.domain.lifecycle import JobState
 from tests.simulation.coverage import Cell, needs_met
@@ -11,6 +12,12 @@ from tests.simulation.decision import checks, faults
 from tests.simulation.decision.market import Machine
 from tests.simulation.decision.roads import Strike
 from tests.simulation.decision.world import World
+
+
+@cache
+def fitting(action: str, side: str) -> tuple[str, ...]:
+    """The faults that can strike at this boundary."""
+    return tuple(fault.name for fault in faults.FAULTS if needs_met(fault.need, action, side))
 
 
 @dataclass
@@ -31,6 +38,7 @@ class Chaos:
     asked_to_end: bool = False
     disturbed: int = 0
     slept: int = 0
+    slept_in_step: bool = False
     blind_ms: int = 0
     unseen_ms: int = 0  # asleep while the market did not see the host either
     stepped_back: int = 0  # of the wall clock: what is reckoned by it may miss so much of one interval
@@ -55,7 +63,7 @@ class Chaos:
             if first.fits(state, action, side) and self._do(first.fault, state, action, side):
                 self.strikes.pop(0)
         if self.noise and self.rng.random() < self.noise:
-            self._do(self.rng.choice(faults.FAULTS).name, state, action, side)
+            self._do(self.rng.choice(fitting(action, side)), state, action, side)
 
     def _do(self, name: str, state: JobState, action: str, side: str) -> bool:
         fault = faults.BY_NAME[name]
@@ -96,6 +104,7 @@ class Chaos:
         w.now += ms
         w.asleep_ms += ms
         self.slept += ms
+        self.slept_in_step = True
         w.market.advance(w.now)
         for m, cost in zip(watched, before, strict=True):
             checks.in_absence(self, m, m.idle_cost - cost)

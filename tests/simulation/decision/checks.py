@@ -10,9 +10,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from daemon.domain import actions
-from daemon.domain.holds import HOLDS
-from daemon.domain.lifecycle import MAIN_LINE, JobState
+from daemon.domain.holds import HOLDS, Rescue
+from daemon.domain.lifecycle import EDGES, MAIN_LINE, JobState
 from daemon.domain.records import Kind, LeaseState, OpState
+from daemon.domain.snapshot import Snapshot
 from tests.simulation.decision.market import HOUR_MS, Machine
 from tests.simulation.decision.world import TIMING
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from tests.simulation.decision.run import Run
 
 SLACK_MS = 900_000  # the longest stride between two decisions or passes of this model
+
+
+ENDINGS = {edge.trigger for edge in EDGES if edge.target.is_terminal}
 
 
 class Violation(AssertionError):
@@ -37,10 +41,22 @@ def after_step(run: Run) -> None:
         late = any(m.listed_from > m.created for m in w.market.machines)
         if live > 1 or opened > 1 or not late:
             raise Violation(f"I3: {live} LIVE leases and {opened} unresolved creates")
+    _reserve_is_kept(run)
     if w.market.foreign_touched:
         raise Violation("I18: an instance that is not ours was changed")
     if store.job.hold_reason is not None and store.job.hold_reason not in HOLDS:
         raise Violation("I22: held without a reason")
+
+
+def _reserve_is_kept(run: Run) -> None:
+    """I11: what training may spend ends before the reserve. One stride of this model is forgiven."""
+    w, limit = run.w, run.w.rules.cost_limit
+    if limit is None or run.slept_in_step or run.disturbed or w.store.job.hold_reason is not None:
+        return
+    if w.store.job.state in (JobState.SFT, JobState.DPO) and w.store.job.wish is None:
+        spent = sum(m.cost for m in w.market.machines if m.ours and w.store.by_instance(m.id) is not None)
+        if spent > limit - w.rules.reserve + w.market.price * SLACK_MS / HOUR_MS:
+            raise Violation(f"I11: training has spent {spent:.0f} of {limit} and goes into the reserve")
 
 
 def after_pass(run: Run) -> None:
@@ -125,9 +141,28 @@ def at_untrusted(run: Run, before: tuple[object, ...], after: tuple[object, ...]
         raise Violation("I17: an untrusted listing changed a row")
 
 
-def at_action(run: Run, action: actions.Action) -> None:
+def at_action(run: Run, s: Snapshot, action: actions.Action) -> None:
+    """What is decided, against what is so."""
+    w = run.w
     if isinstance(action, actions.Wait) and not action.why:
         raise Violation("I22: waits without a reason")
+    if isinstance(action, actions.Move) and action.trigger in ENDINGS and s.held_leases:
+        raise Violation(f"I5: {action.trigger} is asked for while instance {s.held_leases[0].instance_id} is held")
+    if isinstance(action, actions.MarkLost):
+        machine = w.market.by_id(action.lease.instance_id)
+        away = s.now_ms - (action.lease.status_since or 0)
+        if machine is not None and away <= w.rules.offline_patience_s * 1000 and not run.stepped_back:
+            raise Violation(f"I16: instance {machine.id} is given up after {away / 1000:.0f} s")
+        answers = run.reached_at > max(run.unreached_at, w.now - SLACK_MS) and action.lease.provisioned == s.job.attempt
+        if machine is not None and machine.is_up(w.now) and answers:
+            raise Violation(f"I16: instance {machine.id} is given up and answers")
+    early = w.now - run.held_from < w.rules.hold_limit * HOUR_MS // run.dearest - SLACK_MS
+    if isinstance(action, actions.StopMachine) and s.job.hold_reason is not None and early and not run.disturbed:
+        machine = w.market.by_id(action.lease.instance_id)
+        rescued = w.home.saved_at >= run.held_from or HOLDS[s.job.hold_reason].rescue is Rescue.NOTHING
+        known = action.lease.status in ("running", "offline")  # as last listed
+        if machine is not None and known and machine.begun and machine.is_up(w.now) and w.home.room and not rescued:
+            raise Violation(f"I11: stops {machine.id} before anything of it was saved")
 
 
 def in_hold(run: Run, machine: Machine, spent: float) -> None:
@@ -167,7 +202,8 @@ def at_end(run: Run) -> None:
             raise Violation(f"I3: LOST instance {machine.id} still runs")
         if lease.state is LeaseState.GONE:
             raise Violation(f"I5: instance {machine.id} is called GONE and bills")
-        if machine.destroy_asked and not machine.begun and lease.is_held and job.state.is_terminal:
+        unused = not any(op.may_have_begun_work for op in w.store.of_lease(lease))
+        if machine.destroy_asked and unused and lease.is_held and job.state.is_terminal:
             raise Violation(f"I23: a destroy of {machine.id} was not followed to its end")
     for op in w.store.operations:
         if op.state in (OpState.INTENT, OpState.SENT) and op.kind is not Kind.STAGE_START:
@@ -179,13 +215,13 @@ AT: dict[str, tuple[Callable[..., None], ...]] = {
     "I2": (at_move,),
     "I3": (after_step, after_pass, at_create, at_end),
     "I4": (at_end,),
-    "I5": (at_move, at_end),
+    "I5": (at_action, at_move, at_end),
     "I6": (at_create,),
     "I7": (at_create,),
     "I8": (at_move,),
     "I10": (after_pass,),
-    "I11": (in_hold, in_absence),
-    "I16": (at_absent,),
+    "I11": (in_hold, in_absence, after_step, at_action),
+    "I16": (at_absent, at_action),
     "I17": (at_untrusted,),
     "I18": (after_step,),
     "I19": (at_move,),

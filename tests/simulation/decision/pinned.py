@@ -5,7 +5,9 @@ grow, find seeds again by putting the plan before the named commit back.
 from __future__ import annotations
 
 PINNED: dict[int, str] = {
-    618: "3efa41c: stages that all ended during a hold left the state behind, and the download was an illegal move",
-    565: "3efa41c: a destroy typed once and never carried out was waited for with no price limit",
+    728: "3efa41c: stages that all ended during a hold left the state behind, and the download was an illegal move",
+    2543: "3efa41c: a destroy typed once and never carried out was waited for with no price limit",
     2138: "3efa41c: the same before the first stage was begun",
+    1565: "836c374: after the clock was set back a runner looked dead again after every start",
+    282: "bc0a515: a box that only the market did not see was stopped at a limit before anything of it was saved",
 }

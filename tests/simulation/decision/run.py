@@ -10,7 +10,7 @@ import random
 from dataclasses import dataclass, field
 
 from daemon.domain import plan as decide
-from daemon.domain.actions import Action, Wait
+from daemon.domain.actions import Action, Wait, Watch
 from daemon.domain.holds import HoldReason
 from daemon.domain.lifecycle import JobState
 from daemon.domain.machine import IllegalTransition
@@ -56,6 +56,10 @@ class Run(Chaos):
     healing: bool = False
     touched_before_permit: bool = False
     recorded: int = 0
+    hold_since: int | None = None  # as the row has it, and when that was
+    held_from: int = 0
+    reached_at: int = -1  # when a box last answered, and when one did not
+    unreached_at: int = -1
     steps: int = 0
     last_words: str = ""
     sent_marks: dict[int, tuple[int, int]] = field(default_factory=dict)
@@ -70,8 +74,9 @@ class Run(Chaos):
             self.strikes, wants_ask = road(self.aim, rng)
             ask = wants_ask if wants_ask is not None else ask
         limited = self.aim is not None and self.aim.action in ("HoldJob", "StopStages")
+        tight = 3_000_000 if limited or self.aim is None else 8_000_000
         rules = Rules(
-            cost_limit=rng.choice((None, 8_000_000, 20_000_000)),
+            cost_limit=rng.choice((None, 8_000_000, tight)),
             time_limit_s=36_000.0 if limited else rng.choice((None, 36_000.0)),
             hold_limit=2_000_000, reserve=1_000_000, rescue_s=420.0, ask_before_destroy=ask,
             boot_patience_s=TIMING.boot_patience, ssh_patience_s=TIMING.ssh_patience,
@@ -153,11 +158,14 @@ class Run(Chaos):
         w = self.w
         self.steps += 1
         s = w.take()
-        action = decide.plan(s)
+        try:
+            action = decide.plan(s)
+        except Exception as error:
+            raise checks.Violation(f"I22: plan ends with {type(error).__name__}: {error}") from error
         self.last_words = f"{type(action).__name__} {getattr(action, 'why', '')}"
         if self.tracing:
             self._say(f"{s.job.state} {action_words(action)}")
-        checks.at_action(self, action)
+        checks.at_action(self, s, action)
         self.interrupted = False
         self.touched_before_permit = w.home.touched
         self._listed_at = w.now
@@ -165,6 +173,7 @@ class Run(Chaos):
         w.market.next_answer = None
         w.memory.in_flight.clear()
         checks.after_step(self)
+        self.slept_in_step = False
         self._watch_hold()
 
     def _perform(self, action: Action, act: operate.Act, state: JobState) -> None:
@@ -173,11 +182,14 @@ class Run(Chaos):
         reason, wait_ms = None, 0
         try:
             self._follow(action, act, state)
+            if isinstance(action, Watch):
+                self.reached_at = w.now
             if not isinstance(action, Wait):
                 w.memory.link_down_since_ms, w.memory.failures = None, 0
         except LostRace:
             pass
         except (LinkLost, AccessDenied):
+            self.unreached_at = w.now
             w.memory.link_down_since_ms = w.memory.link_down_since_ms or w.wall
             w.memory.failures += 1
             wait_ms = min(30_000, 500 << min(w.memory.failures, 6)) if w.memory.failures < 4 else self.stride_ms
@@ -310,6 +322,8 @@ class Run(Chaos):
     def _watch_hold(self) -> None:
         """What a hold costs beyond the work of its machine, from its beginning to its end."""
         job, machine = self.w.store.job, self.w.machine(self.w.store.live)
+        if job.hold_since != self.hold_since:
+            self.hold_since, self.held_from = job.hold_since, self.w.now
         if job.hold_reason is None or machine is None:
             self._held_at = None
             return

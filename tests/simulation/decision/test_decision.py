@@ -14,8 +14,8 @@ from tests.simulation.decision.pinned import PINNED
 from tests.simulation.decision.run import Run, simulate
 from tests.simulation.invariants import INVARIANTS
 
-SEEDS = 14_000
-REACHED = 0.97  # of all cells by so many seeds, on the day this was written
+SEEDS = 13_000
+REACHED = 0.967  # of all cells by so many seeds, on the day this was written
 
 
 @pytest.fixture(scope="module")

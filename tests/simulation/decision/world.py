@@ -32,6 +32,7 @@ class Home:
     """This workstation's disk, and the ledger of what really lies on it."""
 
     room: bool = True
+    saved_at: int = -1  # true time
     spoils: int = 0  # transfers that will hash wrong
     verifies: bool = True
     touched: bool = False  # the verified folder was deleted or changed
