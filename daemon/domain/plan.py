@@ -50,6 +50,7 @@ BROKEN_HOST = (
     "unauthorized",
 )
 MACHINES_BEFORE_HOLD = 3  # returned unused in one attempt
+LINGERS = 15  # times the wait before a destroy is sent again: an accepted one may stay listed for ten minutes
 STARTS_BEFORE_HOLD = 5  # of one stage on one machine, since the person last spoke
 
 
@@ -89,6 +90,8 @@ def _pending_destroy(s: Snapshot) -> Action | None:
         if listed_ms < s.rules.destroy_resend_s * 1000:
             return Wait("destroy requested, not confirmed yet: may still bill")
         if not s.may_go(lease):  # a typed id is for one destroy, and a receipt can lose its files meanwhile
+            if listed_ms < LINGERS * s.rules.destroy_resend_s * 1000:
+                return Wait("destroy requested, still listed: may still bill")
             if s.job.hold_reason or s.job.wish or s.job.state is JobState.VERIFIED:
                 continue  # a hold has its price limit, a wish and a lost receipt end in one
             return HoldJob(HoldReason.CANCEL_WISH, f"instance {lease.instance_id} is still listed: type its id again")

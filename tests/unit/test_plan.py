@@ -181,17 +181,21 @@ CASES: dict[str, tuple[Snapshot, type[actions.Action] | actions.Action]] = {
     ),
     "the runner died four times": (training(operations=(STARTED,) * 4, report=report(0)), actions.StartStage),
     "the runner died five times": (training(operations=(STARTED,) * 5, report=report(0)), actions.HoldJob),
+    "destroy typed, listed for minutes yet": (
+        training(row=job(JobState.SFT, wish=Wish.ABANDON), operations=(STARTED, op(Kind.DESTROY, age_s=600))),
+        actions.Wait,
+    ),
     "destroy typed, still listed": (
-        training(operations=(STARTED, op(Kind.DESTROY, age_s=90, permit="token"))), actions.HoldJob,
+        training(operations=(STARTED, op(Kind.DESTROY, age_s=1000, permit="token"))), actions.HoldJob,
     ),
     "destroy typed, still listed, and wished": (
-        training(row=job(JobState.SFT, wish=Wish.ABANDON), operations=(STARTED, op(Kind.DESTROY, age_s=90))),
+        training(row=job(JobState.SFT, wish=Wish.ABANDON), operations=(STARTED, op(Kind.DESTROY, age_s=1000))),
         actions.HoldJob,
     ),
     "destroy typed, still listed, and held for its limit": (
         training(
             row=job(JobState.SFT, hold_reason=H.CANCEL_WISH, hold_since=NOW - 4000 * S), rescued=True,
-            live=lease(created_at=NOW - 9000 * S), operations=(STARTED, op(Kind.DESTROY, age_s=90, permit="token")),
+            live=lease(created_at=NOW - 9000 * S), operations=(STARTED, op(Kind.DESTROY, age_s=1000, permit="token")),
         ),
         actions.StopMachine,
     ),
@@ -209,7 +213,7 @@ CASES: dict[str, tuple[Snapshot, type[actions.Action] | actions.Action]] = {
         training(operations=(STARTED, op(Kind.DESTROY, age_s=90)), receipt=RECEIPT), actions.Destroy,
     ),
     "destroy accepted, still listed, the model lost here meanwhile": (
-        training(operations=(STARTED, op(Kind.DESTROY, age_s=90))), actions.HoldJob,
+        training(operations=(STARTED, op(Kind.DESTROY, age_s=1000))), actions.HoldJob,
     ),
     "verified, all gone": (
         snap(job(JobState.VERIFIED), None, GONE, receipt=RECEIPT), actions.Move(Trigger.CONFIRM_DESTROYED),
