@@ -15,9 +15,11 @@ from tests.simulation.decision.world import World
 
 
 @cache
-def fitting(action: str, side: str) -> tuple[str, ...]:
-    """The faults that can strike at this boundary."""
-    return tuple(fault.name for fault in faults.FAULTS if needs_met(fault.need, action, side))
+def fitting(action: str, side: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The faults that can strike at this boundary, and those of them that can strike at few others."""
+    able = [fault for fault in faults.FAULTS if needs_met(fault.need, action, side)]
+    common = (faults.Need.NOTHING, faults.Need.MACHINE)
+    return tuple(f.name for f in able), tuple(f.name for f in able if f.need not in common)
 
 
 @dataclass
@@ -63,7 +65,8 @@ class Chaos:
             if first.fits(state, action, side) and self._do(first.fault, state, action, side):
                 self.strikes.pop(0)
         if self.noise and self.rng.random() < self.noise:
-            self._do(self.rng.choice(fitting(action, side)), state, action, side)
+            anywhere, here = fitting(action, side)
+            self._do(self.rng.choice(here if here and self.rng.random() < 0.5 else anywhere), state, action, side)
 
     def _do(self, name: str, state: JobState, action: str, side: str) -> bool:
         fault = faults.BY_NAME[name]

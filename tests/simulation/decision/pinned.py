@@ -6,8 +6,7 @@ from __future__ import annotations
 
 PINNED: dict[int, str] = {
     728: "3efa41c: stages that all ended during a hold left the state behind, and the download was an illegal move",
-    2543: "3efa41c: a destroy typed once and never carried out was waited for with no price limit",
+    1127: "3efa41c: a destroy typed once and never carried out was waited for with no price limit",
     2138: "3efa41c: the same before the first stage was begun",
-    1565: "836c374: after the clock was set back a runner looked dead again after every start",
-    282: "bc0a515: a box that only the market did not see was stopped at a limit before anything of it was saved",
+    1571: "bc0a515: a box that only the market did not see was stopped at a limit before anything of it was saved",
 }

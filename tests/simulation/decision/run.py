@@ -39,7 +39,8 @@ from tests.simulation.decision.world import TIMING, Memory, World
 
 CHAOS_STEPS, STEPS = 140, 900
 HEALED_MS = 30 * HOUR_MS  # a late arrival may be a day late
-NOISE = (0.0, 0.0, 0.02, 0.06)
+NOISE = (0.0, 0.0, 0.02, 0.06)  # strikes a boundary, of a run that has an aim
+CHANCE = (0.05, 0.15)  # and of one that has none
 HOLDS_FOR: tuple[tuple[type[Exception], HoldReason], ...] = (  # as driver._guarded, in its order
     (HostKeyChanged, HoldReason.HOST_KEY),
     (TransferFailed, HoldReason.TRANSFER_FAILED),
@@ -91,7 +92,7 @@ class Run(Chaos):
         job.created_at = job.state_since = job.spoken_at = self.w.wall
         market.machines.append(Machine(1, "theirs", price, 0, 0, 0, ours=False, actual="running"))
         self.w.market.arrived = self._arrived
-        self.noise = rng.choice(NOISE)
+        self.noise = rng.choice(NOISE if self.aim is not None else CHANCE)
         self.patient = rng.random() < 0.5  # a person who does not answer
         self.pause_ms = rng.choice((40_000, 120_000))
         self.stride_ms = rng.choice((300_000, 900_000))
@@ -323,7 +324,7 @@ class Run(Chaos):
         """What a hold costs beyond the work of its machine, from its beginning to its end."""
         job, machine = self.w.store.job, self.w.machine(self.w.store.live)
         if job.hold_since != self.hold_since:
-            self.hold_since, self.held_from = job.hold_since, self.w.now
+            self.hold_since, self.held_from = job.hold_since, self._listed_at
         if job.hold_reason is None or machine is None:
             self._held_at = None
             return
