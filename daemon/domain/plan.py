@@ -276,7 +276,7 @@ def _fulfil_wish(s: Snapshot) -> Action:
 
 def _held(s: Snapshot, rule: Hold) -> Action:
     lease = s.lease
-    if lease is None or rule.release is Release.NONE:
+    if lease is None:
         return Wait("held")
     if rule.release is Release.RETURN_UNUSED and not s.work_started(lease):
         return Destroy(lease, "nothing was started on it")

@@ -306,6 +306,10 @@ CASES: dict[str, tuple[Snapshot, type[actions.Action] | actions.Action]] = {
     "held, stopped": (
         training(row=job(JobState.SFT, hold_reason=H.STAGE_FAILED, **HELD), live=lease(status="stopped")), actions.Wait,
     ),
+    "held since nothing fits, and a machine came late": (
+        snap(job(hold_reason=H.NO_OFFERS, hold_since=NOW - 9000 * S), lease(created_at=NOW - 4000 * S)),
+        actions.StopMachine,
+    ),
     "wrong counts": (snap(job(hold_reason=H.INTEGRATION, **HELD), lease()), actions.Destroy),
     "wrong counts on a machine that worked": (
         training(row=job(hold_reason=H.INTEGRATION, **HELD)), actions.Watch,
