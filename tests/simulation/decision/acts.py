@@ -50,7 +50,7 @@ def rent(w: World, s: Snapshot, action: actions.Rent) -> Act:
         yield BEFORE, PAUSE_MS
         return
     known = {lease.instance_id for lease in w.store.leases if lease.is_held or lease.state is LeaseState.WRITTEN_OFF}
-    if any(m.ours and m.id not in known for m in w.listed()):
+    if any(m.ours and m.label_shown == "" and m.id not in known for m in w.listed()):
         yield BEFORE, PAUSE_MS  # reconcile adopts it
         return
     for _ in range(3 if w.market.offers else 0):

@@ -45,6 +45,7 @@ class Chaos:
     unseen_ms: int = 0  # asleep while the market did not see the host either
     stepped_back: int = 0  # of the wall clock: what is reckoned by it may miss so much of one interval
     next_pass: int = 0
+    passed_at: int = 0  # the last trusted listing
     spoke: bool = False  # the person, at this boundary
     rng: random.Random = field(init=False)
     w: World = field(init=False)
@@ -73,6 +74,8 @@ class Chaos:
         if not needs_met(fault.need, action, side) or not fault.strike(self):
             return False
         self.struck.add(name)
+        if fault.family == "F8":  # what a machine did since the last listing is overlaid by what it does now
+            self.unseen_ms += self.w.now - self.passed_at
         self.cells.add(Cell(state, name, action, side))
         self.disturbed += fault.family in ("F4", "F6", "F8", "F13", "F15", "F16", "F5")
         if fault.family == "F13":

@@ -55,7 +55,7 @@ def _reserve_is_kept(run: Run) -> None:
         return
     if w.store.job.state in (JobState.SFT, JobState.DPO) and w.store.job.wish is None:
         spent = sum(m.cost for m in w.market.machines if m.ours and w.store.by_instance(m.id) is not None)
-        if spent > limit - w.rules.reserve + w.market.price * SLACK_MS / HOUR_MS:
+        if spent > limit - w.rules.reserve + run.dearest * SLACK_MS / HOUR_MS:
             raise Violation(f"I11: training has spent {spent:.0f} of {limit} and goes into the reserve")
 
 
@@ -69,7 +69,7 @@ def after_pass(run: Run) -> None:
         machine = w.market.by_id(lease.instance_id)
         if machine is None or not lease.is_held or lease.observed_ms != w.wall:
             continue
-        unseen = ((1 + run.disturbed) * SLACK_MS + run.stepped_back + run.unseen_ms) * machine.price / HOUR_MS
+        unseen = ((1 + run.disturbed) * SLACK_MS + run.stepped_back + run.unseen_ms) * lease.price_per_hour / HOUR_MS
         if lease.cost_at(w.wall) < 0.99 * machine.cost - unseen:
             raise Violation(f"I10: instance {machine.id} cost {machine.cost:.0f}, recorded {lease.cost_at(w.wall)}")
         if lease.state is LeaseState.LOST and machine.actual == "running" and machine.listed(w.now):
@@ -90,7 +90,7 @@ def at_create(run: Run, listed_at: int) -> None:
         raise Violation("I6: a create without a durable intent")
     known = w.known_lost()
     for machine in w.market.machines[:-1]:
-        listed = machine.listed_from < listed_at and machine.omitted_until <= listed_at
+        listed = machine.listed_from < listed_at and machine.omitted_until <= listed_at and machine.label_shown == ""
         if machine.ours and machine.is_billable and listed and machine.id not in known:
             raise Violation(f"I3: rents although {machine.id} is there")
 
@@ -117,7 +117,7 @@ def at_move(run: Run, was: JobState, to: JobState, by_person: bool) -> None:
     if to.is_terminal:
         off = {lease.instance_id for lease in w.store.leases if lease.state is LeaseState.WRITTEN_OFF}
         for machine in w.market.machines:
-            seen = machine.listed_from <= w.now and machine.omitted_until <= w.now and not run.revived
+            seen = machine.listed_from <= run.passed_at and machine.omitted_until <= run.passed_at and not run.revived
             # Its reply lost and its label edited before anybody saw it: nothing tells that it is ours.
             seen = seen and (machine.label_shown == "" or w.store.by_instance(machine.id) is not None)
             if machine.ours and machine.is_billable and seen and machine.id not in off:

@@ -277,6 +277,7 @@ class Run(Chaos):
             self.sent_marks.setdefault(op.id, (w.trusted_passes, w.awake))
         before = self._rows() if w.now < w.market.blind_until else ()
         if reconcile.run_once(w):
+            self.passed_at = w.now
             for op in opened:
                 if op.state is OpState.ABSENT:
                     checks.at_absent(self, op)
