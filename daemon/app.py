@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import structlog
+from sqlalchemy import Connection
 
 from daemon import log as logging
 from daemon import notify, platform
@@ -67,12 +68,10 @@ def open_store(paths: Paths, now_ms: int) -> Database:
 
 def take_leadership(database: Database, machine: str, now_ms: int) -> None:
     """Fence whoever led before, and settle what they left open. The caller holds the lock."""
-    doubt = leader.take(database, machine, now_ms)
+    leader.take(database, machine, now_ms, lambda c, epoch, why: _hold_all(c, now_ms, epoch, why))
     with database.write() as c:
         if leader.get_meta(c, "install_id") is None:
             leader.put_meta(c, "install_id", ids.job_id())
-    if doubt is not None:
-        _hold_all(database, now_ms, doubt)
     recover(database, now_ms)
 
 
@@ -108,13 +107,12 @@ def _connect(settings: Settings) -> Connect:
     return connect
 
 
-def _hold_all(database: Database, now_ms: int, doubt: str) -> None:
+def _hold_all(c: Connection, now_ms: int, epoch: int, doubt: str) -> None:
     """The database is not the one we left: every unfinished job waits for its person."""
-    with database.write() as c:
-        events.add(c, "daemon.restored", now_ms, why=doubt)
-        for job in jobs.unfinished(c):
-            jobs.hold(c, job, HoldReason.RESTORED, doubt, now_ms, database.epoch)
-        presume_work(c, now_ms, database.epoch)
+    events.add(c, "daemon.restored", now_ms, why=doubt)
+    for job in jobs.unfinished(c):
+        jobs.hold(c, job, HoldReason.RESTORED, doubt, now_ms, epoch)
+    presume_work(c, now_ms, epoch)
 
 
 def serve(settings: Settings) -> None:

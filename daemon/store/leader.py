@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 from sqlalchemy import Connection, func, insert, select, update
@@ -21,8 +22,12 @@ from daemon.store.database import Database
 HIGH_WATER = "high-water"  # beside the database
 
 
-def take(database: Database, machine: str, now_ms: int) -> str | None:
-    """Lead with a higher epoch than anybody before; returns why the database looks restored or copied, if it does."""
+def take(database: Database, machine: str, now_ms: int, doubtful: Callable[[Connection, int, str], None]) -> str | None:
+    """Lead with a higher epoch than anybody before; returns why the database looks restored or copied, if it does.
+
+    `doubtful(c, epoch, why)` then does what doubt demands, in the same transaction: our new epoch wipes out what the
+    doubt rests on, so a crash must leave both or neither.
+    """
     high_water = database.path.with_name(HIGH_WATER)
     known = _read_high_water(high_water)
     with database.write(fenced=False) as c:
@@ -41,6 +46,8 @@ def take(database: Database, machine: str, now_ms: int) -> str | None:
         else:
             c.execute(insert(schema.leader).values(id=1, **values))
         put_meta(c, "machine_id", machine)
+        if doubt is not None:
+            doubtful(c, epoch, doubt)
         last = _last_event(c)
     _write_high_water(high_water, {"epoch": epoch, "event": last, "machine_id": machine})
     database.epoch = epoch

@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import pytest
+from sqlalchemy import Connection
 from store import NOW, add_job, opened
 
 from daemon.store import leader
@@ -14,7 +16,7 @@ def led_again(folder: Path, machine: str = "machine-1") -> str | None:
     """What the next daemon thinks of the database in `folder`."""
     database = opened(folder, lead=False)
     try:
-        return leader.take(database, machine, NOW)
+        return leader.take(database, machine, NOW, lambda c, epoch, why: None)
     finally:
         database.close()
 
@@ -54,5 +56,20 @@ def test_a_backup_of_the_same_epoch(tmp_path: Path) -> None:
 def test_another_machine(tmp_path: Path) -> None:
     """A copied database is not ours to go on with."""
     opened(tmp_path).close()
+
+    assert "another machine" in (led_again(tmp_path, "machine-2") or "")
+
+
+def test_a_crash_before_doubt_had_its_way(tmp_path: Path) -> None:
+    """Whoever dies before every job is held leaves the doubt to the next daemon."""
+
+    def dies(c: Connection, epoch: int, why: str) -> None:
+        raise KeyboardInterrupt
+
+    opened(tmp_path).close()
+    database = opened(tmp_path, lead=False)
+    with pytest.raises(KeyboardInterrupt):
+        leader.take(database, "machine-2", NOW, dies)
+    database.close()
 
     assert "another machine" in (led_again(tmp_path, "machine-2") or "")
