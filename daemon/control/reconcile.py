@@ -52,7 +52,7 @@ class Reconciler:
                 leader.put_meta(c, "last_probe_error", listing.problem)
                 if listing.problem != self._reported:
                     events.add(c, "market.untrusted", now, problem=listing.problem)
-        leader.note(self.database)
+        self._note()
         if not listing.trusted:
             if listing.problem != self._reported:
                 log.warning("market.untrusted", problem=listing.problem)
@@ -68,6 +68,13 @@ class Reconciler:
         await self._end_late_arrivals()
         self._last_pass = self.clock.mono()
         return listing
+
+    def _note(self) -> None:
+        """A full disk costs the memory of how far we came, not the pass: what bills has to be seen all the same."""
+        try:
+            leader.note(self.database)
+        except OSError as error:
+            log.error("high_water.unwritten", error=str(error))
 
     def _apply(self, listing: Listing, now: int) -> None:
         """Everything that the listing alone decides, in one transaction."""

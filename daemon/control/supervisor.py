@@ -188,7 +188,10 @@ class Supervisor:
             slept, came = wake.woke(before, now), wake.network_came(before, now)
             if slept or came:
                 log.info("workstation.woke" if slept else "network.came", passed_s=round(now.boot - before.boot))
-                await self.reconnect()
+                try:
+                    await self.reconnect()
+                except Exception:  # without this loop no sleep is noticed and nobody feeds the watchdog: it never ends
+                    log.exception("reconnect.crashed")
             if clock.mono() < self._stuck_at:
                 self.tell("WATCHDOG=1")
             before = now

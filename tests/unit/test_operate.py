@@ -252,3 +252,15 @@ async def test_a_stage_start_that_failed(bench: Bench, error: BoxError, state: O
         with pytest.raises(NoPermit):
             await bench.operator.destroy(bench.job, lease, "nothing was started on it")
     assert bool(bench.market.asked) is unused
+
+
+async def test_a_high_water_file_that_cannot_be_written_costs_no_pass(bench: Bench) -> None:
+    """The listing is applied all the same: what bills has to be seen on a full disk too."""
+    lease = bench.rented(status="loading")
+    bench.market.instances = [instance(INSTANCE)]
+    (bench.database.path.parent / "high-water.tmp").mkdir()
+
+    await bench.reconciler.run_once()
+
+    (seen,) = bench.leases
+    assert (lease.status, seen.status) == ("loading", "running")

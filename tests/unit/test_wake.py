@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import itertools
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -25,6 +26,7 @@ from daemon.domain.holds import HoldReason
 from daemon.domain.lifecycle import JobState
 from daemon.domain.market import Listing
 from daemon.domain.records import StageRun
+from daemon.errors import StoreError
 from daemon.settings import Paths, Settings
 from daemon.store import jobs
 from daemon.store.readonly import ReadModel
@@ -161,6 +163,29 @@ async def test_the_networks_return_wakes_drivers_and_reconcile(world: World, mon
     await asyncio.wait_for(woken.wait(), 60)
 
     assert world.operator.acted.is_set()
+    looking.cancel()
+    await asyncio.gather(looking, return_exceptions=True)
+
+
+async def test_a_link_that_cannot_be_dropped(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counting the last bytes meets a full disk: the next look comes all the same."""
+    flapping = itertools.cycle((AT_HOME, frozenset[str]()))
+    tried: list[int] = []
+    again = asyncio.Event()
+
+    async def drop_link() -> None:
+        tried.append(1)
+        if len(tried) > 1:
+            again.set()
+        raise StoreError("database or disk is full")
+
+    monkeypatch.setattr(wake, "TICK_S", 0.001)
+    one = supervisor(world, addresses=lambda: next(flapping))
+    one.drivers["job"] = cast(Driver, SimpleNamespace(drop_link=drop_link))
+    looking = asyncio.create_task(one._look_loop())
+
+    await asyncio.wait_for(again.wait(), 60)
+
     looking.cancel()
     await asyncio.gather(looking, return_exceptions=True)
 
