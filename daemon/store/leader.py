@@ -22,11 +22,11 @@ from daemon.store.database import Database
 HIGH_WATER = "high-water"  # beside the database
 
 
-def take(database: Database, machine: str, now_ms: int, doubtful: Callable[[Connection, int, str], None]) -> str | None:
-    """Lead with a higher epoch than anybody before; returns why the database looks restored or copied, if it does.
+def take(database: Database, machine: str, now_ms: int, doubtful: Callable[[Connection, int, str], None]) -> None:
+    """Lead with a higher epoch than anybody before.
 
-    `doubtful(c, epoch, why)` then does what doubt demands, in the same transaction: our new epoch wipes out what the
-    doubt rests on, so a crash must leave both or neither.
+    Where the database looks restored or copied, `doubtful(c, epoch, why)` does what doubt demands, in the same
+    transaction: our new epoch wipes out what the doubt rests on, so a crash must leave both or neither.
     """
     high_water = database.path.with_name(HIGH_WATER)
     known = _read_high_water(high_water)
@@ -51,7 +51,6 @@ def take(database: Database, machine: str, now_ms: int, doubtful: Callable[[Conn
         last = _last_event(c)
     _write_high_water(high_water, {"epoch": epoch, "event": last, "machine_id": machine})
     database.epoch = epoch
-    return doubt
 
 
 def note(database: Database) -> None:

@@ -16,7 +16,9 @@ def led_again(folder: Path, machine: str = "machine-1") -> str | None:
     """What the next daemon thinks of the database in `folder`."""
     database = opened(folder, lead=False)
     try:
-        return leader.take(database, machine, NOW, lambda c, epoch, why: None)
+        doubts: list[str] = []
+        leader.take(database, machine, NOW, lambda c, epoch, why: doubts.append(why))
+        return doubts[0] if doubts else None
     finally:
         database.close()
 
