@@ -48,7 +48,6 @@ class Release(StrEnum):
     RUN_TO_LIMIT = "runs until limits.hold dollars are spent waiting, then is stopped"
     RETURN_UNUSED = "returned at once: nothing was started on it"
     STOP_NOW = "stopped at once: waiting for it to run brings nothing"
-    NONE = "there is no machine"
 
 
 @dataclass(frozen=True)
@@ -131,7 +130,7 @@ HOLDS: dict[HoldReason, Hold] = {
         "the market refuses the key", N, R, "mend the key, then resume", ("jobctl doctor", _RESUME)
     ),
     HoldReason.NO_OFFERS: Hold(
-        "no machine on the market fits", N, Release.NONE, "loosen machine: or limits:", ("jobctl offers --why", _RESUME)
+        "no machine on the market fits", N, R, "loosen machine: or limits:", ("jobctl offers --why", _RESUME)
     ),
     HoldReason.PROVISIONING: Hold(
         "several machines in a row did not become ready",
