@@ -101,7 +101,7 @@ class Client:
             response = connection.getresponse()
             answer = json.loads(response.read())
         except (FileNotFoundError, ConnectionRefusedError) as error:
-            raise DaemonUnreachable("the daemon is not running", hint="jobctl serve") from error
+            raise DaemonUnreachable("the daemon is not running", hint="jobctl up") from error
         except TimeoutError as error:
             raise DaemonUnreachable(
                 f"the daemon does not answer within {timeout_s:g} s", hint="jobctl doctor"
@@ -137,7 +137,7 @@ def _connection(paths: Paths, timeout_s: float) -> tuple[http.client.HTTPConnect
 
 
 def _unreachable(why: str) -> DaemonUnreachable:
-    return DaemonUnreachable(f"the daemon is not running ({why})", hint="jobctl serve")
+    return DaemonUnreachable(f"the daemon is not running ({why})", hint="jobctl up")
 
 
 def _job(ref: str, *parts: str) -> str:

@@ -14,7 +14,7 @@ from daemon.errors import DaemonUnreachable, Refused
 from daemon.service import program as programs
 from daemon.service.holder import holder
 from daemon.service.program import Program
-from daemon.service.system import System, put, remove, this_system
+from daemon.service.system import Standing, System, put, remove, this_system
 from daemon.settings import Paths
 from daemon.store.readonly import ReadModel
 
@@ -31,11 +31,7 @@ def up() -> None:
     loaded = settings.load()
     system, program = this_system(), programs.of(loaded.paths)
     before = system.standing(program)
-    if not before.running and (process := holder(loaded.paths)):
-        raise Refused(
-            f"jobd already runs by hand (process {process}): there is never a second one",
-            hint=f"end it (Ctrl-C in its terminal, or kill {process}), then jobctl up",
-        )
+    _refuse_by_hand(before, loaded.paths)
     key = settings.api_key(loaded.paths)
     changed = programs.write_environment(program)
     changed |= put(system, program)
@@ -45,7 +41,7 @@ def up() -> None:
     click.echo(f"{'installed' if changed else 'in place'}   {system.NAME} {system.file(program)}")
     click.echo(f"running     version {health['version']}, market {cleaned(health['market'])}, key of {key.hint}")
     for advice in system.standing(program).advice:
-        click.echo(f"note        {advice}")
+        click.echo(f"note        {advice.detail}{f'; to keep it: {advice.fix}' if advice.fix else ''}")
     click.echo(f"log         jobctl logs --daemon   or: {system.log_command(program)}")
 
 
@@ -56,11 +52,7 @@ def down(uninstall: bool) -> None:
     loaded = settings.load()
     system, program = this_system(), programs.of(loaded.paths)
     was = system.standing(program)
-    if not was.running and (process := holder(loaded.paths)):
-        raise Refused(
-            f"jobd runs by hand (process {process}), not as a service",
-            hint=f"end it (Ctrl-C in its terminal, or kill {process})",
-        )
+    _refuse_by_hand(was, loaded.paths)
     if uninstall:
         remove(system, program)
         click.echo(f"removed     {system.NAME} {system.file(program)}; models, receipts and database stay")
@@ -70,6 +62,15 @@ def down(uninstall: bool) -> None:
     else:
         click.echo(f"no {system.NAME} is installed; nothing was done")
     _what_bills(loaded.paths)
+
+
+def _refuse_by_hand(standing: Standing, paths: Paths) -> None:
+    """A daemon that a person started is theirs to end, and there is never a second one."""
+    if not standing.running and (process := holder(paths)):
+        raise Refused(
+            f"jobd runs by hand (process {process}), not as a service",
+            hint=f"end it (Ctrl-C in its terminal, or kill {process})",
+        )
 
 
 def _answer(system: System, program: Program, paths: Paths) -> dict[str, str]:

@@ -27,8 +27,7 @@ def service(loaded: Settings) -> list[Check]:
         return [Check(name="service", status="WARN", detail=detail, fix="jobctl up"), *_version(loaded)]
     found = [Check(name="service", status="PASS", detail=f"{system.NAME}, running, started at log-in", fix="")]
     for advice in standing.advice:
-        detail, _, fix = advice.partition("; to keep it: ")
-        found.append(Check(name="log-out", status="WARN", detail=detail, fix=fix))
+        found.append(Check(name="log-out", status="WARN", detail=advice.detail, fix=advice.fix))
     return [*found, *_version(loaded)]
 
 

@@ -70,5 +70,5 @@ def banner(reading: Reading[Any], money: MoneyStrip, drawn: Look) -> list[str]:
         count = money["machines"]
         bills = f" and {count} machine{'s' if count > 1 else ''} may be billing" if count else ""
         lines.append(drawn.paint(f"! the daemon is not running; {old}{bills}.", "warn"))
-        lines.append("  Try: jobctl serve")
+        lines.append("  Try: jobctl up")
     return lines

@@ -15,13 +15,21 @@ PATIENCE_S = 60.0  # of one command of the service manager; ending the daemon ta
 
 
 @dataclass(frozen=True)
+class Advice:
+    """What may end the service although nothing is wrong with it; `fix` is the command that helps, '' for none."""
+
+    detail: str
+    fix: str = ""
+
+
+@dataclass(frozen=True)
 class Standing:
     """`starts_alone`: at the next log-in without anybody typing. `advice`: what would make it more reliable."""
 
     installed: bool
     starts_alone: bool
     running: bool
-    advice: tuple[str, ...] = ()
+    advice: tuple[Advice, ...] = ()
 
 
 class System(Protocol):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from daemon import platform
 from daemon.service.program import Program
-from daemon.service.system import Standing, ask
+from daemon.service.system import Advice, Standing, ask
 
 NAME = "systemd user unit"
 
@@ -91,14 +91,13 @@ def log_command(program: Program) -> str:
     return f"journalctl --user -u {program.name}"
 
 
-def _advice() -> tuple[str, ...]:
-    """What ends a user unit although nothing is wrong with it."""
+def _advice() -> tuple[Advice, ...]:
     user = platform.user_name()
     advice = []
     if not Path("/var/lib/systemd/linger", user).exists():
-        advice.append(f"it ends when you log out; to keep it: loginctl enable-linger {user}")
+        advice.append(Advice("it ends when you log out", f"loginctl enable-linger {user}"))
     if _systemctl("--version").split()[1:2] == [LAST_LOGOUT]:
-        advice.append("systemd 255 may end it at your last log-out even so; it goes on at the next log-in")
+        advice.append(Advice("systemd 255 may end it at your last log-out even so; it goes on at the next log-in"))
     return tuple(advice)
 
 

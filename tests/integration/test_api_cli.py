@@ -184,7 +184,7 @@ def test_without_daemon_and_database_there_is_nothing_to_read(run: Run, config: 
     result = run("status")
 
     assert result.exit_code == 4
-    assert "Try:   jobctl serve" in result.stderr
+    assert "Try:   jobctl up" in result.stderr
 
 
 @pytest.mark.parametrize("verb", [("status",), ("show", "k7f"), ("leases",), ("logs", "k7f"), ("offers",), ("doctor",)])
