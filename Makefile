@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 part = @start=$$(date +%s); $(2); code=$$?; echo "== $(1): $$(( $$(date +%s) - start )) s"; exit $$code
 
-.PHONY: demo test test-full setup lint coverage bench clean
+.PHONY: demo test test-full setup lint coverage chaos soak bench clean
 
 demo: setup
 	@$(BIN)/jobctl demo --image $(BOX)
@@ -28,7 +28,7 @@ TWO := -n 2 --dist loadfile
 
 test: setup lint
 	$(call part,unit,$(PYTEST) tests/test_imports.py tests/test_excepts.py tests/unit)
-	$(call part,simulation,$(PYTEST) tests/simulation -m "not full")
+	$(call part,simulation,$(PYTEST) tests/simulation tests/chaos -m "not full")
 	$(call part,payload,$(PYTEST) tests/payload -m "not full" $(TWO))
 	$(call part,integration,$(PYTEST) tests/integration -m "not full")
 	$(call part,acceptance,$(PYTEST) tests/acceptance -m "not full" $(TWO))

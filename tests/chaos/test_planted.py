@@ -28,6 +28,7 @@ def losing_a_create() -> int:
     )
 
 
+@pytest.mark.full
 @pytest.mark.timeout(600)
 def test_a_create_that_is_blindly_repeated(tmp_path: Path) -> None:
     """Whoever sends a create again because its reply was lost is told so, with the label."""

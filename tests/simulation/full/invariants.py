@@ -1,7 +1,7 @@
 """I1..I24 against the ledgers of market, boxes, person and disk; never the daemon's own word for it.
 
-`CHECKED` says where each is looked at: on the wire (a request leaves the daemon), at every commit, at the end, by the
-sweep, or in which other test when this tier cannot show it.
+What each promises, and where the others are held, is in ../invariants.py. `CHECKED` says when this tier looks: on the
+wire (a request leaves the daemon), at every commit, at the end, or by the sweep; and what it takes for a violation.
 """
 
 from __future__ import annotations
@@ -36,9 +36,8 @@ CHECKED: dict[str, str] = {
     "I8": "commit: a state that went backwards without the person or a lost artifact",
     "I9": "end: events that do not yield the row",
     "I10": "end: a lease that counts less than the market billed",
-    "I11": "decision tier (money of a hold over hours)",
     "I12": "wire: a request of a life that was overtaken",
-    "I13": "end: a key of an instance in the daemon's files; the account's key: tests of market and log",
+    "I13": "end: a key of an instance in the daemon's files",
     "I14": "commit: a nonce that a box began twice without its runner having died",
     "I15": "commit: a stage that is done here and not on any box",
     "I16": "commit: a machine GONE, or a create ABSENT, by too few looks",
@@ -46,7 +45,6 @@ CHECKED: dict[str, str] = {
     "I18": "wire: a request about a machine that is not ours",
     "I19": "wire and commit: a cancel that was lost, or that ended with work and without a word",
     "I20": "death and end: a file under its own name that is not whole",
-    "I21": "tests/integration (free space of a real disk)",
     "I22": "anything: a process that ends by a defect, a job held INTERNAL without a fault",
     "I23": "end: clear sky, and no end within three hours",
     "I24": "sweep",

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from tests.simulation.invariants import INVARIANTS
+
+from .invariants import CHECKED
 from .pinned import PINNED, Pinned
 from .simulation import Simulation, simulate
 
@@ -39,3 +42,8 @@ def test_pinned(pinned: Pinned) -> None:
     found = simulate(pinned.seed)
 
     assert not found.violations, f"{pinned.what}\n" + "\n".join(map(str, found.violations))
+
+
+def test_the_table_says_what_is_checked_here() -> None:
+    """Every invariant that names this tier is looked at in it, and nothing is looked at that the table lacks."""
+    assert set(CHECKED) == {invariant.id for invariant in INVARIANTS if "full" in invariant.where}
