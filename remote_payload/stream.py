@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 import torch
 
 from remote_payload import converter
+from remote_payload.ahead import computed_ahead
 from remote_payload.contract import Exit
 from remote_payload.merge import Delta, MergeFailed, check_targets
 from remote_payload.quants import PREDICTED_ARCHITECTURES, QUANTS, Quant, aligned, data_bytes
@@ -112,7 +113,9 @@ class Conversion:
             self.architecture = writer.arch
             promised = self.header_bytes + sum(aligned(tensor.nbytes) for tensor in tensors.values())
             need_space(path.parent, promised)
-            writer.write_tensors_to_file()
+            promises = [entry for entry in tensors.values() if isinstance(entry.tensor, self._gguf.LazyNumpyTensor)]
+            with computed_ahead(promises, self._gguf.LazyNumpyTensor.to_eager):
+                writer.write_tensors_to_file()
             writer.close()
         return finish(part, path, promised, self.predicted(quant))
 

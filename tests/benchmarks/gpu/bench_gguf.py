@@ -1,0 +1,142 @@
+"""From an adapter to a hashed Q8_0, with the product's own code, on random weights of a real shape.
+
+    python tests/benchmarks/gpu/bench_gguf.py --shape qwen7b --root DIR --converter DIR [--threads 1]
+
+Makes the model first (not timed; 15 GB for the 7B, so DIR needs 25 GB). Prints one JSON line: seconds to import and
+prepare, to write, to hash; the file's sha256, by which runs with different numbers of threads are compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+sys.path.insert(0, str(REPOSITORY))
+BEGAN = time.monotonic()
+
+import torch  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
+
+from remote_payload import ahead, hashes  # noqa: E402
+from remote_payload.merge import read_deltas  # noqa: E402
+from remote_payload.quants import QUANTS  # noqa: E402
+from remote_payload.stream import Conversion, clean_copy  # noqa: E402
+
+SHAPES = {  # hidden, intermediate, layers, heads, key-value heads, vocabulary
+    "qwen7b": (3584, 18944, 28, 28, 4, 152064),
+    "mid": (1024, 4096, 12, 16, 8, 49152),
+}
+RANK = 64
+
+
+def make_model(folder: Path, shape: str) -> None:
+    """A Llama of that shape with weights from one repeated random block: making 15 GB of them anew takes minutes."""
+    hidden, inner, layers, heads, kv_heads, vocabulary = SHAPES[shape]
+    shutil.copytree(REPOSITORY / "daemon" / "sandbox" / "models" / "nano", folder)
+    (folder / "model.safetensors").unlink()
+    config = json.loads((folder / "config.json").read_text()) | {
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": hidden // heads,
+        "vocab_size": vocabulary,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    block = (torch.randn(1 << 24, generator=torch.Generator().manual_seed(0)) * 0.02).bfloat16()
+
+    def weight(*size: int) -> torch.Tensor:
+        count = torch.Size(size).numel()
+        return block.repeat(-(-count // block.numel()))[:count].view(size).clone()
+
+    key = kv_heads * hidden // heads
+    names = {"model.embed_tokens.weight": (vocabulary, hidden), "lm_head.weight": (vocabulary, hidden)}
+    save_file({n: weight(*s) for n, s in names.items()} | {"model.norm.weight": weight(hidden)},
+              folder / "model-00000.safetensors", {"format": "pt"})  # fmt: skip
+    for i in range(layers):
+        save_file(
+            {f"model.layers.{i}.{n}.weight": weight(*s) for n, s in linears(hidden, inner, key).items()}
+            | {f"model.layers.{i}.{n}_layernorm.weight": weight(hidden) for n in ("input", "post_attention")},
+            folder / f"model-{i + 1:05d}.safetensors",
+            {"format": "pt"},
+        )
+
+
+def linears(hidden: int, inner: int, key: int) -> dict[str, tuple[int, int]]:
+    return {
+        "self_attn.q_proj": (hidden, hidden),
+        "self_attn.k_proj": (key, hidden),
+        "self_attn.v_proj": (key, hidden),
+        "self_attn.o_proj": (hidden, hidden),
+        "mlp.gate_proj": (inner, hidden),
+        "mlp.up_proj": (inner, hidden),
+        "mlp.down_proj": (hidden, inner),
+    }
+
+
+def make_adapter(folder: Path, shape: str) -> None:
+    hidden, inner, layers, heads, kv_heads, _ = SHAPES[shape]
+    folder.mkdir()
+    random = torch.Generator().manual_seed(1)
+    tensors = {}
+    for i in range(layers):
+        for name, (out, into) in linears(hidden, inner, kv_heads * hidden // heads).items():
+            prefix = f"base_model.model.model.layers.{i}.{name}.lora_"
+            tensors[f"{prefix}A.weight"] = torch.randn(RANK, into, generator=random) * 0.01
+            tensors[f"{prefix}B.weight"] = torch.randn(out, RANK, generator=random) * 0.01
+    save_file(tensors, folder / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "r": RANK, "lora_alpha": 2 * RANK}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--shape", choices=SHAPES, default="mid")
+    parser.add_argument("--root", type=Path, required=True)
+    parser.add_argument("--converter", type=Path, required=True)
+    parser.add_argument("--threads", type=int, default=ahead.THREADS)
+    args = parser.parse_args()
+    imports = time.monotonic() - BEGAN
+    args.root.mkdir(parents=True, exist_ok=True)
+    if not (args.root / "adapter").exists():
+        make_model(args.root / "model", args.shape)
+        make_adapter(args.root / "adapter", args.shape)
+    shutil.rmtree(args.root / "base", ignore_errors=True)
+    ahead.THREADS = args.threads
+
+    began = time.monotonic()
+    base = clean_copy(args.root / "model", args.root / "base")
+    conversion = Conversion(args.converter.resolve(), base, read_deltas(args.root / "adapter"), "bench")
+    prepared = time.monotonic()
+    size = conversion.write(QUANTS["Q8_0"], args.root / "bench-Q8_0.gguf")
+    written = time.monotonic()
+    digest = hashes.digest(args.root / "bench-Q8_0.gguf")
+    hashed = time.monotonic()
+    print(
+        json.dumps(
+            {
+                "shape": args.shape,
+                "threads": args.threads,
+                "cores": len(os.sched_getaffinity(0)),
+                "bytes": size,
+                "import_s": round(imports, 1),
+                "prepare_s": round(prepared - began, 1),
+                "write_s": round(written - prepared, 1),
+                "hash_s": round(hashed - written, 1),
+                "total_s": round(imports + hashed - began, 1),
+                "sha256": digest.sha256[:16],
+            }
+        ),  # fmt: skip
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main()
