@@ -133,7 +133,7 @@ def main() -> None:
                 "total_s": round(imports + hashed - began, 1),
                 "sha256": digest.sha256[:16],
             }
-        ),  # fmt: skip
+        ),
         flush=True,
     )
 
