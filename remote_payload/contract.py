@@ -30,6 +30,7 @@ JOB_FILE = "job.json"  # run/job.json: written by the daemon, read by every scri
 PREPARED_FILE = "prepared.json"  # run/prepared.json: what `prepare` read and concluded
 STATUS_FILE = "status.json"  # run/status.json: the runner's heartbeat, replaced whole
 EVENTS_FILE = "events.jsonl"  # run/events.jsonl: append-only progress, read by byte offset
+CALLED_FILE = "called"  # run/called: touched by every command from home; away.py looks at its time
 LOG_FILE = "log.txt"  # run/log.txt: everything the stages printed
 MANIFEST_FILE = "manifest.json"  # run/manifest.json: the artifact set, written last
 STAGES_DIR = "stages"  # run/stages/<nonce>/{started,done,failed}.json
@@ -72,6 +73,14 @@ class Role(StrEnum):
     METRICS = "metrics"
     LOG = "log"
     REPORT = "report"
+
+
+class Subject(StrEnum):
+    """Which model a score is of."""
+
+    NEW = "new"  # the one this job trained
+    BASE = "base"
+    COMPARED = "compared"  # the one that eval.compare_to names
 
 
 class Exit(IntEnum):
@@ -179,6 +188,8 @@ class JobFile:
     checkpoint_keep: int = 3
     seed: int = 42
     reasoning: str = "keep"
+    gates: dict[str, float | None] = field(default_factory=dict)  # limits other than gates.py's; None: off
+    choices: list[str] = field(default_factory=list)  # the words of which each held-out answer says one
     away_limit_s: float | None = None  # finished or failed and nobody called for so long: the box stops itself
     notify_url: str | None = None
     chunk_size: int = CHUNK_SIZE
@@ -226,6 +237,8 @@ class Status:
     checkpoint_step: int = 0
     detail: str = ""
     gpu_util: float | None = None  # percent
+    gpu_memory: float | None = None  # percent, of the fullest card
+    eta_s: float | None = None  # to the end of the stage's steps, when the last one was told
     contract: int = CONTRACT
 
 
@@ -315,6 +328,32 @@ class Quality:
 
 
 @dataclass(frozen=True)
+class Gain:
+    """How much better the new model is than another on the same rows: the mean and its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Score:
+    """One model on the held-out rows. The gains are None for the new model itself, which the others are held against.
+
+    `nll` in nats a token, its gain positive where the new model is the more certain; `right` is the share of the
+    `choice_rows` whose word the model finds likeliest, None where no row holds one of the job's choices.
+    """
+
+    subject: Subject
+    rows: int
+    nll: float
+    nll_gain: Gain | None = None
+    choice_rows: int = 0
+    right: float | None = None
+    right_gain: Gain | None = None
+
+
+@dataclass(frozen=True)
 class Manifest:
     """run/manifest.json: the whole artifact set, written after everything in it was re-read and hashed."""
 
@@ -326,6 +365,7 @@ class Manifest:
     files: list[ArtifactFile]
     parents: dict[str, str] = field(default_factory=dict)  # stage -> sha256 of the adapter it produced
     quality: list[Quality] = field(default_factory=list)
+    scores: list[Score] = field(default_factory=list)
     tools: dict[str, str] = field(default_factory=dict)
     contract: int = CONTRACT
 
