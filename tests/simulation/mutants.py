@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-PLAN, HOLDS, RECORDS, SNAPSHOT = (f"daemon/domain/{name}.py" for name in ("plan", "holds", "records", "snapshot"))
+PLAN, HOLDS, RECORDS, SNAPSHOT, BILLING = (
+    f"daemon/domain/{name}.py" for name in ("plan", "holds", "records", "snapshot", "billing")
+)
 OPERATE, RECONCILE, ACTS, PERMITS, DRIVER, WATCH, ATTEMPTS, COMMANDS, HOMECOMING, TAKEN = (
     f"daemon/control/{name}.py"
     for name in (
@@ -354,7 +356,11 @@ MUTANTS: tuple[Mutant, ...] = (
             "        return self.storage_per_hour if halted else self.price_per_hour",
             "        return 0 if halted else self.price_per_hour",
         ),
-        (RECORDS, "            + accrued(self.storage_per_hour, self.idle_ms)\n", ""),
+        (
+            BILLING,
+            "    return Span(accrued(max(storage, last.storage_per_hour), elapsed_ms), 0, elapsed_ms)",
+            "    return Span(0, 0, elapsed_ms)",
+        ),
     ),
     # -- this workstation
     _mutant(

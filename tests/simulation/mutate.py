@@ -1,8 +1,9 @@
 """Plant each bug of mutants.py in a copy of the source, run its simulator there, and say whether it was caught.
 
-    python -m tests.simulation.mutate [--seeds 500] [NAME ...]
+    python -m tests.simulation.mutate [--seeds 500] [--tier full] [NAME ...]
 
-The copy lies in a temporary folder, so that the working tree never holds a planted bug. Ends with 1 when one survives.
+The copy lies in a temporary folder, so that the working tree never holds a planted bug. A seed has caught it when a
+second copy, without the bug, passes that seed. Ends with 1 when one survives.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 COPIED = ("daemon", "remote_payload", "migrations", "tests")
 SEEDS = 500
 CAUGHT, CLEAN = 1, 0  # exit codes of a simulator
-SEED = re.compile(r"seed (\d+)")
+SEED = re.compile(r"seed \d+: ")
 
 
 def plant(mutant: Mutant, tree: Path) -> None:
@@ -37,6 +38,7 @@ def plant(mutant: Mutant, tree: Path) -> None:
 
 
 def copy(tree: Path) -> None:
+    tree.mkdir(exist_ok=True)
     for name in COPIED:
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__", "recordings"))
     shutil.copy(ROOT / "pyproject.toml", tree)
@@ -45,28 +47,42 @@ def copy(tree: Path) -> None:
 def hunt(mutant: Mutant, seeds: int) -> str | None:
     """What the simulator said first about the planted bug; None when it survived. Raises RuntimeError: it broke."""
     with tempfile.TemporaryDirectory() as folder:
-        tree = Path(folder)
-        copy(tree)
-        plant(mutant, tree)
-        done = subprocess.run(
-            [sys.executable, "-m", f"tests.simulation.{mutant.tier}", "--seeds", f"0:{seeds}"],
-            cwd=tree, capture_output=True, text=True,
-        )  # fmt: skip
+        clean, planted = Path(folder, "clean"), Path(folder, "planted")
+        copy(clean)
+        copy(planted)
+        plant(mutant, planted)
+        first = 0
+        while (said := accuse(planted, mutant.tier, first, seeds)) is not None:
+            seed = int(said.split()[1].rstrip(":"))
+            if accuse(clean, mutant.tier, seed, seed + 1) is None:
+                return said
+            first = seed + 1
+    return None
+
+
+def accuse(tree: Path, tier: str, first: int, last: int) -> str | None:
+    """The line about the first of these seeds that violates an invariant of the code in `tree`."""
+    done = subprocess.run(
+        [sys.executable, "-m", f"tests.simulation.{tier}", "--seeds", f"{first}:{last}", "--first"],
+        cwd=tree, capture_output=True, text=True,
+    )  # fmt: skip
     if done.returncode == CLEAN:
         return None
-    if done.returncode != CAUGHT or not SEED.search(done.stdout):
-        raise RuntimeError(f"{mutant.name}: the simulator ended with {done.returncode}\n{done.stdout}\n{done.stderr}")
-    return next(line for line in done.stdout.splitlines() if SEED.search(line))
+    lines = [line for line in done.stdout.splitlines() if SEED.match(line)]
+    if done.returncode != CAUGHT or not lines:
+        raise RuntimeError(f"the {tier} tier ended with {done.returncode}\n{done.stdout}\n{done.stderr}")
+    return lines[0]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="only these")
     parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--tier", choices=("decision", "full"), help="only those that this one has to catch")
     asked = parser.parse_args(arguments)
     survived = 0
     for mutant in MUTANTS:
-        if asked.names and mutant.name not in asked.names:
+        if (asked.names and mutant.name not in asked.names) or asked.tier not in (None, mutant.tier):
             continue
         begun = time.monotonic()
         caught = hunt(mutant, asked.seeds)

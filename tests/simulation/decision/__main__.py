@@ -64,6 +64,17 @@ def run_seeds(first: int, last: int, jobs: int = 1) -> Result:
     return result
 
 
+def until_one(seeds: range) -> int:
+    """Ends with 1 at the first seed that violates an invariant."""
+    for seed in seeds:
+        try:
+            simulate(seed)
+        except Violation as error:
+            print(f"seed {seed}: {error}")
+            return 1
+    return 0
+
+
 def show(seed: int) -> int:
     """The trace of one seed."""
     try:
@@ -80,11 +91,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", default="0:5000", help="first:last, the last excluded")
     parser.add_argument("--seed", type=int, help="show one")
     parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--first", action="store_true", help="only say which seed violates an invariant first")
     parser.add_argument("--missing", action="store_true", help="list every cell that was not reached")
     asked = parser.parse_args(arguments)
     if asked.seed is not None:
         return show(asked.seed)
     first, last = map(int, asked.seeds.split(":"))
+    if asked.first:
+        return until_one(range(first, last))
     begun = time.perf_counter()
     result = run_seeds(first, last, asked.jobs)
     took = time.perf_counter() - begun

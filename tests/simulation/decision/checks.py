@@ -64,8 +64,7 @@ def after_pass(run: Run) -> None:
     w = run.w
     recorded = 0
     for lease in w.store.leases:
-        at = lease.gone_at if lease.gone_at is not None else lease.observed_ms
-        recorded += lease.cost if lease.gone_at is not None else lease.cost_at(at or lease.created_at)
+        recorded += lease.cost_at(lease.observed_ms or lease.created_at)
         machine = w.market.by_id(lease.instance_id)
         if machine is None or not lease.is_held or lease.observed_ms != w.wall:
             continue

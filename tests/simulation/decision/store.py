@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from daemon.domain.billing import between
 from daemon.domain.holds import HoldReason
 from daemon.domain.lifecycle import TERMINAL, JobState
 from daemon.domain.records import (
@@ -28,9 +29,6 @@ from tests.simulation.decision.market import Machine
 
 TOKEN_LIFE_MS = 900_000
 OPEN = tuple(state for state in OpState if state.is_open)
-RATE = {  # what a status bills; any other bills in full
-    None: "disk", "created": "disk", "loading": "disk", "stopped": "halted", "exited": "halted", "offline": "nothing",
-}  # fmt: skip
 
 
 class Rejected(Exception):
@@ -285,7 +283,7 @@ class Store:
 
     def set_lease_state(self, lease: LeaseRow, state: LeaseState, now: int) -> None:
         if state in (LeaseState.GONE, LeaseState.WRITTEN_OFF):
-            lease.gone_at, lease.cost = now, lease.cost_at(now)
+            lease.gone_at, lease.cost, lease.observed_ms = now, lease.time_cost_at(now), now
         else:
             if state is LeaseState.LIVE and self.live not in (None, lease):
                 raise Rejected("one LIVE lease per job")
@@ -294,21 +292,16 @@ class Store:
         lease.state = state
 
     def observe(self, lease: LeaseRow, seen: Machine, now: int, true_now: int, end_ms: int | None) -> None:
-        """As daemon/store/leases.py, but for what seeds found it to record too low (I10): a status that nobody knows
-        bills as running, so does the time between two statuses of different rates, and a price that falls does not
-        make earlier hours cheaper.
-        """
+        """As daemon/store/leases.py; what the time since the last look cost is the real reckoning."""
         status = seen.status(true_now)
-        elapsed = max(0, now - (lease.observed_ms or lease.created_at))
-        was, is_now = RATE.get(lease.status, "full"), RATE.get(status, "full")
-        ran = was != is_now or was == "full"
-        disk_only = not ran and was != "nothing"
+        span = between(lease, status, seen.price, seen.storage, now)
         if status != lease.status or seen.intended != lease.intended:
             lease.status_since = now
         lease.status, lease.intended, lease.status_msg = status, seen.intended, seen.status_msg
-        lease.price_per_hour, lease.storage_per_hour = max(seen.price, lease.price_per_hour), seen.storage
+        lease.price_per_hour, lease.storage_per_hour = seen.price, seen.storage
         lease.end_ms = end_ms
-        lease.running_ms += elapsed if ran else 0
-        lease.idle_ms += elapsed if disk_only else 0
+        lease.running_ms += span.running_ms
+        lease.idle_ms += span.idle_ms
+        lease.cost += span.cost
         lease.observed_ms = lease.last_seen = now
         lease.absent_count, lease.absent_first = 0, None

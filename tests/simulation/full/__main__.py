@@ -21,6 +21,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="one seed, with its whole trace")
     parser.add_argument("--seeds", default="0:100", help="from:to")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
+    parser.add_argument("--first", action="store_true", help="end at the first seed that violates an invariant")
     parser.add_argument("--sweep", action="store_true", help="every boundary of the short job, each in every way")
     parser.add_argument("--pairs", type=int, default=0, help="so many pairs of boundaries, drawn by --draw")
     parser.add_argument("--draw", type=int, default=1)
@@ -33,6 +34,8 @@ def main() -> int:
     if asked.seed is not None:
         return _one(asked.seed)
     first, last = (int(part) for part in asked.seeds.split(":"))
+    if asked.first:
+        return _until_one(range(first, last))
     return _many(range(first, last), asked.jobs)
 
 
@@ -43,6 +46,14 @@ def _one(seed: int) -> int:
         print(violation)
     print(f"{len(result.violations)} violations; {result.ledger}")
     return 1 if result.violations else 0
+
+
+def _until_one(seeds: range) -> int:
+    for seed in seeds:
+        if violations := simulate(seed).violations:
+            print(f"seed {seed}: {violations[0]}")
+            return 1
+    return 0
 
 
 def _many(seeds: range, processes: int) -> int:

@@ -20,11 +20,13 @@ from daemon.box.address import BoxAddress
 from daemon.box.box import BoxStatus, Proven
 from daemon.box.download import Download, DurableChunks, TransferProgress
 from daemon.box.meter import CountBytes
+from daemon.box.pace import Pace
 from daemon.box.upload import Upload
 from daemon.errors import AccessDenied, HostKeyChanged, LinkLost, RemoteFailed, TransferFailed
 from remote_payload import contract
 from remote_payload.contract import (
     ArtifactFile,
+    Checkpoint,
     Done,
     Failed,
     JobFile,
@@ -48,6 +50,7 @@ ROOT = "/root/homeport"
 CHUNK = 2048
 STAGE_S = {Stage.SFT: 240.0, Stage.DPO: 120.0, Stage.GGUF: 60.0}
 PATIENCE_S = 60.0
+CHECKPOINT_S = 30.0
 
 
 def sha256(content: bytes) -> str:
@@ -77,6 +80,7 @@ class BoxDisk:
     manifest: str | None = None
     running: str | None = None  # nonce
     progress_s: float = 0.0
+    mirrored_s: float = 0.0  # progress that came up with an earlier machine's checkpoint, for the stage begun next
     boots: int = 1
     silent_until: float = 0.0
     called_at: float = 0.0
@@ -114,7 +118,8 @@ class BoxDisk:
             self.ends[nonce] = Failed(stage, nonce, self.job.attempt, 40, "DIVERGED", "\x1b[31mloss is nan")
             self.running = None
             return
-        outputs = [Output(f"run/{stage.lower()}/adapter.safetensors", 700, sha256(made(self.job.name, stage)))]
+        path = f"run/{stage.lower()}/adapter.safetensors"
+        outputs = [Output(path, 700, sha256(made(self.job.name, path)))]
         if stage is Stage.GGUF:
             self.manifest = contract.dump(self._manifest(nonce))
             text = self.manifest.encode()
@@ -127,7 +132,16 @@ class BoxDisk:
         left = [plan.nonce for plan in self.job.stages if not isinstance(self.ends.get(plan.nonce), Done)]
         self.running, self.progress_s = (left[0] if left else None), 0.0
         if self.running:
+            self.progress_s, self.mirrored_s = self.mirrored_s, 0.0
             self.began[self.running] = self.began.get(self.running, 0) + 1
+
+    def take(self, path: str, content: bytes) -> None:
+        """A file brought up: the work of an earlier machine counts here too."""
+        if path.endswith(contract.DONE_FILE):
+            done = contract.load(Done, content)
+            self.ends[done.nonce] = done
+        elif path.endswith(contract.CHECKPOINT_MANIFEST):
+            self.mirrored_s = CHECKPOINT_S
 
     def _manifest(self, nonce: str) -> Manifest:
         assert self.job is not None
@@ -165,7 +179,7 @@ class BoxDisk:
         assert self.job is not None
         plan = next((each for each in self.job.stages if each.nonce == self.running), None)
         phase = Phase.RUNNING if plan else Phase.DONE if self.ends else Phase.STARTING
-        checkpoint = "run/sft/checkpoint-1" if plan and self.progress_s > 30 else None
+        checkpoint = f"run/{plan.stage.lower()}/checkpoint-30" if plan and self.progress_s > CHECKPOINT_S else None
         return Status(
             self.job.job, self.job.attempt, phase, plan.stage if plan else None, self.running, 1.0,
             f"boot-{self.boots}", 7, step=int(self.progress_s), total_steps=240, checkpoint=checkpoint,
@@ -254,8 +268,10 @@ class FakeBox:
     async def upload(self, files: Sequence[Upload]) -> None:
         def take(disk: BoxDisk) -> None:
             for file in files:
-                if sha256(file.local.read_bytes()) != file.sha256:
+                content = file.local.read_bytes()
+                if sha256(content) != file.sha256:
                     raise TransferFailed(f"{file.remote} hashed wrong")
+                disk.take(file.remote, content)
 
         await self._ask("upload", take)
         self._count(sum(file.size for file in files), 0)
@@ -334,11 +350,18 @@ class FakeBox:
         self._reached()
         return _Lane(self)
 
-    async def fetch_folder(self, remote: str, folder: Path, only: Collection[str] = ()) -> list[Output]:
-        content = await self._ask("fetch_folder", lambda d: made(d.job.name if d.job else "", remote), 2.0)
+    async def fetch_folder(
+        self, remote: str, folder: Path, only: Collection[str] = (), *, pace: Pace | None = None
+    ) -> list[Output]:
+        path = f"{remote}/adapter.safetensors"
+        content = await self._ask("fetch_folder", lambda d: made(d.job.name if d.job else "", path), 2.0)
         folder.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240 - nobody else has this thread
         (folder / "adapter.safetensors").write_bytes(content)
-        return [Output("adapter.safetensors", len(content), sha256(content))]
+        output = Output("adapter.safetensors", len(content), sha256(content))
+        if "/checkpoint-" in remote:
+            whole = contract.dump(Checkpoint(Stage.SFT, int(CHECKPOINT_S), "print", [output]))
+            (folder / contract.CHECKPOINT_MANIFEST).write_text(whole)
+        return [output]
 
     async def aclose(self) -> None:
         return None

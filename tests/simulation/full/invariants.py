@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from daemon.domain.ids import LABEL_PREFIX
 from daemon.domain.lifecycle import MAIN_LINE, TERMINAL
 from daemon.market.permit import DestroyPermit
 from daemon.store import events, jobs, leases
@@ -316,7 +317,7 @@ class Witness:
         for machine in self.sim.market.machines.values():
             if machine.id < 1000 or not machine.is_there:
                 continue
-            if machine.id not in known and machine.label:
+            if machine.id not in known and (machine.label or "").startswith(f"{LABEL_PREFIX}-"):
                 self.accuse("I4", f"{machine.id} bills and is in no lease")
             elif known.get(machine.id) == "GONE":
                 self.accuse("I5", f"{machine.id} is GONE here, and bills")
@@ -350,7 +351,7 @@ class Witness:
                 for job in self.states():
                     for lease in leases.of_job(c, job):
                         machine = self.sim.market.machines[lease.instance_id]
-                        counted = max(lease.cost, lease.cost_at(self.sim.clock.wall_ms())) + 20_000
+                        counted = lease.cost_at(self.sim.clock.wall_ms()) + 20_000
                         if not machine.is_there and counted < machine.billed() * 0.99:
                             self.accuse("I10", f"{machine.id}: counted {counted}, billed {round(machine.billed())}")
         finally:
