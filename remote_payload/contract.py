@@ -125,6 +125,15 @@ class DataFile:
 
 
 @dataclass(frozen=True)
+class AdapterSource:
+    """A PEFT folder under the root, uploaded; `sha256` is of its weights."""
+
+    path: str
+    sha256: str
+    name: str  # what the person wrote, for reports
+
+
+@dataclass(frozen=True)
 class Lora:
     r: int = 16
     alpha: int = 32
@@ -175,6 +184,8 @@ class JobFile:
     integration: Integration
     lora: Lora
     gguf: list[str]  # quantisations, e.g. ["Q8_0", "Q4_K_M"]
+    start_from: AdapterSource | None = None  # the first training stage goes on with it
+    compare_to: AdapterSource | None = None  # scored on the evaluation rows beside base and result
     sft_data: DataFile | None = None
     dpo_data: DataFile | None = None
     eval_data: DataFile | None = None
@@ -183,11 +194,11 @@ class JobFile:
     batch_size: int = 32  # global
     micro_batch_size: int | None = None  # sequences per forward on one device; None: the trainer chooses
     placement: str = "auto_map"
-    max_length: int = 1024
+    max_length: int | None = None  # tokens; None: `prepare` derives it from the rows
     checkpoint_every: int = 100
     checkpoint_keep: int = 3
     seed: int = 42
-    reasoning: str = "keep"
+    reasoning: str = "auto"  # keep, empty or none; auto: `prepare` decides where the rows are clear
     gates: dict[str, float | None] = field(default_factory=dict)  # limits other than gates.py's; None: off
     choices: list[str] = field(default_factory=list)  # the words of which each held-out answer says one
     away_limit_s: float | None = None  # finished or failed and nobody called for so long: the box stops itself
@@ -209,6 +220,9 @@ class Prepared:
     truncated: dict[str, int] = field(default_factory=dict)
     steps: dict[str, int] = field(default_factory=dict)  # optimizer steps per stage
     tokens: dict[str, int] = field(default_factory=dict)
+    lengths: dict[str, dict[str, int]] = field(default_factory=dict)  # stage -> {"p50": tokens of a row, ...}
+    max_length: int | None = None  # what the stages train with, as the job says or as derived
+    reasoning: str | None = None  # likewise
     problems: list[str] = field(default_factory=list)
     exit_code: int = 0
     versions: dict[str, str] = field(default_factory=dict)
