@@ -142,13 +142,15 @@ class Lease:
         halted = self.status in ("stopped", "exited") and self.intended != "running"
         return self.storage_per_hour if halted else self.price_per_hour
 
-    def cost_at(self, now_ms: int) -> int:
-        """Micro-dollars from creation to `now_ms`: never below what the market can have billed."""
+    def time_cost_at(self, now_ms: int) -> int:
+        """Micro-dollars for its time until `now_ms`: what was counted up to the last look, and the rate since."""
         since = max(0, now_ms - (self.observed_ms or self.created_at)) if self.is_held else 0
+        return self.cost + accrued(self.rate, since)
+
+    def cost_at(self, now_ms: int) -> int:
+        """Micro-dollars for time and bytes until `now_ms`: never below what the market can have billed."""
         return (
-            accrued(self.price_per_hour, self.running_ms)
-            + accrued(self.storage_per_hour, self.idle_ms)
-            + accrued(self.rate, since)
+            self.time_cost_at(now_ms)
             + -(-self.bytes_up * self.up_per_gb // GB)
             + -(-self.bytes_down * self.down_per_gb // GB)
         )

@@ -6,6 +6,7 @@ from typing import Any
 
 from sqlalchemy import Connection, insert, select, update
 
+from daemon.domain.billing import between
 from daemon.domain.market import Instance
 from daemon.domain.records import Lease, LeaseState, Operation
 from daemon.store import events, schema
@@ -77,7 +78,7 @@ def change(c: Connection, lease: int, **values: Any) -> None:
 def set_state(c: Connection, lease: Lease, state: LeaseState, now_ms: int, *, why: str, by: str = "daemon") -> None:
     values: dict[str, Any] = {"state": state.value}
     if state in (LeaseState.GONE, LeaseState.WRITTEN_OFF):
-        values |= {"gone_at": now_ms, "cost": lease.cost_at(now_ms)}
+        values |= {"gone_at": now_ms, "cost": lease.time_cost_at(now_ms), "observed_ms": now_ms}
     else:
         values |= {"gone_at": None, "recheck_at": None, "absent_count": 0, "absent_first": None}
     change(c, lease.id, **values)
@@ -95,11 +96,10 @@ def set_state(c: Connection, lease: Lease, state: LeaseState, now_ms: int, *, wh
 
 
 def observe(c: Connection, lease: Lease, seen: Instance, now_ms: int) -> None:
-    """What a trusted listing says about it. Time since the last listing bills as the dearer of the two statuses."""
-    elapsed = max(0, now_ms - (lease.observed_ms or lease.created_at))
-    halted = {"stopped", "exited"}
-    ran = lease.status == "running" or seen.actual_status == "running"
-    disk_only = not ran and (lease.status in halted or seen.actual_status in (None, "created", "loading", *halted))
+    """What a trusted listing says about it, and what the time since the last one may have cost."""
+    price = seen.price_per_hour if seen.price_per_hour is not None else lease.price_per_hour
+    storage = seen.storage_per_hour if seen.storage_per_hour is not None else lease.storage_per_hour
+    span = between(lease, seen.actual_status, price, storage, now_ms)
     changed = seen.actual_status != lease.status or seen.intended_status != lease.intended
     values: dict[str, Any] = {
         "status": seen.actual_status,
@@ -111,11 +111,12 @@ def observe(c: Connection, lease: Lease, seen: Instance, now_ms: int) -> None:
         "proxy": f"{seen.proxy[0]}:{seen.proxy[1]}" if seen.proxy else None,
         "start_ms": seen.start_ms or lease.start_ms,
         "end_ms": seen.end_ms or lease.end_ms,
-        "price_per_hour": seen.price_per_hour if seen.price_per_hour is not None else lease.price_per_hour,
-        "storage_per_hour": seen.storage_per_hour if seen.storage_per_hour is not None else lease.storage_per_hour,
+        "price_per_hour": price,
+        "storage_per_hour": storage,
         "gpu_util": seen.gpu_util,
-        "running_ms": lease.running_ms + (elapsed if ran else 0),
-        "idle_ms": lease.idle_ms + (elapsed if disk_only else 0),
+        "running_ms": lease.running_ms + span.running_ms,
+        "idle_ms": lease.idle_ms + span.idle_ms,
+        "cost": lease.cost + span.cost,
         "observed_ms": now_ms,
         "last_seen": now_ms,
         "absent_count": 0,

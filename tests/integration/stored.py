@@ -71,7 +71,7 @@ class Stored:
             "created_at": NOW - HOUR,
             "observed_ms": NOW,
             "last_seen": NOW,
-            "running_ms": HOUR,
+            "cost": 400_000,
         }
         self.insert("leases", **row | given)
 

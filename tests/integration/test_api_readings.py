@@ -189,14 +189,14 @@ def test_a_model_whose_machine_is_gone_is_nowhere(model: ReadModel, stored: Stor
 
 
 def test_cost_is_recorded_time_and_what_accrued_since(model: ReadModel, stored: Stored) -> None:
-    """Running hours at the full price, stopped hours at the disk's, half an hour since the last look; all leases."""
+    """What was counted up to the last look, half an hour at the full price since, and every lease of the job."""
     stored.job("k7f3qd", state="SFT")
-    stored.lease("k7f3qd", state="GONE", instance_id=1, running_ms=HOUR, settled_cost=250_000)
-    stored.lease("k7f3qd", instance_id=2, running_ms=2 * HOUR, idle_ms=HOUR, observed_ms=NOW - HOUR // 2)
+    stored.lease("k7f3qd", state="GONE", instance_id=1, settled_cost=250_000)
+    stored.lease("k7f3qd", instance_id=2, cost=810_000, observed_ms=NOW - HOUR // 2)
 
     view = the_job(model)
 
-    assert view["cost"] == "1.26"  # 0.25 settled + 2 x 0.40 + 0.01 + 0.20
+    assert view["cost"] == "1.26"  # 0.25 settled + 0.81 counted + 0.20 since
     assert model.jobs()["money"]["cost"] == "1.01"
     assert model.jobs()["money"]["rate"] == "0.40"
 

@@ -274,7 +274,7 @@ CASES: dict[str, tuple[Snapshot, type[actions.Action] | actions.Action]] = {
         actions.HoldJob,
     ),
     # money and time
-    "budget": (training(live=lease(running_ms=round(4.6 * 3600 * S))), actions.HoldJob),
+    "budget": (training(live=lease(cost=9_200_000)), actions.HoldJob),
     "contract ends soon": (training(loss_ms=NOW + 1000 * S), actions.HoldJob),
     "contract ends later": (training(loss_ms=NOW + 1300 * S), actions.Watch),
     "time": (training(live=lease(created_at=NOW - 37_000 * S), row=job(JobState.SFT, spoken_at=0)), actions.HoldJob),
