@@ -22,6 +22,7 @@ from daemon.box.contact import ANSWER_S, REPLY_BYTES, Contact
 from daemon.box.download import Download, DurableChunks, TransferProgress, names
 from daemon.box.lines import whole_lines
 from daemon.box.meter import CountBytes, Meter
+from daemon.box.pace import Pace
 from daemon.box.payload import upload_payload
 from daemon.box.rescue import fetch_folder
 from daemon.box.upload import Upload, upload
@@ -213,9 +214,11 @@ class Box:
             manifest, self.address.root, folder, durable, progress, self._contact.dial, self._patience_s
         ).run()
 
-    async def fetch_folder(self, remote: str, folder: Path, only: Collection[str] = ()) -> list[Output]:
+    async def fetch_folder(
+        self, remote: str, folder: Path, only: Collection[str] = (), *, pace: Pace | None = None
+    ) -> list[Output]:
         """Bring whole checkpoints, adapters and logs under `remote` into `folder`; see rescue.fetch_folder."""
-        return await fetch_folder(self._contact, remote, folder, only, self._patience_s)
+        return await fetch_folder(self._contact, remote, folder, only, self._patience_s, pace)
 
     async def aclose(self) -> None:
         self._contact.close()

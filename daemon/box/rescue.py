@@ -21,6 +21,7 @@ from daemon import platform
 from daemon.box.contact import Contact
 from daemon.box.lanes import BLOCK_BYTES, READS, Lane, Traffic, lanes_for
 from daemon.box.link import translated
+from daemon.box.pace import Pace
 from daemon.box.room import reserve
 from daemon.errors import TransferFailed
 from remote_payload import contract
@@ -48,13 +49,14 @@ class _Block:
 
 
 async def fetch_folder(
-    contact: Contact, remote: str, folder: Path, only: Collection[str], patience_s: float
+    contact: Contact, remote: str, folder: Path, only: Collection[str], patience_s: float, pace: Pace | None = None
 ) -> list[Output]:
     """Copy the files under `remote` whose names end in one of `only` (empty: all) into `folder`.
 
     Returns what now lies there, paths relative to `folder`. A file already there with the right hash is not fetched.
     Checkpoint manifests come last: a checkpoint.json at home means that all asked for of it is there. Raises
-    TransferFailed when a file vanishes meanwhile or hashes wrong TRIES times; may be called again.
+    TransferFailed when a file vanishes meanwhile or hashes wrong TRIES times; may be called again. With a `pace` it
+    keeps to one connection and to that many bytes a second.
     """
     try:
         contract.checked_path(remote)
@@ -63,11 +65,13 @@ async def fetch_folder(
         raise TransferFailed(f"{contact.name}: {remote}: {error}") from error
     manifests = [file for file in wanted if file.path.name == contract.CHECKPOINT_MANIFEST]
     others = [file for file in wanted if file.path.name != contract.CHECKPOINT_MANIFEST]
-    home = await _bring(contact, remote, folder, others, patience_s)
-    return home + await _bring(contact, remote, folder, manifests, patience_s)
+    home = await _bring(contact, remote, folder, others, patience_s, pace)
+    return home + await _bring(contact, remote, folder, manifests, patience_s, pace)
 
 
-async def _bring(contact: Contact, remote: str, folder: Path, files: list[_Wanted], patience_s: float) -> list[Output]:
+async def _bring(
+    contact: Contact, remote: str, folder: Path, files: list[_Wanted], patience_s: float, pace: Pace | None
+) -> list[Output]:
     home: list[Output] = []
     missing: list[_Wanted] = []
     for file in files:
@@ -81,7 +85,7 @@ async def _bring(contact: Contact, remote: str, folder: Path, files: list[_Wante
         if tries == TRIES:
             raise TransferFailed(f"{contact.name}: {remote}/{missing[0].path} is not what its checkpoint.json promises")
         tries += 1
-        await _carry(contact, remote, folder, missing, patience_s)
+        await _carry(contact, remote, folder, missing, patience_s, pace)
         arrived = [await asyncio.to_thread(_accept, folder, file) for file in missing]
         home += [output for output in arrived if output is not None]
         missing = [file for file, output in zip(missing, arrived, strict=True) if output is None]
@@ -134,7 +138,14 @@ async def _choose(
     return [*named, _Wanted(here / contract.CHECKPOINT_MANIFEST, len(text), hashlib.sha256(text).hexdigest())]
 
 
-async def _carry(contact: Contact, remote: str, folder: Path, files: list[_Wanted], patience_s: float) -> None:
+async def _carry(
+    contact: Contact, remote: str, folder: Path, files: list[_Wanted], patience_s: float, pace: Pace | None
+) -> None:
+    async def move(lane: Lane, block: _Block) -> None:
+        if pace is not None:
+            await pace.take(block.size)
+        platform.pwrite(block.fd, await lane.read(block.path, block.offset, block.size), block.offset)
+
     with ExitStack() as opened:
         todo: deque[_Block] = deque()
         for file in files:
@@ -146,12 +157,8 @@ async def _carry(contact: Contact, remote: str, folder: Path, files: list[_Wante
             source = f"{contact.address.root}/{remote}/{file.path}"
             for offset in range(0, file.size, BLOCK_BYTES):
                 todo.append(_Block(fd, source, offset, min(BLOCK_BYTES, file.size - offset)))
-        count = lanes_for(sum(file.size for file in files))
-        await Traffic(todo, _move, contact.dial, count=count, outstanding=READS, patience_s=patience_s).run()
-
-
-async def _move(lane: Lane, block: _Block) -> None:
-    platform.pwrite(block.fd, await lane.read(block.path, block.offset, block.size), block.offset)
+        count = lanes_for(sum(file.size for file in files)) if pace is None else 1
+        await Traffic(todo, move, contact.dial, count=count, outstanding=READS, patience_s=patience_s).run()
 
 
 def _accept(folder: Path, file: _Wanted) -> Output | None:
