@@ -17,7 +17,7 @@ KILLS = ("kill", "end", "sleep")
 
 
 def entry(runs: range, reports: Sequence[dict[str, Any]], seconds: float) -> dict[str, Any]:
-    """The line of one batch; `+` after the commit: what was built differs from it."""
+    """The line of one batch."""
     faults = Counter(stroke["deed"] for report in reports for stroke in report["dealt"])
     return {
         "commit": commit(),
@@ -41,9 +41,11 @@ def next_run() -> int:
     return max((int(json.loads(line)["runs"].split(":")[1]) for line in lines), default=0)
 
 
-def commit() -> str:
+def commit(*tests: str) -> str:
+    """What is run; `+`: the code, or one of these folders of tests, differs from it."""
+
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
 
-    changed = git("status", "--porcelain", "--", "daemon", "remote_payload", "migrations")
+    changed = git("status", "--porcelain", "--", "daemon", "remote_payload", "migrations", *tests)
     return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")

@@ -13,33 +13,19 @@ import gc
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
 
-from tests.simulation.coverage import Cell, cells, report
+from tests.simulation.coverage import cells, report
 from tests.simulation.decision.checks import Violation
 from tests.simulation.decision.run import simulate
+from tests.simulation.portion import Portion, portions
 
-CHUNK = 2_000
+PORTION = 1_000
 SHOWN = 20
 
 
-@dataclass
-class Result:
-    """Of a range of seeds: cells reached, faults that struck, and what was violated by which seed."""
-
-    seeds: int = 0
-    cells: set[Cell] = field(default_factory=set)
-    violations: list[tuple[int, str]] = field(default_factory=list)
-
-    def add(self, other: Result) -> None:
-        self.seeds += other.seeds
-        self.cells |= other.cells
-        self.violations += other.violations
-
-
-def run_range(seeds: range) -> Result:
-    result = Result(len(seeds))
+def run_range(seeds: range) -> Portion:
+    """Every one of them, in this process."""
+    result = Portion(len(seeds))
     gc.set_threshold(100_000)  # a run is one cycle of objects, and most of them are short-lived
     for seed in seeds:
         try:
@@ -47,20 +33,6 @@ def run_range(seeds: range) -> Result:
         except Violation as error:
             result.violations.append((seed, str(error)))
             result.cells |= error.run.cells
-    return result
-
-
-def run_seeds(first: int, last: int, jobs: int = 1) -> Result:
-    """Seeds `first` to `last`, the last one excluded, in `jobs` processes."""
-    result = Result()
-    chunks = [range(at, min(at + CHUNK, last)) for at in range(first, last, CHUNK)]
-    if jobs == 1:
-        for chunk in chunks:
-            result.add(run_range(chunk))
-        return result
-    with ProcessPoolExecutor(jobs) as pool:
-        for part in pool.map(run_range, chunks):
-            result.add(part)
     return result
 
 
@@ -100,7 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if asked.first:
         return until_one(range(first, last))
     begun = time.perf_counter()
-    result = run_seeds(first, last, asked.jobs)
+    result = Portion()
+    for part in portions(run_range, range(first, last), PORTION, asked.jobs):
+        result.add(part)
     took = time.perf_counter() - begun
     print(report(result.cells, cells(), everything=asked.missing))
     print(f"{result.seeds} seeds in {took:.1f} s: {result.seeds / took:.0f} seeds/s with {asked.jobs} process(es)")

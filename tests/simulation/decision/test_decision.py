@@ -7,19 +7,20 @@ from functools import cache
 import pytest
 
 from tests.simulation.coverage import cells
-from tests.simulation.decision.__main__ import Result, run_range
+from tests.simulation.decision.__main__ import run_range
 from tests.simulation.decision.checks import AT
 from tests.simulation.decision.faults import ELSEWHERE, FAMILIES, FAULTS, Fault
 from tests.simulation.decision.pinned import PINNED
 from tests.simulation.decision.run import Run, simulate
 from tests.simulation.invariants import INVARIANTS
+from tests.simulation.portion import Portion
 
 SEEDS, CHUNK = 12_000, 500
 REACHED = 0.949  # of all cells by so many seeds, on the day this was written
 
 
 @cache
-def hunted(first: int) -> Result:
+def hunted(first: int) -> Portion:
     """The seeds from `first` on, run once."""
     return run_range(range(first, first + CHUNK))
 

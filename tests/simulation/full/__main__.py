@@ -5,15 +5,17 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
 from daemon.domain.lifecycle import MAIN_LINE
+from tests.simulation.portion import Portion, portions
 
 from .faults import FAULTS
 from .simulation import Result, simulate
 from .sweep import Case, happy_path, objections, pairs, singles
+
+PORTION = 10  # seeds a process takes at a time
 
 
 def main() -> int:
@@ -56,21 +58,33 @@ def _until_one(seeds: range) -> int:
     return 0
 
 
+def run_range(seeds: range) -> Portion:
+    """Every one of them, in this process. A seed that breaks the simulator itself is a finding too."""
+    portion = Portion(len(seeds))
+    for seed in seeds:
+        try:
+            found = simulate(seed)
+        except Exception as error:  # noqa: BLE001 - said, and counted
+            portion.violations.append((seed, f"the simulator ends with {type(error).__name__}: {error}"))
+            continue
+        portion.cells |= found.cells
+        portion.violations += [(seed, str(violation)) for violation in found.violations[:1]]
+    return portion
+
+
 def _many(seeds: range, processes: int) -> int:
-    began, bad, cells = time.monotonic(), 0, Counter[tuple[str, str]]()
-    with ProcessPoolExecutor(processes) as pool:
-        for seed, result in zip(seeds, pool.map(_brief, seeds, chunksize=4), strict=True):
-            cells.update(result.cells)
-            if result.violations:
-                bad += 1
-                print(f"seed {seed}: {result.violations[0]}", flush=True)
-    took = time.monotonic() - began
+    began, whole = time.monotonic(), Portion()
+    for portion in portions(run_range, seeds, PORTION, processes):
+        whole.add(portion)
+        for seed, problem in portion.violations:
+            print(f"seed {seed}: {problem}", flush=True)
+    took, cells = time.monotonic() - began, whole.cells
     states = [str(s) for s in MAIN_LINE[:-1]]
     reached = sum((state, fault) in cells for state in states for fault in FAULTS)
     silent = [fault for fault in FAULTS if not any(name == fault for _, name in cells)]
-    print(f"{len(seeds)} seeds, {bad} bad, {took:.1f} s, {len(seeds) / took:.2f} seeds/s")
+    print(f"{len(seeds)} seeds, {len(whole.violations)} bad, {took:.1f} s, {len(seeds) / took:.2f} seeds/s")
     print(f"cells state x fault: {reached} of {len(states) * len(FAULTS)}; faults that never struck: {silent}")
-    return 1 if bad else 0
+    return 1 if whole.violations else 0
 
 
 def _sweep(happy: Result, cases: list[Case], processes: int) -> int:
@@ -84,11 +98,6 @@ def _sweep(happy: Result, cases: list[Case], processes: int) -> int:
                 print(f"{case} ({' '.join(happy.boundaries[number])}): {wrong[0]}", flush=True)
     print(f"{len(cases)} cases, {bad} bad, {time.monotonic() - began:.1f} s")
     return 1 if bad else 0
-
-
-def _brief(seed: int) -> Result:
-    found = simulate(seed)
-    return Result(found.violations, (), (), found.cells, found.ledger, found.steps)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import tempfile
 from collections import Counter
 from contextvars import Context
 from dataclasses import dataclass
+from multiprocessing.util import Finalize
 from pathlib import Path
 from random import Random
 
@@ -344,9 +345,7 @@ def template() -> Path:
         (root / "work" / "sft.jsonl").write_text("".join(ROW % n for n in range(6)))
         (root / "work" / "dpo.jsonl").write_text("".join(PAIR % n for n in range(4)))
         _template = root
-        import atexit
-
-        atexit.register(shutil.rmtree, root, True)
+        Finalize(None, shutil.rmtree, (root, True), exitpriority=0)  # atexit is not run where a pool's process ends
     return _template
 
 
