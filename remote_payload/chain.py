@@ -16,12 +16,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from remote_payload import contract, hashes, manifest
-from remote_payload.away import tell, wait_for_home
+from remote_payload import away, contract, hashes, manifest
 from remote_payload.contract import Done, Exit, Failed, JobFile, Phase, Stage, StagePlan, Started, Status
 from remote_payload.layout import Layout
 from remote_payload.processes import Identity, boot_id, start_ticks
 from remote_payload.progress import Events, read_from
+from remote_payload.tell import tell
 
 STEPS: dict[Stage, tuple[str, ...]] = {
     Stage.SFT: ("sft",),
@@ -236,7 +236,7 @@ def gpu_utilisation() -> float | None:
 
 
 def live(layout: Layout) -> None:
-    """Be the chain: take the lock, run, tell the owner, then watch over the box until somebody calls."""
+    """Be the chain: take the lock, run, tell the owner, then see to it that somebody watches."""
     job = layout.read_job()
     lock = os.open(layout.chain_lock, os.O_RDWR | os.O_CREAT, 0o644)
     try:
@@ -254,9 +254,8 @@ def live(layout: Layout) -> None:
     layout.chain.unlink()
     os.close(lock)
 
-    events = Events(layout.events)
     if phase in (Phase.DONE, Phase.FAILED):
         word = "finished" if phase is Phase.DONE else "failed"
-        tell(job, events, f"homeport {job.name} ({job.job}): {word} - {chain.status.detail}")
+        tell(job, Events(layout.events), f"homeport {job.name} ({job.job}): {word} - {chain.status.detail}")
     if job.away_limit_s is not None:
-        wait_for_home(layout, job.away_limit_s, events, over=layout.chain.exists)
+        away.watch(layout.root, job.away_limit_s)  # returns when the one from the container's start lives

@@ -53,11 +53,6 @@ class Layout:
         return self.run / "stop"
 
     @property
-    def called(self) -> Path:
-        """Its modification time is when the workstation last asked anything of the runner."""
-        return self.run / "called"
-
-    @property
     def chain(self) -> Path:
         """Which process runs the stages now (processes.Identity); absent when none does."""
         return self.run / "chain.json"

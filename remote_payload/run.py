@@ -32,7 +32,6 @@ def start(layout: Layout, nonce: str) -> int:
     nonces = [plan.nonce for plan in job.stages]
     if nonce not in nonces:
         return _refuse(f"job.json does not list the nonce {nonce}")
-    layout.called.touch()
     living = _living(layout)
     if living and nonce not in living.nonces:
         return _refuse("the chain of another job or attempt is alive; stop it first")
@@ -46,7 +45,6 @@ def start(layout: Layout, nonce: str) -> int:
 
 def stop(layout: Layout) -> int:
     """Ask the running stage to save a checkpoint and end. Without a chain there is nothing to ask."""
-    layout.called.touch()
     if _living(layout):
         layout.stop.touch()
     print(json.dumps(_status(layout)))
@@ -54,7 +52,6 @@ def stop(layout: Layout) -> int:
 
 
 def status(layout: Layout) -> int:
-    layout.called.touch()
     report = {
         "boot_id": boot_id(),
         "alive": _living(layout) is not None,

@@ -29,7 +29,7 @@ else:
 
 
 def onstart() -> str:
-    """The start script of the create request: runs at every start of the instance, as its login user.
+    """What the start script does for the proof: keep the secret where `prover` finds it.
 
     `~/.no_auto_tmux` keeps the image from throwing our commands into a tmux session.
     """

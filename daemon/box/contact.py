@@ -24,6 +24,7 @@ from remote_payload.contract import ContractError, Output
 REPLY_BYTES = 1 << 20  # no script answers with more
 ANSWER_S = 60.0  # for commands that only look or touch
 HASH_S = 1_800.0  # hashing reads whole files
+_CALL = f"touch {contract.RUN_DIR}/{contract.CALLED_FILE}"
 
 
 class Contact:
@@ -93,9 +94,11 @@ class Contact:
         env: Mapping[str, str] | None = None,
         accept: Container[int] = (0,),
     ) -> Reply:
-        """Run `script` in the root. Raises RemoteFailed when it ends with a code outside `accept`."""
+        """Run `script` in the root; a call from home. Raises RemoteFailed when it ends with a code outside `accept`."""
         link = await self.link()
-        reply = await link.call(script, timeout_s=timeout_s, limit=limit, folder=self.address.root, env=env)
+        reply = await link.call(
+            f"{_CALL}\n{script}", timeout_s=timeout_s, limit=limit, folder=self.address.root, env=env
+        )
         if reply.code not in accept:
             raise self._failed(f"exit code {reply.code}", reply)
         return reply
@@ -179,7 +182,7 @@ def _resolve(address: BoxAddress) -> str:
     """Print root and interpreter as absolute paths, two lines, from the login directory."""
     root, python = shlex.quote(address.root), shlex.quote(address.python)
     return f"""set -e
-mkdir -p {root}
+mkdir -p {root}/{contract.RUN_DIR}
 case {python} in
   /*) python={python} ;;
   */*) python="$PWD"/{python} ;;

@@ -94,7 +94,7 @@ class Acts:
         ranking, disk_gb = await quotes.ranked(w, self.spec, Path(s.job.spec_dir), self.rows, listing.credit)
         for offer in ranking.chosen[:3]:
             try:
-                await w.operator.rent(s.job, offer, disk_gb)
+                await w.operator.rent(s.job, offer, disk_gb, self.spec.limits.hold)
                 self.memory.nothing_fits_since_ms = None
                 return
             except OfferGone:
@@ -121,7 +121,8 @@ class Acts:
         lease = action.lease
         try:
             box = await self.link.to(lease)
-            prepared, python = await provision(box, s.job, self.spec, lease, s.stages, self.world.settings)
+            async with calling(box):
+                prepared, python = await provision(box, s.job, self.spec, lease, s.stages, self.world.settings)
         except IntegrationRefused as error:
             self.hold(s, HoldReason.INTEGRATION, str(error))
             return

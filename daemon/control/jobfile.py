@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from daemon.control.watch import away_limit_s
 from daemon.domain.records import Job, Lease, StageRun
 from daemon.domain.spec import JobSpec, Preference, Training
 from daemon.settings import Settings
@@ -86,7 +87,7 @@ def build(job: Job, spec: JobSpec, lease: Lease, stages: tuple[StageRun, ...], s
         checkpoint_keep=spec.checkpoint.keep,
         seed=spec.seed,
         reasoning=spec.reasoning,
-        away_limit_s=spec.limits.hold / lease.price_per_hour * 3600 if lease.price_per_hour else None,
+        away_limit_s=away_limit_s(spec.limits.hold, lease.price_per_hour),
         notify_url=settings.notify_url,
     )
 

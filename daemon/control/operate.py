@@ -17,9 +17,10 @@ from typing import Any
 import structlog
 from sqlalchemy import Connection
 
-from daemon.box import challenge
+from daemon.box import challenge, onstart
 from daemon.clock import Clock
 from daemon.control import permits
+from daemon.control.watch import away_limit_s
 from daemon.domain import ids
 from daemon.domain.market import CreateRequest, Offer
 from daemon.domain.records import Job, Kind, Lease, LeaseState, Operation, OpState
@@ -44,8 +45,10 @@ class Operator:
     acted: asyncio.Event = field(default_factory=asyncio.Event)  # something was sent: list soon
     in_flight: set[int] = field(default_factory=set)  # operations whose answer somebody here waits for
 
-    async def rent(self, job: Job, offer: Offer, disk_gb: int) -> Lease | None:
+    async def rent(self, job: Job, offer: Offer, disk_gb: int, hold: int) -> Lease | None:
         """One create for one offer. None when the answer is unknown; reconcile resolves that.
+
+        Left idle and uncalled, the machine stops itself before that has cost `hold` micro-dollars.
 
         Raises OfferGone, NoCredit, RateLimited, MarketRefused or CredentialsRefused when the market definitely
         refused, LostRace when a command changed the job since it was read: what it asks for comes first.
@@ -71,7 +74,7 @@ class Operator:
             image=self.settings.image.ref,
             disk_gb=disk_gb,
             label=label,
-            onstart=challenge.onstart(),
+            onstart=onstart.script(self.settings.image, away_limit_s(hold, offer.price_per_hour)),
             env={challenge.ENV_NAME: secret},
         )
         reply = await self._send(operation, lambda: self.market.create(body))

@@ -38,15 +38,20 @@ class Seen:
     failure: str | None = None  # the box's own words, when the stage failed
 
 
+def away_limit_s(hold: int, price_per_hour: int) -> float:
+    """How long a box stands idle and uncalled before it stops itself: what `limits.hold` pays for, never just a gap."""
+    return max(hold / max(price_per_hour, 1) * 3600, 2 * CALL_S)
+
+
 @asynccontextmanager
 async def calling(box: Box) -> AsyncIterator[None]:
-    """Call the box now and then while something else is under way: one that hears nothing for long stops itself."""
+    """Call the box now and then while something else is under way; see `away_limit_s`."""
 
     async def call() -> None:
         while True:
             await asyncio.sleep(CALL_S)
             with contextlib.suppress(BoxError):  # whatever ails it, the transfer itself will say so
-                await box.status()
+                await box.run("true")
 
     task = asyncio.create_task(call())
     try:

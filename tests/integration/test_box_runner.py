@@ -92,7 +92,6 @@ async def test_a_nonce_of_no_stage_is_refused(tmp_path: Path) -> None:
 async def test_lines_are_read_by_offset_and_shown_clean(tmp_path: Path) -> None:
     """A log with escapes and an unfinished line: whole lines only, nothing that moves a terminal."""
     async with ready_box(tmp_path) as (there, box):
-        (there.root / "run").mkdir()
         (there.root / "run/log.txt").write_bytes(b"\x1b[2Jstep 1\nstep 2\nste")
 
         block, offset = await box.read_lines("log", 0, 1 << 20)

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -262,7 +261,7 @@ def market() -> Iterator[tuple[str, list[dict[str, Any]]]]:
 
 
 def test_alone_for_too_long(make_box: MakeBox, market: tuple[str, list[dict[str, Any]]]) -> None:
-    """Its work over and nobody calling, the box tells its owner and stops its own instance, trying until heard."""
+    """A runner on a box without a watch becomes it: tells the owner, and stops its own instance, trying until heard."""
     url, requests = market
     box = make_box(stages=SFT_ONLY, away_limit_s=0.5, notify_url=f"{url}/topic")
     own = {"VAST_URL": url, "CONTAINER_ID": "4242", "CONTAINER_API_KEY": "key-of-this-box"}
@@ -277,25 +276,6 @@ def test_alone_for_too_long(make_box: MakeBox, market: tuple[str, list[dict[str,
     assert requests[0]["body"].startswith("homeport tiny (j00001): failed - SFT: ")
     written = box.layout.log.read_text() + box.layout.events.read_text()
     assert "key-of-this-box" not in written
-
-
-def test_calls_keep_the_box_awake(make_box: MakeBox, market: tuple[str, list[dict[str, Any]]]) -> None:
-    """As long as somebody asks for the status the instance is not stopped, and a new chain ends the watch."""
-    url, requests = market
-    limit_s = 6.0
-    box = make_box(stages=SFT_ONLY, away_limit_s=limit_s)
-    own = {"VAST_URL": url, "CONTAINER_ID": "4242", "CONTAINER_API_KEY": "key"}
-    watcher = box.start("nonce-sft", **own, HOMEPORT_PYTHON=warm(box))["pid"]
-    wait_for(lambda: box.status()["status"]["phase"] == Phase.FAILED, "the failure")
-    failed_at = time.monotonic()
-    wait_for(lambda: box.status() and time.monotonic() - failed_at > 1.5 * limit_s, "calls for longer than the limit")
-    assert not requests
-    assert start_ticks(watcher) is not None
-    box.set(stages=[StagePlan(Stage.SFT, "nonce-2")], away_limit_s=None)
-
-    box.start("nonce-2", HOMEPORT_PYTHON=warm(box))
-
-    wait_for(lambda: start_ticks(watcher) is None, "the watcher's end")
 
 
 STATUS = Status("j00001", 1, Phase.RUNNING, Stage.SFT, "mine", 0.0, "boot", 1)

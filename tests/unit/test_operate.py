@@ -22,6 +22,7 @@ from daemon.control.permits import NoPermit
 from daemon.control.reconcile import Reconciler
 from daemon.control.world import World
 from daemon.domain import actions
+from daemon.domain.money import MICRO
 from daemon.domain.records import Job, Kind, Lease, LeaseState, Operation, OpState
 from daemon.domain.spec import JobSpec
 from daemon.errors import (
@@ -37,6 +38,8 @@ from daemon.market.port import Reply
 from daemon.settings import Settings, load
 from daemon.store import jobs, leader, leases, operations, stages
 from daemon.store.database import Database
+
+HOLD = 2 * MICRO
 
 
 @dataclass
@@ -86,7 +89,7 @@ async def test_a_refused_key_refuses_the_create(bench: Bench) -> None:
     bench.market.answers["create"] = CredentialsRefused("bad key")
 
     with pytest.raises(CredentialsRefused):
-        await bench.operator.rent(bench.job, OFFER, 10)
+        await bench.operator.rent(bench.job, OFFER, 10, HOLD)
 
     assert [op.state for op in bench.operations(Kind.CREATE)] == [OpState.REFUSED]
 
@@ -122,7 +125,7 @@ async def test_a_listing_quicker_than_a_lost_answer(bench: Bench) -> None:
     """The machine is listed and adopted while the create still waits; its time-out then changes nothing."""
     bench.market.gate = asyncio.Event()
     bench.market.answers["create"] = MarketUnreachable("no answer")
-    renting = asyncio.create_task(bench.operator.rent(bench.job, OFFER, 10))
+    renting = asyncio.create_task(bench.operator.rent(bench.job, OFFER, 10, HOLD))
     await bench.market.called.wait()
     bench.market.instances = [instance(INSTANCE, bench.operations(Kind.CREATE)[0].label)]
 
@@ -138,7 +141,7 @@ async def test_a_refusal_that_rented_all_the_same(bench: Bench) -> None:
     """The market said no and made a machine: it is recognised by its label, and the pass goes on."""
     bench.market.answers["create"] = MarketRefused("no", status=400, body='{"success": false}')
     with pytest.raises(MarketRefused):
-        await bench.operator.rent(bench.job, OFFER, 10)
+        await bench.operator.rent(bench.job, OFFER, 10, HOLD)
     bench.market.instances = [instance(INSTANCE, bench.operations(Kind.CREATE)[0].label)]
 
     await bench.reconciler.run_once()
@@ -154,7 +157,7 @@ async def test_a_command_comes_before_a_create(bench: Bench) -> None:
         jobs.change(c, read, bench.clock.wall_ms(), 1)
 
     with pytest.raises(LostRace):
-        await bench.operator.rent(read, OFFER, 10)
+        await bench.operator.rent(read, OFFER, 10, HOLD)
 
     assert not bench.market.asked and not bench.operations(Kind.CREATE)
 
@@ -188,7 +191,7 @@ async def test_the_key_of_the_instance_is_not_kept(bench: Bench) -> None:
     body = '{"success": true, "new_contract": 77, "instance_api_key": "very-secret"}'
     bench.market.answers["create"] = Reply(200, body, instance_id=INSTANCE)
 
-    await bench.operator.rent(bench.job, OFFER, 10)
+    await bench.operator.rent(bench.job, OFFER, 10, HOLD)
 
     [create] = bench.operations(Kind.CREATE)
     assert create.reply is not None and '"new_contract": 77' in create.reply

@@ -252,6 +252,9 @@ class FakeBox:
     async def prove(self) -> Proven:
         return await self._ask("prove", lambda d: Proven(d.machine.host_key, ROOT, "/venv/main/bin/python"))
 
+    async def run(self, *command: str) -> str:
+        return await self._ask("run", lambda d: "")
+
     async def upload_payload(self) -> None:
         await self._ask("upload_payload", lambda d: None)
 

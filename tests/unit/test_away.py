@@ -1,0 +1,121 @@
+"""The watch that stops a machine nobody calls: what it takes for a sign of life, in time that passes when told."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from daemon.box import onstart
+from daemon.control.watch import CALL_S, away_limit_s
+from daemon.domain.money import MICRO
+from daemon.settings import Image
+from remote_payload import away
+
+LIMIT_S = 3600.0
+HOUR_S = 3600.0
+STARTED_AT = 1_000.0
+SCRIPT_LIMIT = 4096  # characters, the market's
+
+
+class Box:
+    """A root, a clock that moves when the watch sleeps, and a market that is asked to stop the instance."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.now = root, STARTED_AT
+        self.passes: Callable[[float], None] = lambda elapsed_s: None
+        self.agrees = iter([True])
+        self.asked_at: list[float] = []
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.passes(self.now - STARTED_AT)
+
+    def stop_instance(self) -> bool:
+        self.asked_at.append(self.now - STARTED_AT)
+        return next(self.agrees)
+
+    def sign(self, name: str) -> None:
+        """Written again, at a time that is another one whatever the real clock says."""
+        file = self.root / "run" / name
+        before = file.stat().st_mtime if file.exists() else 0.0
+        file.touch()
+        away.os.utime(file, (before + 1, before + 1))
+
+
+@pytest.fixture
+def box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Box]:
+    one = Box(tmp_path)
+    monkeypatch.setattr(away.time, "monotonic", lambda: one.now)
+    monkeypatch.setattr(away.time, "sleep", one.sleep)
+    monkeypatch.setattr(away, "stop_instance", one.stop_instance)
+    yield one
+
+
+def test_nobody_ever_calls(box: Box) -> None:
+    """From the container's start on, with nothing uploaded: it is stopped before the limit is spent."""
+    away.watch(box.root, LIMIT_S)
+
+    assert box.asked_at == [LIMIT_S - away.LOOK_S]
+
+
+@pytest.mark.parametrize("name", away.SIGNS)
+def test_signs_of_life_put_it_off(box: Box, name: str) -> None:
+    """A caller, a beating runner, a stage that outlived its runner: the limit counts from the last sign on."""
+    worked_s = 8 * HOUR_S
+
+    def passes(elapsed_s: float) -> None:
+        if elapsed_s <= worked_s:
+            box.sign(name)
+
+    box.passes = passes
+
+    away.watch(box.root, LIMIT_S)
+
+    assert box.asked_at == [worked_s + LIMIT_S - away.LOOK_S]
+
+
+def test_a_refusal_is_asked_again(box: Box) -> None:
+    """The meter runs until the market agrees; a caller who comes meanwhile is not stopped."""
+    box.agrees = iter([False, False, True])
+
+    def passes(elapsed_s: float) -> None:
+        if elapsed_s == LIMIT_S + away.LOOK_S:
+            box.sign("called")
+
+    box.passes = passes
+
+    away.watch(box.root, LIMIT_S)
+
+    late = LIMIT_S + away.LOOK_S
+    assert box.asked_at == [LIMIT_S - away.LOOK_S, LIMIT_S, late + LIMIT_S - away.LOOK_S]
+
+
+def test_one_watch_is_enough(box: Box) -> None:
+    """A second one ends at once, and stops nothing."""
+    (box.root / "run").mkdir()
+    with open(box.root / "run" / "away.lock", "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+
+        away.watch(box.root, LIMIT_S)
+
+    assert box.now == STARTED_AT
+    assert not box.asked_at
+
+
+def test_the_market_takes_the_script() -> None:
+    """With the default image and the longest limit there is room for it in a create request."""
+    script = onstart.script(Image(), away_limit_s(100 * MICRO, 1))
+
+    assert len(script) < SCRIPT_LIMIT
+
+
+@pytest.mark.parametrize(
+    ("hold", "price", "expected_s"),
+    [(2 * MICRO, 2 * MICRO, HOUR_S), (2 * MICRO, 20 * MICRO, 360.0), (MICRO // 100, 20 * MICRO, 2 * CALL_S)],
+)
+def test_the_limit_is_what_a_hold_may_cost(hold: int, price: int, expected_s: float) -> None:
+    """Dollars by price; never less than the pause between two calls allows."""
+    assert away_limit_s(hold, price) == expected_s
