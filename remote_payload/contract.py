@@ -194,6 +194,7 @@ class JobFile:
     batch_size: int = 32  # global
     micro_batch_size: int | None = None  # sequences per forward on one device; None: the trainer chooses
     placement: str = "auto_map"
+    speed: str = "fast"  # "plain": as TRL alone would train it
     max_length: int | None = None  # tokens; None: `prepare` derives it from the rows
     checkpoint_every: int = 100
     checkpoint_keep: int = 3
