@@ -23,7 +23,7 @@ from daemon.box.address import BoxAddress
 from daemon.box.box import Box
 from daemon.box.keys import own_key
 from daemon.box.meter import CountBytes
-from daemon.clock import SystemClock
+from daemon.clock import SteadyClock, SystemClock
 from daemon.control.commands import Commands
 from daemon.control.leadership import hold_lock
 from daemon.control.operate import Operator, presume_work, recover
@@ -46,7 +46,7 @@ PATIENCE_S = 5.0  # of a transfer without a block moved, at least, whatever the 
 
 async def lead(settings: Settings) -> None:
     """Lead, reconcile, drive, answer. Returns on SIGTERM or SIGINT; raises HomeportError when it cannot begin."""
-    clock, paths = SystemClock(), settings.paths
+    clock, paths = SteadyClock(SystemClock()), settings.paths
     with closing(hold_lock(paths.lock)), closing(open_store(paths, clock.wall_ms())) as database:
         take_leadership(database, platform.machine_id(), clock.wall_ms())
         own_key(paths.ssh_key)

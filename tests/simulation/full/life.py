@@ -14,6 +14,7 @@ from daemon.artifacts.hashing import sha256
 from daemon.artifacts.layout import local_path
 from daemon.artifacts.levels import BEHAVIOUR, BYTES, IDENTITY, Level, failed, not_run, passed
 from daemon.artifacts.verify import Depth, Report, Say
+from daemon.clock import SteadyClock
 from daemon.control.commands import Commands
 from daemon.control.operate import Operator
 from daemon.control.world import World
@@ -30,13 +31,12 @@ class Daemon:
     """The parts of one life. `run` returns when it was fenced; a life that is killed never returns."""
 
     def __init__(self, sim: Simulation, life: Life) -> None:
-        self.sim, self.life = sim, life
-        settings = sim.settings
-        self.database = open_store(settings.paths, sim.clock.wall_ms())
+        self.sim, self.life, self.clock = sim, life, SteadyClock(sim.clock)
+        self.database = open_store(sim.settings.paths, self.clock.wall_ms())
         self.commands: Commands | None = None
 
     async def run(self) -> None:
-        sim, clock, settings = self.sim, self.sim.clock, self.sim.settings
+        sim, clock, settings = self.sim, self.clock, self.sim.settings
         take_leadership(self.database, platform.machine_id(), clock.wall_ms())
         self.life.epoch = self.database.epoch
         sim.leads(self.life)
