@@ -7,7 +7,7 @@ stage is started here, so whatever goes wrong leaves the machine `unused`.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +39,17 @@ class IntegrationRefused(HomeportError):
 
 
 async def provision(
-    box: Box, job: Job, spec: JobSpec, lease: Lease, stages: tuple[StageRun, ...], settings: Settings
+    box: Box,
+    job: Job,
+    spec: JobSpec,
+    lease: Lease,
+    stages: tuple[StageRun, ...],
+    settings: Settings,
+    mirrored: Sequence[Upload] = (),
 ) -> tuple[Prepared, str]:
     """Make the box ready for the first stage; returns what `prepare` counted and the interpreter to use.
+
+    `mirrored` is the work that an earlier machine of the job did, to go on from.
 
     Raises RemoteFailed (preflight or bootstrap: another machine), DataRefused, IntegrationRefused, LinkLost.
     """
@@ -51,7 +59,7 @@ async def provision(
     log.info("box.preflight", job=job.id, gpus=facts.get("gpus"), disk_free=facts.get("disk_free"))
     if not facts["ok"]:
         raise RemoteFailed(f"preflight: {_objections(facts)}", exit_code_remote=Exit.PREFLIGHT)
-    await box.upload(list(_uploads(job, spec, settings)))
+    await box.upload([*_uploads(job, spec, settings), *mirrored])
     await box.write_job(build(job, spec, lease, stages, settings))
     token = os.environ.get("HF_TOKEN")
     prepared = await box.prepare({"HF_TOKEN": token} if token else {})

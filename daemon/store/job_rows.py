@@ -28,6 +28,7 @@ class JobRows:
     report: Row | None = None
     metrics: Sequence[Row] = ()  # the last few of the stage that runs
     receipt: Row | None = None  # of the current artifact set, not superseded
+    mirrored: Row | None = None  # the event of the newest checkpoint or stage that came home
     credit: int | None = None  # micro-dollars
     burn: int = 0  # micro-dollars per hour, all machines
 

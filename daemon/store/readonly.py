@@ -221,6 +221,11 @@ def _job_rows(db: sqlite3.Connection, only: str = "") -> Iterator[JobRows]:
             "SELECT r.* FROM receipts r JOIN jobs j ON j.id = r.job_id AND j.manifest_sha256 = r.manifest_sha256"
             " AND j.attempt = r.attempt WHERE r.id NOT IN (SELECT receipt_id FROM supersessions) ORDER BY r.id",
         ),
+        "mirrored": _by_job(
+            db,
+            "SELECT * FROM events WHERE id IN"
+            " (SELECT max(id) FROM events WHERE kind IN ('checkpoint.home', 'stage.home') GROUP BY job_id)",
+        ),
         # The last steps of the stage that reported last.
         "metrics": _by_job(
             db,
@@ -245,6 +250,7 @@ def _job_rows(db: sqlite3.Connection, only: str = "") -> Iterator[JobRows]:
             report=of["reports"][0] if of["reports"] else None,
             metrics=of["metrics"],
             receipt=of["receipts"][-1] if of["receipts"] else None,
+            mirrored=of["mirrored"][0] if of["mirrored"] else None,
             credit=credit,
             burn=burn,
             spec=json.loads(row["spec_json"]),

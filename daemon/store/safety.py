@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from daemon.domain.lifecycle import TERMINAL, JobState
 from daemon.store.job_rows import JobRows, Row, box_status, bytes_here, current_lease, is_billing
@@ -44,13 +45,19 @@ def _by_receipt(receipt: Row) -> Safety:
 def _before_the_model(rows: JobRows, instance: int | None) -> Safety:
     step = box_status(rows.report).get("checkpoint_step") or 0
     if JobState(rows.job["state"]) in TERMINAL:
-        text, where = "no. The job ended without a model", Whereabouts.NOWHERE
-    elif step and instance is not None:
-        text = f"no. The final model exists nowhere yet; checkpoint {step} is on instance {instance}"
-        where = Whereabouts.BOX
-    else:
-        text, where = "no. The model exists nowhere yet", Whereabouts.NOWHERE
+        return Safety(where=Whereabouts.NOWHERE, safe=False, text="no. The job ended without a model", path=None)
+    parts = [f"checkpoint {step} is on instance {instance}"] if step and instance is not None else []
+    if rows.mirrored is not None:
+        parts.append(f"{_mirrored(json.loads(rows.mirrored['body']))} is here")
+    if not parts:
+        return Safety(where=Whereabouts.NOWHERE, safe=False, text="no. The model exists nowhere yet", path=None)
+    text = f"no. The final model exists nowhere yet; {', '.join(parts)}"
+    where = Whereabouts.BOX if instance is not None else Whereabouts.NOWHERE  # HERE would mean: verified
     return Safety(where=where, safe=False, text=text, path=None)
+
+
+def _mirrored(home: dict[str, Any]) -> str:
+    return f"{home['stage']} to step {home['step']}" if "step" in home else f"{home['stage']}, finished,"
 
 
 def _gigabytes(size: int) -> str:

@@ -50,6 +50,19 @@ def of_attempt(c: Connection, job: Job) -> list[StageRun]:
     return sorted((record(StageRun, row) for row in rows), key=lambda run: order[run.stage])
 
 
+def lineage(c: Connection, job: str, stage: str) -> list[str]:
+    """The nonces under which the stage ran, newest first, back to where it was last begun afresh."""
+    rows = c.execute(
+        select(_S.nonce, _S.fresh).where(_S.job_id == job, _S.stage == stage).order_by(_S.attempt.desc())
+    ).all()
+    nonces: list[str] = []
+    for nonce, fresh in rows:
+        nonces.append(nonce)
+        if fresh:
+            break
+    return nonces
+
+
 def mark_started(c: Connection, run: StageRun, now_ms: int) -> None:
     c.execute(_where(run).values(started_at=run.started_at or now_ms))
 

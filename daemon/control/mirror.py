@@ -1,0 +1,163 @@
+"""What training has made so far, kept on this disk too: a host that vanishes costs minutes, not the run.
+
+    <models>/.rescue-<job>/<stage>-<nonce>/run/...    what that start of the stage left, at its paths on the box:
+        run/sft/checkpoint-200/                       the newest two, each whole by its own checkpoint.json
+        run/sft/adapter/ and run/stages/<nonce>/done.json    of a finished stage, done.json last
+
+Everything in it is opaque here: hashes are checked, nothing is loaded. On the machine that replaces a lost one the same
+files go up to the same paths, and the runner there goes on from them as it does after a kill.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path, PurePosixPath
+
+from daemon.artifacts import hashing
+from daemon.box.box import Box
+from daemon.box.pace import Pace
+from daemon.box.upload import Upload
+from daemon.domain.records import StageRun
+from daemon.errors import TransferFailed
+from remote_payload.contract import (
+    CHECKPOINT_MANIFEST,
+    DONE_FILE,
+    RUN_DIR,
+    STAGES_DIR,
+    Checkpoint,
+    ContractError,
+    Done,
+    Stage,
+    Status,
+    checked_path,
+    load,
+    write_whole,
+)
+
+TRAINING = (Stage.SFT, Stage.DPO)  # what they make is small and dear, and trained on; the GGUF can be made again
+KEEP = 2  # checkpoints here: the older one is the answer to damage of the newer
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """One job's copy. `folder` need not exist."""
+
+    folder: Path
+
+    def has_outputs(self, run: StageRun) -> bool:
+        """What the finished stage left is here, whole."""
+        return (self._of(run.stage, run.nonce) / _marker(run)).is_file()
+
+    def kept(self, runs: Sequence[StageRun]) -> list[StageRun]:
+        """The finished stages from the first on that a new machine need not run again."""
+        return list(takewhile(lambda run: run.stage in TRAINING and run.done_json and self.has_outputs(run), runs))
+
+    def lacks_outputs(self, runs: Sequence[StageRun]) -> list[StageRun]:
+        """The finished stages that are not here yet."""
+        return [run for run in runs if run.done_json and not self.has_outputs(run)]
+
+    def lacks_checkpoint(self, run: StageRun, status: Status | None) -> PurePosixPath | None:
+        """The box's newest checkpoint of `run`, by its path there, when it is not here yet."""
+        if status is None or status.nonce != run.nonce or not status.checkpoint:
+            return None
+        path = PurePosixPath(status.checkpoint)
+        if not re.fullmatch(rf"{RUN_DIR}/{run.stage.lower()}/checkpoint-[0-9]+", str(path)):
+            return None  # no path of a checkpoint: nothing to ask for
+        here = self._of(run.stage, run.nonce) / path / CHECKPOINT_MANIFEST
+        return None if here.is_file() else path
+
+    async def bring_outputs(self, box: Box, run: StageRun, pace: Pace | None = None) -> int:
+        """What the finished stage left, held against its done.json. Returns the files that lie here.
+
+        Raises LinkLost, TransferFailed, OSError of the local disk; may be called again.
+        """
+        into = self._of(run.stage, run.nonce)
+        done = load(Done, run.done_json or "")
+        promised = {o.path: o.sha256 for o in done.outputs if PurePosixPath(o.path).parent != PurePosixPath(RUN_DIR)}
+        found: dict[str, str] = {}
+        for folder in _roots(promised):
+            brought = await box.fetch_folder(str(folder), into / folder, pace=pace)
+            found |= {str(folder / output.path): output.sha256 for output in brought}
+        wrong = [path for path, sha256 in promised.items() if found.get(path) != sha256]
+        if wrong:
+            raise TransferFailed(f"{wrong[0]} is not what {run.stage}'s done.json promises")
+        marker = into / _marker(run)
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(marker, run.done_json or "")
+        return len(promised)
+
+    async def bring_checkpoint(self, box: Box, run: StageRun, path: PurePosixPath, pace: Pace | None = None) -> int:
+        """One checkpoint, whole; then only the newest KEEP stay. Returns its files. Raises as bring_outputs."""
+        into = self._of(run.stage, run.nonce) / path
+        brought = await box.fetch_folder(str(path), into, pace=pace)
+        for old in _newest_first(into.parent)[KEEP:]:
+            shutil.rmtree(old)
+        return len(brought)
+
+    def newest(self, stage: str, nonces: Sequence[str]) -> Path | None:
+        """The newest checkpoint of the stage that is whole on this disk, among the starts `nonces`."""
+        folders = [f for nonce in nonces for f in _newest_first(self._of(stage, nonce) / RUN_DIR / stage.lower())]
+        return next((folder for folder in sorted(folders, key=_step, reverse=True) if _is_whole(folder)), None)
+
+    def uploads(self, runs: Sequence[StageRun], earlier: Sequence[str]) -> Iterator[Upload]:
+        """What a new machine needs to go on: finished stages with their markers, the newest checkpoint of the next.
+
+        `earlier` are the nonces under which that next stage ran before, since it was last begun afresh.
+        """
+        for run in runs:
+            top = self._of(run.stage, run.nonce)
+            if run.done_json and self.has_outputs(run):
+                done = load(Done, run.done_json)
+                paths = [*(checked_path(output.path) for output in done.outputs), _marker(run)]
+                yield from (_upload(top / path, str(path)) for path in paths)
+            elif run.stage in TRAINING:
+                checkpoint = self.newest(run.stage, earlier)
+                for file in sorted(checkpoint.rglob("*")) if checkpoint else []:
+                    if file.is_file() and checkpoint:
+                        remote = PurePosixPath(RUN_DIR, run.stage.lower(), checkpoint.name)
+                        yield _upload(file, str(remote / file.relative_to(checkpoint).as_posix()))
+                return
+
+    def forget_checkpoints(self) -> None:
+        """The model is verified: what could only have helped to train it again makes room."""
+        for folder in self.folder.glob(f"*/{RUN_DIR}/*/checkpoint-*"):
+            shutil.rmtree(folder)
+
+    def _of(self, stage: str, nonce: str) -> Path:
+        return self.folder / f"{stage}-{nonce}"
+
+
+def _marker(run: StageRun) -> PurePosixPath:
+    return PurePosixPath(RUN_DIR, STAGES_DIR, run.nonce, DONE_FILE)
+
+
+def _roots(paths: Sequence[str] | dict[str, str]) -> list[PurePosixPath]:
+    """The folders that hold `paths`, without those that lie in another of them. Raises ContractError."""
+    folders = {PurePosixPath(checked_path(path)).parent for path in paths}
+    return sorted(folder for folder in folders if not folders & set(folder.parents))
+
+
+def _newest_first(stage_folder: Path) -> list[Path]:
+    """Checkpoints that came home to the end: their manifest is brought last."""
+    return sorted((f.parent for f in stage_folder.glob(f"checkpoint-*/{CHECKPOINT_MANIFEST}")), key=_step, reverse=True)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Every file is still what the checkpoint's own manifest says."""
+    try:
+        promised = load(Checkpoint, (checkpoint / CHECKPOINT_MANIFEST).read_bytes()).files
+        return all(hashing.sha256(checkpoint / checked_path(file.path)) == file.sha256 for file in promised)
+    except (OSError, ContractError):  # unreadable here: the one before it will do
+        return False
+
+
+def _upload(file: Path, remote: str) -> Upload:
+    return Upload(file, remote, hashing.sha256(file), file.stat().st_size)
