@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from daemon.box.lanes import BLOCK_BYTES, READS, Dial, Lane, Traffic, end_all, lanes_for
+from daemon.box.pace import Pace
 from daemon.box.part import PartFile, bitmap_of
 from daemon.errors import TransferFailed
 from remote_payload import contract
@@ -109,12 +110,14 @@ class Download:
         progress: Callable[[TransferProgress], None],
         dial: Dial,
         patience_s: float,
+        pace: Pace | None = None,
     ) -> None:
         self._root = root
         self._durable = durable
         self._progress = progress
         self._dial = dial
         self._patience_s = patience_s
+        self._pace = pace
         home = names(manifest)
         self._parts = [PartFile(file, manifest.chunk_size, folder, home[file.path]) for file in manifest.files]
         self._todo: deque[_Block] = deque()
@@ -187,6 +190,8 @@ class Download:
                     self._record(part)
 
     async def _move(self, lane: Lane, block: _Block) -> None:
+        if self._pace is not None:
+            await self._pace.take(block.size)
         offset, size = block.part.span(block.chunk)
         content = await lane.read(f"{self._root}/{block.part.file.path}", offset + block.start, block.size)
         key = (block.part.file.path, block.chunk)

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import asyncio
 
+MEGABIT = 1e6 / 8  # bytes
+
 
 class Pace:
     """Lets `rate` bytes a second pass, in the order of asking. Shared by everything that shares the limit."""
+
+    @classmethod
+    def on_line(cls, megabits: float | None, share: float = 1.0) -> Pace | None:
+        """`share` of a line of so many Mb/s; None when nobody set a limit."""
+        return None if megabits is None else cls(share * megabits * MEGABIT)
 
     def __init__(self, rate: float) -> None:
         self._rate = rate

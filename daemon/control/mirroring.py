@@ -19,7 +19,6 @@ from daemon.store import events
 from remote_payload.contract import ContractError, Status, load
 
 log = structlog.get_logger()
-BITS = 1e6 / 8  # bytes a second in one Mb/s
 SHARE = 0.5  # of limits.line, while somebody may use the line for other things
 
 
@@ -71,7 +70,7 @@ class Mirroring:
 
     async def _try(self, box: Box, runs: Sequence[StageRun], status: Status | None) -> None:
         try:
-            await self.bring(box, runs, status, pace=Pace(SHARE * self.line * BITS) if self.line else None)
+            await self.bring(box, runs, status, pace=Pace.on_line(self.line, SHARE))
         except (BoxError, ContractError, OSError) as error:
             log.info("mirror.failed", job=self.job_id, error=str(error))
 

@@ -343,6 +343,7 @@ class FakeBox:
         folder: Path,
         durable: DurableChunks,
         progress: Callable[[TransferProgress], None],
+        pace: Pace | None = None,
     ) -> None:
         run = Download(manifest, ROOT, folder, durable, progress, self._dial, PATIENCE_S)  # type: ignore[arg-type]
         await self._ask("download", lambda d: None)
