@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from remote_payload import contract
@@ -48,6 +48,11 @@ class Layout:
         return self.run / contract.PREPARED_FILE
 
     @property
+    def placement(self) -> Path:
+        """How this attempt's training stages run (placement.Placed)."""
+        return self.run / "placement.json"
+
+    @property
     def stop(self) -> Path:
         """Exists while somebody wants the running stage to save a checkpoint and end."""
         return self.run / "stop"
@@ -85,6 +90,18 @@ class Layout:
     def read_job(self) -> JobFile:
         """Raises ContractError or FileNotFoundError."""
         return contract.load(JobFile, (self.run / contract.JOB_FILE).read_bytes())
+
+    def read_settled(self) -> JobFile:
+        """The job with what `prepare` settled in place of what the person left to it. Raises as `read_job`."""
+        job = self.read_job()
+        if not self.prepared.exists():
+            return job
+        prepared = self.read_prepared()
+        return replace(
+            job,
+            max_length=prepared.max_length or job.max_length,
+            reasoning=prepared.reasoning or job.reasoning,
+        )
 
     def read_prepared(self) -> Prepared:
         """Raises ContractError or FileNotFoundError."""

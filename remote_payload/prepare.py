@@ -7,23 +7,22 @@ run/prepared.json. Exit 20 when the data is unsound, 21 when its counts are not 
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import math
 import platform
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
-from remote_payload import contract, script, templates, tokens
+from remote_payload import contract, lengths, reasoning, script
 from remote_payload.contract import Exit, JobFile, Prepared, Stage, StageTraining
 from remote_payload.layout import Layout
 from remote_payload.progress import Events
 from remote_payload.rows import Row, Table, read_dpo, read_sft
 from remote_payload.script import ScriptFailed
+from remote_payload.tokenizer_checks import border_problems, parity_problems
 
 SHOWN = 20  # objections; the rest is a number
-PROBES = 200  # strings of the data on which two tokenizers must agree
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers")
 EMPTY = Table([], [])
 # Safetensors only: a pickle is a program, and no code of the repository is wanted either.
@@ -41,6 +40,9 @@ class Findings:
     truncated: dict[str, int] = field(default_factory=dict)
     tokens: dict[str, int] = field(default_factory=dict)
     steps: dict[str, int] = field(default_factory=dict)
+    lengths: dict[str, dict[str, int]] = field(default_factory=dict)
+    max_length: int | None = None
+    reasoning: str | None = None
     problems: list[str] = field(default_factory=list)
     code: Exit = Exit.OK
 
@@ -114,25 +116,33 @@ def fetch_model(layout: Layout, job: JobFile) -> None:
 
 def tokenize(layout: Layout, job: JobFile, found: Findings) -> None:
     """Turn the rows into the very ids the trainers will see, count them, and check what must hold of each."""
+    from remote_payload import templates, tokens
     from remote_payload.tokenizer import end_ids, load_tokenizer
 
     tokenizer = load_tokenizer(layout)
-    strings = [text for row in (*found.sft.rows, *found.dpo.rows) for text in texts(row)][:PROBES]
+    strings = [text for row in (*found.sft.rows, *found.dpo.rows) for text in texts(row)]
     found.object(Exit.PREFLIGHT, parity_problems(layout.model / "tokenizer.json", tokenizer, strings))
-    answers = [answer for row in found.sft.rows for answer in templates.answers(row)]
-    objection = templates.objection(tokenizer, answers, job.reasoning)
-    found.object(Exit.BAD_DATA, [objection] if objection else [])
+    answers = [answer for row in (*found.sft.rows, *found.dpo.rows) for answer in reasoning.answers(row)]
+    try:
+        found.reasoning = reasoning.settled(job.reasoning, templates.opens_reasoning(tokenizer), answers)
+        samples = tokens.whole_samples(tokenizer, found.sft.rows, found.reasoning) if job.sft else []
+        pairs = tokens.whole_pairs(tokenizer, found.dpo.rows, found.reasoning) if job.dpo else []
+    except (reasoning.Unclear, tokens.RowRefused) as error:
+        found.object(Exit.BAD_DATA, [str(error)])
+        return
+    of_rows = {Stage.SFT: [len(sample.ids) for sample in samples], Stage.DPO: [pair.longest for pair in pairs]}
+    found.lengths = {stage: lengths.spread(of_stage) for stage, of_stage in of_rows.items() if of_stage}
+    found.max_length = job.max_length or lengths.fitting(of_rows.values(), _longest(layout))
     ends = end_ids(layout, tokenizer)
 
     if job.sft and job.sft_data:
-        samples = tokens.samples(tokenizer, found.sft.rows, job)
-        _count(found, Stage.SFT, job.sft, job.batch_size, [(len(s.ids), s.truncated) for s in samples])
-        ids = [(s.ids, s.truncated) for s in samples]
-        found.object(Exit.BAD_DATA, border_problems("SFT", tokenizer, ends, ids))
+        samples = tokens.fitting(samples, found.max_length)
+        _count(found, Stage.SFT, job, job.sft, [(len(s.ids), s.truncated) for s in samples])
+        found.object(Exit.BAD_DATA, border_problems("SFT", tokenizer, ends, [(s.ids, s.truncated) for s in samples]))
     if job.dpo and job.dpo_data:
-        pairs = tokens.pairs(tokenizer, found.dpo.rows, job)
-        lengths = [(2 * len(p.prompt) + len(p.chosen) + len(p.rejected), p.truncated) for p in pairs]
-        _count(found, Stage.DPO, job.dpo, job.batch_size, lengths)
+        pairs = tokens.differing(pairs, found.max_length)
+        read = [(2 * len(p.prompt) + len(p.chosen) + len(p.rejected), p.truncated) for p in pairs]
+        _count(found, Stage.DPO, job, job.dpo, read)
         ids = [(p.prompt + answer, p.truncated) for p in pairs for answer in (p.chosen, p.rejected)]
         found.object(Exit.BAD_DATA, border_problems("DPO", tokenizer, ends, ids))
 
@@ -150,38 +160,6 @@ def steps(rows: int, training: StageTraining, batch: int) -> int:
     return min(derived, training.max_steps or derived)
 
 
-def parity_problems(raw_file: Path, tokenizer: Any, strings: list[str]) -> list[str]:
-    """Where the library's tokenizer and the model's own tokenizer.json disagree: some versions lose every space."""
-    if not raw_file.exists():
-        return []
-    from tokenizers import Tokenizer
-
-    raw = Tokenizer.from_file(str(raw_file))
-    for text in strings:
-        ours = tokenizer(text, add_special_tokens=False)["input_ids"]
-        own = raw.encode(text, add_special_tokens=False).ids
-        if ours != own:
-            return [f"transformers tokenizes {text[:60]!r} unlike the model's tokenizer.json: {ours[:8]} and {own[:8]}"]
-    return []
-
-
-def border_problems(name: str, tokenizer: Any, ends: set[int], rows: list[tuple[list[int], bool]]) -> list[str]:
-    """Rows that begin with a doubled or missing beginning-of-text token, or whose last label is no end token."""
-    if not rows:
-        return [f"no {name} row is left to train on within max_length"]
-    bos = tokenizer.bos_token_id
-    adds_bos = tokenizer("a")["input_ids"][0] == bos
-    doubled = sum(bos is not None and ids[:2] == [bos, bos] for ids, _ in rows)
-    lacking = sum(adds_bos and ids[0] != bos for ids, _ in rows)
-    unended = sum(not truncated and ids[-1] not in ends for ids, truncated in rows)
-    problems = {
-        f"{doubled} of {len(rows)} {name} rows begin with {tokenizer.bos_token} twice": doubled,
-        f"{lacking} of {len(rows)} {name} rows do not begin with {tokenizer.bos_token}": lacking,
-        f"{unended} of {len(rows)} {name} rows do not end in an end-of-text token: the model would not stop": unended,
-    }
-    return [problem for problem, count in problems.items() if count]
-
-
 def texts(row: Row) -> list[str]:
     """Every piece of text of a row, as a person wrote it."""
     pieces = []
@@ -189,7 +167,7 @@ def texts(row: Row) -> list[str]:
         if isinstance(value, str):
             pieces.append(value)
         elif isinstance(value, list):
-            pieces += [message["content"] for message in value]
+            pieces += [message["content"] for message in value if message.get("content")]
     return pieces
 
 
@@ -205,6 +183,9 @@ def conclude(found: Findings, line: str) -> Prepared:
         truncated=found.truncated,
         steps=found.steps,
         tokens=found.tokens,
+        lengths=found.lengths,
+        max_length=found.max_length,
+        reasoning=found.reasoning,
         problems=found.problems[:SHOWN] + ([f"and {hidden} more"] if hidden > 0 else []),
         exit_code=found.code,
         versions={
@@ -214,12 +195,26 @@ def conclude(found: Findings, line: str) -> Prepared:
     )
 
 
-def _count(found: Findings, stage: Stage, training: StageTraining, batch: int, rows: list[tuple[int, bool]]) -> None:
-    """Rows as (tokens, truncated), into the counts of `stage`."""
+def _count(found: Findings, stage: Stage, job: JobFile, training: StageTraining, rows: list[tuple[int, bool]]) -> None:
+    """The rows that are kept, as (tokens, truncated), into the counts of `stage`.
+
+    A person's own max_length may cut what it does: the counts tell. A derived one may not.
+    """
     found.kept[stage] = len(rows)
     found.truncated[stage] = sum(truncated for _, truncated in rows)
     found.tokens[stage] = sum(length for length, _ in rows)
-    found.steps[stage] = steps(len(rows), training, batch)
+    found.steps[stage] = steps(len(rows), training, job.batch_size)
+    if job.max_length is None and found.max_length:
+        read = len(found.sft.rows if stage is Stage.SFT else found.dpo.rows)
+        cut = found.truncated[stage] + read - len(rows)
+        objection = lengths.objection(stage, cut, read, found.max_length)
+        found.object(Exit.BAD_DATA, [objection] if objection else [])
+
+
+def _longest(layout: Layout) -> int:
+    """Tokens that the base model can read at once."""
+    limit: int = json.loads((layout.model / "config.json").read_text()).get("max_position_embeddings", lengths.LONGEST)
+    return limit
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from remote_payload import rows, templates
+from remote_payload import reasoning, rows, templates
 from remote_payload.contract import JobFile
 from remote_payload.layout import Layout
 from remote_payload.rows import Row
@@ -45,12 +45,14 @@ def _rows(layout: Layout, job: JobFile) -> list[Row]:
     return rows.read_dpo(layout, job.dpo_data).rows if job.dpo_data else []
 
 
-def _prompt(tokenizer: Any, row: Row, reasoning: str) -> Prompt:
+def _prompt(tokenizer: Any, row: Row, settled: str) -> Prompt:
     opening = row["messages"][:-1] if "messages" in row else row.get("prompt")
     if isinstance(opening, list):
-        text = tokenizer.apply_chat_template(opening, tokenize=False, add_generation_prompt=True)
-        if reasoning == "empty" and not templates.opens_reasoning(tokenizer):
-            text += templates.EMPTY  # as every trained answer began
+        text = tokenizer.apply_chat_template(
+            opening, tools=row.get("tools"), tokenize=False, add_generation_prompt=True
+        )
+        if settled == "empty" and not templates.opens_reasoning(tokenizer):
+            text += reasoning.EMPTY  # as every trained answer began
     else:
         text = _beginning(tokenizer) + (row["text"] if opening is None else opening)
     ids = encode(tokenizer, text)

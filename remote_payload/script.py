@@ -26,13 +26,18 @@ Body = Callable[[Layout, JobFile, Events], Exit]
 
 
 def run(stage: Stage | None, body: Body) -> int:
-    """Call `body` for the job under --root and return the exit code; `stage` None is a script outside the chain."""
+    """Call `body` for the job under --root and return the exit code.
+
+    `stage` None is a script outside the chain, or one that serves several stages and is told --stage.
+    """
     parser = argparse.ArgumentParser()
     parser.add_argument("--root", type=Path, default=Path())
-    layout = Layout(parser.parse_args().root.resolve())
+    parser.add_argument("--stage", type=Stage, default=stage)
+    args = parser.parse_args()
+    layout, stage = Layout(args.root.resolve()), args.stage
     events = Events(layout.events)
     try:
-        job = layout.read_job()
+        job = layout.read_settled() if stage else layout.read_job()
         plan = plan_of(job, stage) if stage else None
         events = Events(layout.events, stage, plan.nonce if plan else None)
         return body(layout, job, events)

@@ -1,23 +1,24 @@
-"""The chat template while training: some shipped templates delete the reasoning they are given.
+"""The chat template while training, and the one that is delivered.
 
-DeepSeek's R1 distills render an assistant turn without everything up to </think>, which suits a conversation and
-ruins training: the model would learn the answer alone. `for_training` gives the variant that keeps it. It lives in
-memory only; what is exported is the base model's own file, byte for byte.
+Some shipped templates delete the reasoning of an answer (DeepSeek R1, V3), others render an earlier turn otherwise
+once more turns follow (Qwen3). Both suit a conversation and ruin training. `for_training` finds a variant without
+that; it lives in memory only. What is delivered is the base model's own template, byte for byte, except under
+`reasoning: none`, where a template that begins every answer with <think> would contradict what was learned.
 """
 
 from __future__ import annotations
 
+import importlib.resources
+import json
 import re
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from remote_payload.contract import Exit
-from remote_payload.rows import Row
-from remote_payload.script import ScriptFailed
+from jinja2 import TemplateError
 
-OPEN, CLOSE = "<think>", "</think>"
-EMPTY = f"{OPEN}\n\n{CLOSE}\n\n"
-MARK = "mark-of-the-reasoning"
-FEW = 0.05  # share of answers with reasoning below which a template that opens <think> contradicts the data
+from remote_payload.contract import write_whole
+from remote_payload.reasoning import CLOSE, OPEN, without_opening
 
 # Statements known to delete reasoning from a turn, as they stand in shipped templates.
 DELETING = [
@@ -27,73 +28,70 @@ DELETING = [
         r"\{%-?\s*endif\s*-?%\}"
     ),
 ]
+TRAINING = "_training.jinja"  # how TRL names its variant of a template that it knows
+
+QUESTION = {"role": "user", "content": "question"}
+MARKS = ("first-reasoning", "second-reasoning")
+REASONED = [{"role": "assistant", "content": f"{OPEN}\n{mark}\n{CLOSE}\n\nanswer"} for mark in MARKS]
 
 
 def for_training(tokenizer: Any) -> str | None:
-    """The template to train with; None when the tokenizer has none. Raises ScriptFailed (20) when reasoning would be
-    deleted by a statement not known here."""
-    template = tokenizer.chat_template
-    if template is None or not deletes_reasoning(tokenizer, template):
-        return template
-    kept = template
-    for statement in DELETING:
-        kept = statement.sub("", kept)
-    if deletes_reasoning(tokenizer, kept):
-        raise ScriptFailed(
-            Exit.BAD_DATA,
-            "the model's chat template deletes <think> reasoning in a way no training variant is known for",
-        )
-    return kept
+    """The template to train with; None when the tokenizer has none.
+
+    The first candidate that keeps all reasoning and renders a conversation as the continuation of its beginning; else
+    the first that keeps the last turn's; else the shipped one: `tokens` refuses the rows of which it loses anything.
+    """
+    shipped: str | None = tokenizer.chat_template
+    if shipped is None:
+        return None
+    fit = [variant for variant in _candidates(shipped) if _keeps(tokenizer, variant, turns=1)]
+    best = [variant for variant in fit if _keeps(tokenizer, variant, turns=2)]
+    return (best or fit or [shipped])[0]
 
 
-def deletes_reasoning(tokenizer: Any, template: str) -> bool:
-    turns = [
-        {"role": "user", "content": "question"},
-        {"role": "assistant", "content": f"{OPEN}\n{MARK}\n{CLOSE}\n\nanswer"},
-    ]
-    return MARK not in tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False)
-
-
-def opens_reasoning(tokenizer: Any) -> bool:
+def opens_reasoning(tokenizer: Any, template: str | None = None) -> bool:
     """Whether the generation prompt already begins the reasoning, so that an answer without any contradicts it."""
     if tokenizer.chat_template is None:
         return False
-    turns = [{"role": "user", "content": "question"}]
-    text: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    return text.rstrip().endswith(OPEN)
+    return _rendered(tokenizer, template, [QUESTION], add_generation_prompt=True).rstrip().endswith(OPEN)
 
 
-def objection(tokenizer: Any, answers: list[str], reasoning: str) -> str | None:
-    """Why these answers cannot be trained under `reasoning` with this template; None when they can."""
-    if reasoning == "none":
-        return "reasoning: none needs an exported template without <think>, which this version does not write"
-    if reasoning == "keep" and answers and opens_reasoning(tokenizer):
-        share = sum(OPEN in answer for answer in answers) / len(answers)
-        if share < FEW:
-            return (
-                f"only {share:.0%} of the answers contain {OPEN}, yet the template begins every answer with it; "
-                "choose reasoning: empty to train answers after an empty block"
-            )
-    return None
+def deliver_without_opening(folder: Path) -> None:
+    """Rewrite the template in a copy of the base model's files, wherever it is stored there."""
+    own, configuration = folder / "chat_template.jinja", folder / "tokenizer_config.json"
+    if own.exists():
+        write_whole(own, without_opening(own.read_text(encoding="utf-8")))
+    settings = json.loads(configuration.read_text(encoding="utf-8")) if configuration.exists() else {}
+    if isinstance(settings.get("chat_template"), str):
+        settings["chat_template"] = without_opening(settings["chat_template"])
+        write_whole(configuration, json.dumps(settings, ensure_ascii=False, indent=2))
 
 
-def with_reasoning(row: Row, reasoning: str) -> Row:
-    """`row` with an empty reasoning block before every assistant turn that has none, if `reasoning` is "empty"."""
-    if reasoning != "empty":
-        return row
-    return {key: _opened(value) if isinstance(value, list) else value for key, value in row.items()}
+def _candidates(shipped: str) -> Iterator[str]:
+    yield shipped
+    kept = shipped
+    for statement in DELETING:
+        kept = statement.sub("", kept)
+    yield kept
+    folder = importlib.resources.files("trl") / "chat_templates"
+    for variant in sorted(folder.iterdir(), key=lambda file: file.name):
+        if variant.name.endswith(TRAINING):
+            known = folder / variant.name.replace(TRAINING, ".jinja")
+            if known.read_text(encoding="utf-8").rstrip() == shipped.rstrip():
+                yield variant.read_text(encoding="utf-8")
 
 
-def answers(row: Row) -> list[str]:
-    """The text of every assistant turn of a chat row; nothing for plain text, which no template touches."""
-    turns = [message for value in row.values() if isinstance(value, list) for message in value]
-    return [message["content"] for message in turns if message["role"] == "assistant"]
+def _keeps(tokenizer: Any, template: str, turns: int) -> bool:
+    """Whether a conversation of `turns` answers keeps the reasoning of each and begins with the shorter one."""
+    conversation = [message for answer in REASONED[:turns] for message in (QUESTION, answer)]
+    try:
+        whole = _rendered(tokenizer, template, conversation)
+        earlier = _rendered(tokenizer, template, conversation[:-2]) if turns > 1 else ""
+    except TemplateError:  # a template that cannot render a question and its answer keeps nothing
+        return False
+    return whole.startswith(earlier.rstrip()) and all(mark in whole for mark in MARKS[:turns])
 
 
-def _opened(messages: list[Row]) -> list[Row]:
-    return [
-        message | {"content": EMPTY + message["content"]}
-        if message["role"] == "assistant" and OPEN not in message["content"]
-        else message
-        for message in messages
-    ]
+def _rendered(tokenizer: Any, template: str | None, messages: list[dict[str, str]], **options: bool) -> str:
+    text: str = tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, **options)
+    return text

@@ -12,12 +12,25 @@ from remote_payload.layout import Layout
 
 
 def load_tokenizer(layout: Layout) -> Any:
-    """Padding falls back to the end-of-text token: labels come from the data, so that token is still trained."""
     tokenizer = AutoTokenizer.from_pretrained(layout.model, local_files_only=True)
     tokenizer.chat_template = templates.for_training(tokenizer)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.pad_token = padding(tokenizer, end_ids(layout, tokenizer))
+    tokenizer.padding_side = "right"
     return tokenizer
+
+
+def padding(tokenizer: Any, ends: set[int]) -> str:
+    """The token to pad with: the tokenizer's own unless it also ends a text, else another special one it has.
+
+    Never a new token, which would enlarge the embeddings and make another vocabulary of the GGUF. Where there is
+    nothing else the end-of-text token pads too: labels come from the data, so that it is still trained.
+    """
+    taken = ends | {tokenizer.bos_token_id}
+    if tokenizer.pad_token is not None and tokenizer.pad_token_id not in taken:
+        return str(tokenizer.pad_token)
+    special = {i: token.content for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    named = [content for i, content in sorted(special.items()) if i not in taken and "pad" in content.lower()]
+    return str((named or [tokenizer.unk_token or tokenizer.eos_token])[0])
 
 
 def end_ids(layout: Layout, tokenizer: Any) -> set[int]:

@@ -171,7 +171,7 @@ def test_doubled_beginning_is_refused(make_box: MakeBox) -> None:
     done = box.call("prepare")
 
     assert done.returncode == Exit.BAD_DATA
-    assert "4 of 4 SFT rows begin with <s> twice" in box.layout.read_prepared().problems
+    assert any("4 of 4 SFT rows hold <s> more than once" in found for found in box.layout.read_prepared().problems)
 
 
 def test_tokenizer_unlike_its_file_is_refused(make_box: MakeBox, tmp_path: Path) -> None:
@@ -179,7 +179,8 @@ def test_tokenizer_unlike_its_file_is_refused(make_box: MakeBox, tmp_path: Path)
     box = make_box()
     own_model(box, tmp_path)
     code = (
-        "from pathlib import Path; from transformers import AutoTokenizer; from remote_payload.prepare import *;"
+        "from pathlib import Path; from transformers import AutoTokenizer;"
+        "from remote_payload.tokenizer_checks import parity_problems;"
         "folder = Path('model'); tokenizer = AutoTokenizer.from_pretrained(folder);"
         "file = folder / 'tokenizer.json'; print(parity_problems(file, tokenizer, ['the rate rose']));"
         "file.write_text(file.read_text().replace('\"add_prefix_space\": false', '\"add_prefix_space\": true')"
@@ -225,7 +226,7 @@ def test_unreasoned_answers_need_a_choice(make_box: MakeBox, tmp_path: Path) -> 
     passed = box.call("prepare")
 
     assert refused.returncode == Exit.BAD_DATA
-    assert "choose reasoning: empty" in refused.stdout
+    assert "0 of 56 answers hold <think> reasoning" in refused.stdout
     assert passed.returncode == Exit.OK, passed.stdout
 
 
@@ -245,7 +246,7 @@ from remote_payload import rows, tokens
 from remote_payload.layout import Layout
 from remote_payload.tokenizer import load_tokenizer
 layout = Layout(Path())
-job = layout.read_job()
+job = layout.read_settled()
 tokenizer = load_tokenizer(layout)
 sample = tokens.samples(tokenizer, rows.read_sft(layout, job.sft_data).rows, job)[0]
 stretches = itertools.groupby(sample.labels, key=lambda label: label != tokens.IGNORED)
