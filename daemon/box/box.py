@@ -208,8 +208,9 @@ class Box:
     ) -> None:
         """Bring the artifact set into `folder`, each file under its path relative to run/out, re-read and fsynced.
 
-        Goes on from what `durable` knows, no faster than `pace`. Raises LinkLost after `patience_s` without progress, TransferFailed when the
-        source is not what the manifest promises, OSError of the local disk (ENOSPC before the first byte).
+        Goes on from what `durable` knows, no faster than `pace`. Raises LinkLost after `patience_s` without progress,
+        TransferFailed when the source is not what the manifest promises, OSError of the local disk (ENOSPC before the
+        first byte).
         """
         await Download(
             manifest, self.address.root, folder, durable, progress, self._contact.dial, self._patience_s, pace
