@@ -19,11 +19,13 @@ from daemon.artifacts.folder import set_aside
 from daemon.artifacts.receipt import Receipt
 from daemon.box.keys import own_key
 from daemon.box.lines import clean_line
+from daemon.box.upload import Upload
 from daemon.control import quotes, snapshot
 from daemon.control.attempts import begin_again
 from daemon.control.bell import PAUSE_S, Bell
 from daemon.control.homecoming import Homecoming
 from daemon.control.link import Link
+from daemon.control.mirroring import Mirroring
 from daemon.control.provision import DataRefused, IntegrationRefused, provision
 from daemon.control.watch import calling, look
 from daemon.control.world import World
@@ -65,6 +67,7 @@ class Acts:
     memory: snapshot.Memory
     link: Link
     bell: Bell
+    mirroring: Mirroring
     _telling: asyncio.Future[None] | None = None
 
     async def do(self, s: Snapshot, action: actions.Action) -> None:
@@ -121,8 +124,10 @@ class Acts:
         lease = action.lease
         try:
             box = await self.link.to(lease)
+            mirrored = [] if s.work_started(lease) else await asyncio.to_thread(self._mirrored, s)
             async with calling(box):
-                prepared, python = await provision(box, s.job, self.spec, lease, s.stages, self.world.settings)
+                settings = self.world.settings
+                prepared, python = await provision(box, s.job, self.spec, lease, s.stages, settings, mirrored)
         except IntegrationRefused as error:
             self.hold(s, HoldReason.INTEGRATION, str(error))
             return
@@ -145,6 +150,12 @@ class Acts:
                 steps=prepared.steps,
                 kept=prepared.kept,
             )
+
+    def _mirrored(self, s: Snapshot) -> list[Upload]:
+        """What an earlier machine of the job made, as far as it is here."""
+        with self.world.database.read() as c:
+            earlier = stages.lineage(c, self.job_id, s.stage.stage) if s.stage is not None else []
+        return list(self.mirroring.mirror.uploads(s.stages, earlier))
 
     async def _give_back(self, s: Snapshot, lease: Lease, why: str) -> None:
         """This machine is no good: remembered, and returned if nothing was started on it."""
@@ -216,7 +227,9 @@ class Acts:
     async def _watch(self, s: Snapshot, action: actions.Watch) -> None:
         w = self.world
         log_file = w.job_folder(self.job_id) / "log.txt"
-        seen = await look(await self.link.to(action.lease), s.job, action.run, w.database, w.clock, log_file)
+        box = await self.link.to(action.lease)
+        seen = await look(box, s.job, action.run, w.database, w.clock, log_file)
+        self.mirroring.follow(box, s.stages, s.report)
         known, self.memory.failure = self.memory.failure, (action.run.nonce, seen.failure) if seen.failure else None
         learned = seen.ended or self.memory.failure != known
         if not learned:  # a failure that is known is no reason to look again at once
@@ -249,12 +262,12 @@ class Acts:
             await self._home(s).download(box, lambda progress: None)
 
     async def _save(self, s: Snapshot, action: actions.Save) -> None:
-        home = self._home(s)
         box = await self.link.to(action.lease)
         async with calling(box):
-            count = await home.save(box, s.stages)
+            count = await self.mirroring.bring(box, s.stages, (await box.status()).status)
+        folder = str(self.mirroring.mirror.folder)
         with self.world.database.write() as c:
-            events.add(c, "job.saved", self.world.clock.wall_ms(), job=self.job_id, files=count, folder=str(home.saved))
+            events.add(c, "job.saved", self.world.clock.wall_ms(), job=self.job_id, files=count, folder=folder)
 
     async def _verify(self, s: Snapshot, action: actions.Verify) -> None:
         """L0 to L5 on what lies on this disk; then folder, receipt and state, the last two in one transaction."""
@@ -302,14 +315,15 @@ class Acts:
         await self.world.operator.destroy(s.job, action.lease, action.why)
 
     async def _mark_lost(self, s: Snapshot, action: actions.MarkLost) -> None:
-        """The host went away: a new machine, a new attempt, the same budget."""
+        """The host went away: a new machine, a new attempt from what is mirrored here, the same budget."""
         w = self.world
+        await self.mirroring.stop()
         with w.database.write() as c:
             now = w.clock.wall_ms()
             leases.set_state(c, action.lease, LeaseState.LOST, now, why=f"host {action.lease.status}")
             if action.lease.machine_id is not None:
                 machines.add_bad(c, action.lease.machine_id, "host lost", now)
-            changes = begin_again(c, s.job, s.stages, now, keep=(), fresh=True)
+            changes = begin_again(c, s.job, s.stages, now, keep=self.mirroring.mirror.kept(s.stages), fresh=False)
             jobs.change(c, s.job, now, w.database.epoch, **changes)
         await self.link.drop()
 

@@ -17,6 +17,7 @@ from daemon.control.acts import Acts
 from daemon.control.bell import PAUSE_S, Bell
 from daemon.control.jobfile import data_sets
 from daemon.control.link import Link
+from daemon.control.mirroring import Mirroring
 from daemon.control.world import World
 from daemon.domain import actions
 from daemon.domain.holds import HoldReason
@@ -53,7 +54,8 @@ class Driver:
         estimated = quotes.expected(spec, Path(job.spec_dir), rows)
         self.world, self.job_id = world, job.id
         self.memory, self.link, self.bell = snapshot.Memory(), Link(world), Bell()
-        self.acts = Acts(world, job.id, spec, rows, self.memory, self.link, self.bell)
+        mirroring = Mirroring(world, job.id, spec.limits.line)
+        self.acts = Acts(world, job.id, spec, rows, self.memory, self.link, self.bell, mirroring)
         self.rules = snapshot.rules(spec, estimated, world.settings.timing)
         self._said: tuple[str, str] | None = None
 
@@ -76,6 +78,7 @@ class Driver:
             while not (s := self._look()).job.state.is_terminal:
                 await self._perform(s, plan(s))
         finally:
+            await self.acts.mirroring.stop()
             await self.link.drop()
 
     def _look(self) -> Snapshot:

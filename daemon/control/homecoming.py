@@ -16,6 +16,7 @@ from daemon.artifacts import receipt as receipts
 from daemon.artifacts.base import BaseIdentity
 from daemon.artifacts.verify import Report
 from daemon.box.box import Box
+from daemon.box.pace import Pace
 from daemon.clock import Clock
 from daemon.control.jobfile import hub_name, local_model
 from daemon.control.world import Verify
@@ -52,11 +53,6 @@ class Homecoming:
     def incoming(self) -> Path:
         return self.settings.paths.models / f".incoming-{self.job.id}"
 
-    @property
-    def saved(self) -> Path:
-        """Where the remains of a job lie that ended before it had a whole model."""
-        return self.settings.paths.models / f".rescue-{self.job.id}"
-
     async def manifest(self, box: Box, run: StageRun) -> tuple[str, str]:
         """The manifest's text and sha256, checked against the GGUF stage's done.json. Raises TransferFailed."""
         found = await box.manifest()
@@ -79,7 +75,7 @@ class Homecoming:
         manifest = self._manifest()
         self.incoming.mkdir(parents=True, exist_ok=True)
         durable = downloads.DurableChunks(self.database, self.job.id, self.job.manifest_sha256 or "", self.clock)
-        await box.download(manifest, self.incoming, durable, progress)
+        await box.download(manifest, self.incoming, durable, progress, Pace.on_line(self.spec.limits.line))
 
     async def prove(self, say: Callable[[str], None]) -> Report:
         manifest = self._manifest()
@@ -110,18 +106,6 @@ class Homecoming:
             job=self.job.id,
             manifest_sha256=self.job.manifest_sha256 or "",
         )
-
-    async def save(self, box: Box, stages: tuple[StageRun, ...]) -> int:
-        """Outputs of finished stages and the newest whole checkpoint, hashes checked; returns the files saved."""
-        count = 0
-        for run in stages:
-            if run.done_json:
-                for top in sorted({str(Path(o.path).parent) for o in load(Done, run.done_json).outputs}):
-                    count += len(await box.fetch_folder(top, self.saved / run.stage))
-        status = (await box.status()).status
-        if status is not None and status.checkpoint:
-            count += len(await box.fetch_folder(status.checkpoint, self.saved / Path(status.checkpoint).name))
-        return count
 
     def _manifest(self) -> Manifest:
         return load(Manifest, self.job.manifest_json or "")
