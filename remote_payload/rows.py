@@ -1,7 +1,8 @@
 """Canonical data rows: one JSON object a line, read and checked here and nowhere else on the box.
 
 SFT: {"messages": [{"role", "content"}, ...]} or {"prompt", "completion"} or {"text"}.
-DPO: {"prompt", "chosen", "rejected"}. A prompt or answer is a string or a list of messages.
+DPO: {"prompt", "chosen", "rejected"}. A prompt or answer is a string or a list of messages. A row of messages may
+carry {"tools"}; an assistant's turn that has "tool_calls" may have no content, nor need a tool's answer.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from remote_payload.contract import DataFile
 from remote_payload.layout import Layout
 
 Row = dict[str, Any]
-ROLES = frozenset({"system", "user", "assistant"})
+ROLES = frozenset({"system", "user", "assistant", "tool"})
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def _read(path: Path, source: DataFile, objection: Callable[[Row], str | None]) 
         except ValueError as error:
             problems.append(Problem(source.path, number, f"not JSON: {error}"))
             continue
-        found = objection(row) if isinstance(row, dict) else "not a JSON object"
+        found = _tools_problem(row) or objection(row) if isinstance(row, dict) else "not a JSON object"
         if found:
             problems.append(Problem(source.path, number, found))
         else:
@@ -77,6 +78,13 @@ def _lines(content: bytes) -> Iterator[tuple[int, bytes]]:
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
+
+
+def _tools_problem(row: Row) -> str | None:
+    tools = row.get("tools")
+    if tools is None or (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
+        return None
+    return "tools is not a list of objects"
 
 
 def _sft_problem(row: Row) -> str | None:
@@ -118,8 +126,9 @@ def _messages_problem(key: str, messages: Any) -> str | None:
     for i, message in enumerate(messages):
         if not isinstance(message, dict) or message.get("role") not in ROLES:
             return f"{key}[{i}] has no role of {', '.join(sorted(ROLES))}"
+        speechless = message.get("tool_calls") or message["role"] == "tool"
         found = _text_problem(f"{key}[{i}].content", message.get("content"))
-        if found:
+        if found and not (speechless and message.get("content") == ""):
             return found
     return None
 

@@ -14,18 +14,19 @@ ROOTS = {"errors", "settings", "log", "clock", "platform", "notify"}  # single m
 # Folder -> what it may import of this project. Every folder may import itself.
 ALLOWED: dict[str, set[str]] = {
     "domain": {"errors", "clock"},
+    "rows": {"errors"},
     "store": {"domain", "errors", "clock", "platform", "settings"},
     "market": {"domain", "errors", "settings", "clock"},
     "box": {"domain", "errors", "platform", "settings", "remote_payload"},
     "artifacts": {"domain", "errors", "platform", "settings", "remote_payload"},
     "control": {
-        "domain", "store", "market", "box", "artifacts", "errors", "settings", "clock", "platform",
+        "domain", "rows", "store", "market", "box", "artifacts", "errors", "settings", "clock", "platform",
         "remote_payload.contract",
     },
     "api": {"control", "store", "domain", "errors", "settings", "platform", "clock"},
     # The command line meets the daemon over its socket. It may read the database when the daemon is down, run the
     # daemon or the sandbox, and look at data files and this workstation for `data-check` and `doctor`.
-    "cli": {"api.client", "api.messages", "store.readonly", "store.shapes", "domain", "errors",
+    "cli": {"api.client", "api.messages", "store.readonly", "store.shapes", "domain", "rows", "errors",
             "settings", "platform", "clock", "version", "app", "sandbox", "service", "artifacts.workstation"},
     "sandbox": {"remote_payload"},  # the replay runs on the box's side
     "service": {"settings", "errors", "platform"},

@@ -21,7 +21,7 @@ class Verb:
 VERBS: dict[str, Verb] = {
     "plan": Verb("submit", "What a job file would do and cost. Nothing is spent."),
     "submit": Verb("submit", "Queue a job: rent, train, bring home, verify, return."),
-    "data-check": Verb("check", "Check a data file and show how it is understood."),
+    "data-check": Verb("rows", "Check data files and show how they are understood."),
     "status": Verb("look", "All jobs, what they cost, and what needs you."),
     "show": Verb("look", "Everything about one job, and whether its model is safe."),
     "logs": Verb("follow", "What a job's stages print."),

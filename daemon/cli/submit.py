@@ -23,7 +23,7 @@ _FILE = click.argument("file", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="The plan as JSON.")
 def plan(file: Path, why: bool, as_json: bool) -> None:
     """What the job in FILE would do and cost: steps, time, money, machines. Nothing is spent."""
-    text = _text(file)
+    text = text_of(file)
     found = cleaned(client().plan(text, str(file), _folder(file)))
     if as_json:
         emit_json({"schema": "homeport.plan/1", **found})
@@ -43,7 +43,7 @@ def plan(file: Path, why: bool, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="The answer as JSON.")
 def submit(file: Path, yes: bool, waiting: bool, again: bool, as_json: bool) -> None:
     """Queue the job in FILE. Paths in it are relative to its folder. The same file submitted twice is one job."""
-    text, folder, daemon = _text(file), _folder(file), client()
+    text, folder, daemon = text_of(file), _folder(file), client()
     if interactive() and not yes:
         click.echo(plan_screen.screen(cleaned(daemon.plan(text, str(file), folder)), look(), why=False), err=True)
         if not click.confirm("Rent and train?", default=False, err=True):
@@ -69,7 +69,7 @@ def request_id(text: str, folder: str) -> str:
     return hashlib.sha256(f"{folder}\0{text}".encode()).hexdigest()
 
 
-def _text(file: Path) -> str:
+def text_of(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
     except OSError as error:

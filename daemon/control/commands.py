@@ -26,9 +26,9 @@ from daemon.domain.holds import HOLDS, HoldReason
 from daemon.domain.lifecycle import EDGES, JobState, Trigger
 from daemon.domain.money import decimal_string
 from daemon.domain.records import Job, Kind, Lease, LeaseState, Wish
-from daemon.domain.rows import read_rows, write_canonical
 from daemon.domain.spec import JobSpec, parse
 from daemon.errors import NoSuchJob, Refused, SpecError, WorkstationUnfit
+from daemon.rows import canonical
 from daemon.store import artifacts, jobs, leases, operations, stages
 from daemon.store.database import Database
 
@@ -71,11 +71,11 @@ class Commands:
         found: dict[str, dict[str, Any]] = {}
         problems: list[str] = []
         for kind, name in spec.data.items():
-            report = read_rows(folder / Path(name).expanduser(), "dpo" if kind == "dpo" else "sft")
-            problems += report.problems
-            if not report.problems:
-                _, sha256, rows = write_canonical(report, self.world.settings.paths.data)
-                found[kind] = {"sha256": sha256, "rows": rows, "original_sha256": report.sha256}
+            path = folder / Path(name).expanduser()
+            read = canonical.read(path, "dpo" if kind == "dpo" else "sft", self.world.settings.paths.data)
+            problems += read.problems
+            if made := read.canonical:
+                found[kind] = {"sha256": made.sha256, "rows": made.rows, "original_sha256": read.sha256}
         for kind, expected in (("sft", spec.integration.sft_rows), ("dpo", spec.integration.dpo_rows)):
             rows = found.get(kind, {}).get("rows", 0)
             if not problems and expected is not None and expected != rows:

@@ -82,7 +82,7 @@ def _train(model, ids) -> None:  # type: ignore[no-untyped-def]  # torch is not 
 
 def _tokenizer(texts: list[str]):  # type: ignore[no-untyped-def]  # as above
     """A byte-level BPE with the pre-tokenizer of GPT-2, which is the one llama.cpp calls 'gpt-2'."""
-    from tokenizers import (  # type: ignore[import-not-found]  # only in the box image
+    from tokenizers import (  # only in the box image
         Tokenizer,
         decoders,
         models,

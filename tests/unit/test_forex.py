@@ -13,8 +13,8 @@ from types import ModuleType
 import pytest
 
 from daemon.domain.estimate import estimate
-from daemon.domain.rows import read_rows
 from daemon.domain.spec import parse
+from daemon.rows import canonical
 
 EXAMPLE = Path(__file__).parents[2] / "docs/examples/forex"
 FIGURES = re.compile(r"(\w{3}) for 1 EUR, from (\d{4}-\d\d-\d\d):\n([\d. ]+)\n")
@@ -129,11 +129,14 @@ def test_the_reference_job_can_be_read(tmp_path):
     folder = example(tmp_path, "--think")
     spec = parse((folder / "reference.yaml").read_text(), source="reference.yaml", base=folder)
 
-    reports = {kind: read_rows(folder / spec.data[kind], kind) for kind in ("sft", "dpo")}
+    reports = {kind: canonical.read(folder / spec.data[kind], kind) for kind in ("sft", "dpo")}
 
     assert [r.problems for r in reports.values()] == [(), ()]
-    assert (spec.integration.sft_rows, spec.integration.dpo_rows) == (reports["sft"].rows, reports["dpo"].rows)
-    assert estimate(spec, {kind: r.rows for kind, r in reports.items()}).steps == {"sft": 479, "dpo": 80}
+    assert (spec.integration.sft_rows, spec.integration.dpo_rows) == (
+        reports["sft"].survey.rows,
+        reports["dpo"].survey.rows,
+    )
+    assert estimate(spec, {kind: r.survey.rows for kind, r in reports.items()}).steps == {"sft": 479, "dpo": 80}
     assert "<think>" in (folder / "data/sft.jsonl").read_text()
 
 
@@ -146,5 +149,5 @@ def test_the_demo_job_can_be_read(tmp_path):
 
     spec = parse(text, source="demo.yaml", base=folder)
 
-    assert spec.integration.sft_rows == read_rows(folder / spec.sft.data, "sft").rows
-    assert spec.integration.dpo_rows == read_rows(folder / spec.dpo.data, "dpo").rows
+    assert spec.integration.sft_rows == canonical.read(folder / spec.sft.data, "sft").survey.rows
+    assert spec.integration.dpo_rows == canonical.read(folder / spec.dpo.data, "dpo").survey.rows
