@@ -28,8 +28,10 @@ BAD_SFT = [
         "must all be strings or all be lists",
     ),
     ({"messages": []}, "messages is not a list of messages"),
-    ({"messages": [{"role": "robot", "content": "beep"}]}, "messages[0] has no role of assistant, system, user"),
+    ({"messages": [{"role": "robot", "content": "beep"}]}, "messages[0] has no role of assistant, system, tool, user"),
     ({"messages": [{"role": "user", "content": 7}]}, "messages[0].content is not text"),
+    ({"messages": [{"role": "assistant", "content": ""}]}, "messages[0].content is empty"),
+    ({"text": "one", "tools": ["rate"]}, "tools is not a list of objects"),
     ({"messages": [{"role": "user", "content": "one?"}]}, "the last message is not the assistant's"),
     ('{"text": NaN}', "NaN is not JSON"),
 ]
