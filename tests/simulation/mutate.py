@@ -45,7 +45,7 @@ def copy(tree: Path) -> None:
 
 
 def hunt(mutant: Mutant, seeds: int) -> str | None:
-    """What the simulator said first about the planted bug; None when it survived. Raises RuntimeError: it broke."""
+    """What the simulator said first about the planted bug; None when it survived. Raises RuntimeError: it broke off."""
     with tempfile.TemporaryDirectory() as folder:
         clean, planted = Path(folder, "clean"), Path(folder, "planted")
         copy(clean)
@@ -85,7 +85,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if (asked.names and mutant.name not in asked.names) or asked.tier not in (None, mutant.tier):
             continue
         begun = time.monotonic()
-        caught = hunt(mutant, asked.seeds)
+        try:
+            caught = hunt(mutant, asked.seeds)
+        except RuntimeError as error:
+            print(error)
+            caught = None
         survived += caught is None
         print(f"{mutant.tier:8} {mutant.families:8} {mutant.name:36} {time.monotonic() - begun:6.1f} s  "
               f"{caught or 'SURVIVED'}", flush=True)  # fmt: skip

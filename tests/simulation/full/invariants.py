@@ -39,7 +39,7 @@ CHECKED: dict[str, str] = {
     "I10": "end: a lease that counts less than the market billed",
     "I12": "wire: a request of a life that was overtaken",
     "I13": "end: a key of an instance in the daemon's files",
-    "I14": "commit: a nonce that a box began twice without its runner having died",
+    "I14": "wire: a nonce sent to two machines, or a stage of one attempt under two nonces",
     "I15": "commit: a stage that is done here and not on any box",
     "I16": "commit: a machine GONE, or a create ABSENT, by too few looks",
     "I17": "commit: absences counted that no trusted listing showed",
@@ -88,6 +88,8 @@ class Witness:
         self._gone: set[int] = set()
         self._absences: dict[int, _Absence] = {}
         self._absent: set[int] = set()
+        self._started: dict[str, int] = {}  # the machine, by nonce
+        self._nonces: dict[tuple[str, int, str], str] = {}  # by job, attempt and stage
         self._connection: sqlite3.Connection | None = None
 
     def accuse(self, invariant: str, what: str) -> None:
@@ -149,8 +151,18 @@ class Witness:
                 self.accuse("I6", "a create without a committed intent")
         if what in ("create", "stage_start") and self.sim.person.cancelled:
             self.accuse("I19", f"{what} after the job was cancelled")
+        if what == "stage_start":
+            self._starts_once(nonce, instance)
         if what == "destroy":
             self._may_destroy(instance)
+
+    def _starts_once(self, nonce: str, instance: int) -> None:
+        first = self._started.setdefault(nonce, instance)
+        if first != instance and not isinstance(self.sim.boxes.box(first).ends.get(nonce), Done):
+            self.accuse("I14", f"{nonce} is started on {instance} and was on {first}")
+        for row in self._rows("SELECT job_id, attempt, stage FROM stages WHERE nonce = ?", nonce):
+            if self._nonces.setdefault(tuple(row), nonce) != nonce:
+                self.accuse("I14", f"{row['stage']} of attempt {row['attempt']} is started under two nonces")
 
     def _may_destroy(self, instance: int) -> None:
         disk = self.sim.boxes.disks.get(instance)
@@ -281,6 +293,7 @@ class Witness:
         self._receipts = -1
         self._gone.clear()
         self._absences.clear()
+        self._nonces.clear()
 
     def _files_whole(self) -> None:
         for folder in self.sim.settings.paths.models.glob("*/v*"):

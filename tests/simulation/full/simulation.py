@@ -15,6 +15,7 @@ import os
 import shutil
 import tempfile
 from collections import Counter
+from collections.abc import Callable, Coroutine, Iterator
 from contextvars import Context
 from dataclasses import dataclass
 from multiprocessing.util import Finalize
@@ -98,17 +99,23 @@ class Simulation:
     # -- running
 
     def run(self) -> Result:
+        with self.open():
+            self.follow(self._main)
+            self.witness.at_the_end()
+        w = self.witness
+        return Result(
+            tuple(w.violations), tuple(self.trace), tuple(self.met), frozenset(self.cells), w.ledger, self.loop.steps
+        )
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[None]:
+        """While it is open the hooks tell this simulation; afterwards nothing is left of its files and processes."""
         boundaries.enter(self)
         kept = structlog.get_config()
         structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
         self.sky.struck = self.strike
         try:
-            run(self.loop, self._main)
-            self.witness.at_the_end()
-        except Exception as error:
-            self.witness.accuse("I23", f"{type(error).__name__}: {error}")
-            if not isinstance(error, TimeoutError | RuntimeError):
-                raise
+            yield
         finally:
             self.over = True
             for life in self.lives:
@@ -125,10 +132,13 @@ class Simulation:
             self.loop.close()
             structlog.configure(**kept)
             shutil.rmtree(self.root, ignore_errors=True)
-        w = self.witness
-        return Result(
-            tuple(w.violations), tuple(self.trace), tuple(self.met), frozenset(self.cells), w.ledger, self.loop.steps
-        )
+
+    def follow(self, main: Callable[[], Coroutine[object, object, None]]) -> None:
+        """Run `main` to its end; that it comes to none violates I23."""
+        try:
+            run(self.loop, main)
+        except (TimeoutError, RuntimeError) as error:
+            self.witness.accuse("I23", f"{type(error).__name__}: {error}")
 
     async def _main(self) -> None:
         self.begin_life()

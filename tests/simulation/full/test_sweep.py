@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from .sweep import Case, happy_path, objections, singles
@@ -20,3 +22,8 @@ def test_one_boundary(case: Case) -> None:
 def test_every_kind_is_counted(kind: str) -> None:
     """The happy path meets boundaries of all four kinds."""
     assert any(each == kind for each, _ in HAPPY.boundaries)
+
+
+def test_another_end_is_seen() -> None:
+    """I24 fires: the happy path itself objects to a ledger that it does not come to."""
+    assert objections(Case(()), replace(HAPPY, ledger=("DESTROYED",)))[0].startswith("I24")
