@@ -38,8 +38,8 @@ class Sample:
     truncated: bool = False
 
     @property
-    def trained(self) -> int:
-        return sum(label != IGNORED for label in self.labels)
+    def trained(self) -> bool:
+        return any(label != IGNORED for label in self.labels)
 
     def cut(self, max_length: int) -> Sample:
         if len(self.ids) <= max_length:
