@@ -17,6 +17,7 @@ from daemon.clock import ManualClock
 from daemon.control import snapshot
 from daemon.control.acts import Acts
 from daemon.control.bell import Bell
+from daemon.control.mirroring import Mirroring
 from daemon.control.operate import Operator, presume_work
 from daemon.control.permits import NoPermit
 from daemon.control.reconcile import Reconciler
@@ -241,7 +242,7 @@ async def test_a_stage_start_that_failed(bench: Bench, error: BoxError, state: O
     world = World(bench.database, bench.operator, bench.clock, bench.operator.settings, silent, Box, verify)  # type: ignore[arg-type]
     spec = JobSpec.model_validate({"version": 1, "name": "n", "model": "any/m", "sft": {"data": "-"}})
     memory, link = snapshot.Memory(), DeadEnd(error)
-    acts = Acts(world, JOB, spec, {}, memory, link, Bell())  # type: ignore[arg-type]
+    acts = Acts(world, JOB, spec, {}, memory, link, Bell(), Mirroring(world, JOB, None))  # type: ignore[arg-type]
     with bench.database.read() as c:
         run = stages.of_attempt(c, bench.job)[0]
 
