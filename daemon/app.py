@@ -37,7 +37,7 @@ from daemon.market.vast import Vast
 from daemon.service import notify_socket
 from daemon.service.program import read_environment
 from daemon.settings import Paths, Settings, api_key, load
-from daemon.store import events, jobs, leader, migrate
+from daemon.store import events, jobs, leader, leases, migrate
 from daemon.store.database import Database
 
 log = structlog.get_logger()
@@ -112,7 +112,8 @@ def _hold_all(c: Connection, now_ms: int, epoch: int, doubt: str) -> None:
     events.add(c, "daemon.restored", now_ms, why=doubt)
     for job in jobs.unfinished(c):
         jobs.hold(c, job, HoldReason.RESTORED, doubt, now_ms, epoch)
-    presume_work(c, now_ms, epoch)
+    for lease in leases.held(c):
+        presume_work(c, lease, now_ms, epoch)
 
 
 def serve(settings: Settings) -> None:

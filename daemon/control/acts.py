@@ -320,9 +320,9 @@ class Acts:
         await self.mirroring.stop()
         with w.database.write() as c:
             now = w.clock.wall_ms()
-            leases.set_state(c, action.lease, LeaseState.LOST, now, why=f"host {action.lease.status}")
+            leases.set_state(c, action.lease, LeaseState.LOST, now, why=action.why)
             if action.lease.machine_id is not None:
-                machines.add_bad(c, action.lease.machine_id, "host lost", now)
+                machines.add_bad(c, action.lease.machine_id, action.why, now)
             changes = begin_again(c, s.job, s.stages, now, keep=self.mirroring.mirror.kept(s.stages), fresh=False)
             jobs.change(c, s.job, now, w.database.epoch, **changes)
         await self.link.drop()

@@ -178,25 +178,24 @@ def recover(database: Database, now_ms: int) -> None:
         events.add(c, "daemon.started", now_ms, epoch=database.epoch)
 
 
-def presume_work(c: Connection, now_ms: int, epoch: int | None) -> None:
+def presume_work(c: Connection, lease: Lease, now_ms: int, epoch: int | None) -> None:
     """The database was restored: a stage may have been started since on what it calls unused. So it is not unused."""
-    for lease in leases.held(c):
-        history = operations.of_lease(c, lease.id)
-        letting_go = any(op.kind is Kind.DESTROY and op.state.may_have_happened for op in history)
-        if lease.job_id is None or letting_go or any(op.may_have_begun_work for op in history):
-            continue
-        start = operations.intend(
-            c,
-            Kind.STAGE_START,
-            now_ms,
-            epoch,
-            {},
-            job_id=lease.job_id,
-            lease_id=lease.id,
-            instance_id=lease.instance_id,
-        )
-        operations.set_state(c, start, OpState.SENT, now_ms)
-        operations.set_state(c, start, OpState.UNKNOWN, now_ms, error="the database was restored")
+    history = operations.of_lease(c, lease.id)
+    letting_go = any(op.kind is Kind.DESTROY and op.state.may_have_happened for op in history)
+    if lease.job_id is None or letting_go or any(op.may_have_begun_work for op in history):
+        return
+    start = operations.intend(
+        c,
+        Kind.STAGE_START,
+        now_ms,
+        epoch,
+        {},
+        job_id=lease.job_id,
+        lease_id=lease.id,
+        instance_id=lease.instance_id,
+    )
+    operations.set_state(c, start, OpState.SENT, now_ms)
+    operations.set_state(c, start, OpState.UNKNOWN, now_ms, error="the database was restored")
 
 
 def settle(c: Connection, forsaken: Iterable[Operation], now_ms: int, why: str) -> None:

@@ -13,9 +13,10 @@ import structlog
 from sqlalchemy import Connection
 
 from daemon.clock import Clock
-from daemon.control.operate import Operator, adopt, settle
+from daemon.control.operate import Operator, adopt, presume_work, settle
 from daemon.control.permits import ArtifactLost, NoPermit
 from daemon.domain import ids
+from daemon.domain.holds import HoldReason
 from daemon.domain.lifecycle import JobState
 from daemon.domain.market import Instance, Listing
 from daemon.domain.plan import HALTED, UNREACHABLE
@@ -89,7 +90,7 @@ class Reconciler:
             for instance in listing.instances:
                 lease = leases.by_instance(c, instance.id)
                 if lease is None and ids.label_install(instance.label) == install:
-                    lease = _recognise(c, instance, creates.get(instance.label or ""), now)
+                    lease = _recognise(c, instance, creates.get(instance.label or ""), now, self.database.epoch)
                 if lease is not None:
                     if not lease.is_held:
                         _reopen(c, lease, now)
@@ -198,16 +199,28 @@ class Reconciler:
             log.info(f"late.{what}_refused", instance=lease.instance_id, error=str(error))
 
 
-def _recognise(c: Connection, instance: Instance, create: Operation | None, now: int) -> Lease:
+def _recognise(c: Connection, instance: Instance, create: Operation | None, now: int, epoch: int | None) -> Lease:
     """An instance with our install's label that no lease knows: adopted, late, or an orphan."""
-    if create is None or create.job_id is None:
+    named = create.job_id if create is not None else ids.label_job(instance.label)
+    if named is None or named not in jobs.ids(c):
         orphan = leases.add(c, None, instance.id, instance.label or "", LeaseState.LIVE, now)
         events.add(c, "lease.orphan", now, lease=orphan, instance=instance.id, label=instance.label)
         return leases.get(c, orphan)
-    job = jobs.get(c, create.job_id)
-    other_open = any(op.kind is Kind.CREATE and op.id != create.id for op in operations.open_ones(c, job.id))
-    wanted = not job.state.is_terminal and leases.live(c, job.id) is None and not other_open
-    lease = adopt(c, create.id, instance.id, LeaseState.LIVE if wanted else LeaseState.LOST, now)
+    job = jobs.get(c, named)
+    others = {op.id for op in operations.open_ones(c, job.id) if op.kind is Kind.CREATE}
+    if create is not None:
+        others.discard(create.id)
+    wanted = not job.state.is_terminal and leases.live(c, job.id) is None and not others
+    state = LeaseState.LIVE if wanted else LeaseState.LOST
+    if create is not None:
+        lease = adopt(c, create.id, instance.id, state, now)
+    else:
+        lease = leases.get(c, leases.add(c, None, instance.id, instance.label or "", state, now, job=job.id))
+        if wanted and job.hold_reason is None:
+            why = f"instance {instance.id} is this job's, but this database does not know what was done on it"
+            jobs.hold(c, job, HoldReason.RESTORED, why, now, epoch)
+    if create is None or job.hold_reason is HoldReason.RESTORED:
+        presume_work(c, lease, now, epoch)
     events.add(c, "lease.adopted" if wanted else "lease.late", now, job=job.id, lease=lease.id, instance=instance.id)
     return lease
 

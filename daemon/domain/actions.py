@@ -111,6 +111,7 @@ class Destroy(Action):
 @dataclass(frozen=True)
 class MarkLost(Action):
     lease: Lease
+    why: str
 
 
 @dataclass(frozen=True)

@@ -106,6 +106,8 @@ def _ready_machine(s: Snapshot) -> Action | Lease:
     lease = s.lease
     if lease is None:
         return _no_machine(s)
+    if lease.host_key is None and lease.challenge is None:
+        return MarkLost(lease, "a restored database does not know how it proves itself")
     if any(text in (lease.status_msg or "") for text in BROKEN_HOST) and not s.work_started(lease):
         return Destroy(lease, f"the host cannot start it: {lease.status_msg}")
     if lease.is_running:
@@ -134,7 +136,7 @@ def _out_of_sight(s: Snapshot, lease: Lease) -> Action | Lease:
         return Destroy(lease, f"host {lease.status}") if over else Wait(f"the host is {lease.status}")
     ready = lease.host_key is not None and lease.provisioned == s.job.attempt
     if over and not (ready and s.link_down_since_ms is None):
-        return MarkLost(lease)
+        return MarkLost(lease, f"host {lease.status}")
     return lease if ready else Wait(f"the host is {lease.status}")
 
 

@@ -23,10 +23,12 @@ def add(
     label: str,
     state: LeaseState,
     now_ms: int,
+    *,
+    job: str | None = None,
     **values: Any,
 ) -> int:
-    """A lease for what `operation` made (None: an orphan), with its event."""
-    job = operation.job_id if operation else None
+    """A lease for what `operation` made, with its event; None: nobody knows what made it, `job` is by its label."""
+    job = operation.job_id if operation else job
     result = c.execute(
         insert(schema.leases).values(
             job_id=job,

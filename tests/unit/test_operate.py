@@ -23,6 +23,7 @@ from daemon.control.permits import NoPermit
 from daemon.control.reconcile import Reconciler
 from daemon.control.world import World
 from daemon.domain import actions
+from daemon.domain.holds import HoldReason
 from daemon.domain.money import MICRO
 from daemon.domain.records import Job, Kind, Lease, LeaseState, Operation, OpState
 from daemon.domain.spec import JobSpec
@@ -203,12 +204,40 @@ async def test_nothing_is_unused_after_a_restore(bench: Bench) -> None:
     """Yesterday's database does not know the stages of today: its empty machine may hold a model."""
     lease = bench.rented()
     with bench.database.write() as c:
-        presume_work(c, bench.clock.wall_ms(), 1)
+        presume_work(c, lease, bench.clock.wall_ms(), 1)
 
     with pytest.raises(NoPermit):
         await bench.operator.destroy(bench.job, lease, "nothing was started on it")
 
     assert not bench.market.asked
+
+
+async def test_a_machine_that_a_restored_database_forgot(bench: Bench) -> None:
+    """Its label names the job: it is the job's, it may hold a model, and a person is asked before anything is done."""
+    bench.market.instances = [instance(INSTANCE, f"hp-test-{JOB}-0123456789")]
+
+    await bench.reconciler.run_once()
+
+    [lease] = bench.leases
+    assert (lease.instance_id, lease.state, bench.job.hold_reason) == (INSTANCE, LeaseState.LIVE, HoldReason.RESTORED)
+    with pytest.raises(NoPermit):
+        await bench.operator.destroy(bench.job, lease, "nothing was started on it")
+
+
+async def test_a_machine_whose_answer_a_restored_database_lacks(bench: Bench) -> None:
+    """The backup was made while the create was out: what was started on the machine since is in no row."""
+    bench.market.answers["create"] = MarketUnreachable("timed out")
+    await bench.operator.rent(bench.job, OFFER, 10, HOLD)
+    [create] = bench.operations(Kind.CREATE)
+    with bench.database.write() as c:
+        jobs.hold(c, bench.job, HoldReason.RESTORED, "restored", bench.clock.wall_ms(), 1)
+    bench.market.instances = [instance(INSTANCE, create.label)]
+
+    await bench.reconciler.run_once()
+
+    [lease] = bench.leases
+    with pytest.raises(NoPermit):
+        await bench.operator.destroy(bench.job, lease, "nothing was started on it")
 
 
 @dataclass

@@ -247,6 +247,7 @@ CASES: dict[str, tuple[Snapshot, type[actions.Action] | actions.Action]] = {
         training(live=lease(status="offline", provisioned=None, status_since=NOW - 2000 * S)), actions.MarkLost,
     ),
     "a machine was lost": (snap(job(JobState.SFT), None, LOST), actions.Rent),
+    "a machine that nothing here can prove": (training(live=lease(host_key=None, challenge=None)), actions.MarkLost),
     "stopped by the host": (training(live=lease(status="exited", running_ms=9)), actions.StartMachine),
     "start asked": (
         training(live=lease(status="exited", running_ms=9), operations=(STARTED, op(Kind.START, age_s=30))),

@@ -273,7 +273,7 @@ class Store:
             id=len(self.leases) + 1, job_id=self.job.id, operation_id=op.id, instance_id=instance, label=op.label or "",
             state=state, machine_id=instance, host_id=instance, gpu_name="H100", num_gpus=1, price_per_hour=price,
             storage_per_hour=0, up_per_gb=0, down_per_gb=0, status=None, intended=None, status_msg=None, direct=None,
-            proxy=None, challenge=None, host_key=None, provisioned=None, python=None, root=None, start_ms=None,
+            proxy=None, challenge="c", host_key=None, provisioned=None, python=None, root=None, start_ms=None,
             end_ms=None, observed_ms=None, running_ms=0, idle_ms=0, bytes_up=0, bytes_down=0, cost=0,
             created_at=op.sent_at or now, last_seen=None, absent_first=None, absent_count=0, gone_at=None,
             recheck_at=None, status_since=None,
