@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from remote_payload import checkpoints
+from remote_payload import checkpoints, collective
 from remote_payload.contract import Exit, Stage
 from remote_payload.layout import Layout
 from remote_payload.progress import Events
@@ -48,6 +48,8 @@ class Progress(TrainerCallback):
     ) -> None:
         if not logs or "loss" not in logs:
             return  # the summary after the last step
+        if not state.is_world_process_zero:
+            return  # every rank logs the loss of all
         now = time.monotonic()
         speed = (state.num_input_tokens_seen - self.tokens) / (now - self.at)
         self.at, self.tokens = now, state.num_input_tokens_seen
@@ -72,11 +74,14 @@ class Progress(TrainerCallback):
         self._gate(state.global_step, logs["loss"], logs.get("grad_norm", 0.0))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.layout.stop.exists():
+        if collective.any_says(self.layout.stop.exists()):
             control.should_save = True
             control.should_training_stop = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        collective.wait_for_all()  # each rank has written its own random state into the folder
+        if not state.is_world_process_zero:
+            return
         folder = Path(args.output_dir) / f"{checkpoints.PREFIX}{state.global_step}"
         sealed = checkpoints.seal(folder, self.stage, state.global_step, self.fingerprint)
         checkpoints.prune(folder.parent, self.keep)

@@ -12,15 +12,18 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from remote_payload import away, contract, hashes, manifest
+from remote_payload import away, contract, hashes, manifest, placement
 from remote_payload.contract import Done, Exit, Failed, JobFile, Phase, Stage, StagePlan, Started, Status
 from remote_payload.layout import Layout
+from remote_payload.placement import Placed
 from remote_payload.processes import Identity, boot_id, start_ticks
 from remote_payload.progress import Events, read_from
+from remote_payload.ranks import Ranks
 from remote_payload.tell import tell
 
 STEPS: dict[Stage, tuple[str, ...]] = {
@@ -28,6 +31,8 @@ STEPS: dict[Stage, tuple[str, ...]] = {
     Stage.DPO: ("dpo",),
     Stage.GGUF: ("gguf", "evaluate", "manifest"),
 }
+
+TRAINING = ("sft", "dpo")  # steps of one process for each card with `placement: ddp`
 
 # For every stage. The model is in place since `prepare`, so a lookup on the hub could only stall or surprise.
 ENVIRONMENT = {
@@ -88,7 +93,7 @@ class Chain:
         )
         self.events_read = 0  # what this nonce did in an earlier life of the chain counts
         events.emit("stage_start")
-        for step in STEPS[plan.stage]:
+        for step in self.steps(plan.stage):
             kills, shortages = KILL_RETRIES, MEMORY_RETRIES
             while (code := self.run_step(step, plan, markers)) is not Exit.OK:
                 if code == Exit.STOPPED and not self.layout.stop.exists():
@@ -110,30 +115,31 @@ class Chain:
         events.emit("stage_done", seconds=round(done.seconds, 3), outputs=len(done.outputs))
         return Phase.DONE
 
+    def steps(self, stage: Stage) -> Iterator[str]:
+        """What `stage` consists of; the first training stage of an attempt decides the placement, where it must be."""
+        if STEPS[stage][0] in TRAINING and placement.decided(self.layout, self.job) is None:
+            yield "place"
+        yield from STEPS[stage]
+
     def run_step(self, step: str, plan: StagePlan, markers: Path) -> int:
-        """One subprocess to its end. Its exit code; negative when a signal killed it."""
+        """One step to its end, in as many processes as it has. Its exit code; negative when a signal killed it."""
         if self.layout.stop.exists():
             return Exit.STOPPED
+        placed = (step in TRAINING and placement.decided(self.layout, self.job)) or Placed("single")
+        command = [interpreter(), "-m", f"remote_payload.{step}", "--root", str(self.layout.root)]
+        command += ["--stage", plan.stage] if step == "place" else []
+        environment = os.environ | ENVIRONMENT | placed.environment
         with open(self.layout.log, "ab") as log:
-            process = subprocess.Popen(
-                [interpreter(), "-m", f"remote_payload.{step}", "--root", str(self.layout.root)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=os.environ | ENVIRONMENT,
-                pass_fds=[self.lock],
-            )
+            ranks = Ranks.start(command, placed.processes, environment, log, [self.lock])
         if not (markers / contract.STARTED_FILE).exists():
-            ticks = start_ticks(process.pid) or 0
-            began = Started(plan.stage, plan.nonce, self.job.attempt, process.pid, ticks, boot_id(), time.time())
+            ticks = start_ticks(ranks.pid) or 0
+            began = Started(plan.stage, plan.nonce, self.job.attempt, ranks.pid, ticks, boot_id(), time.time())
             contract.write_whole(markers / contract.STARTED_FILE, contract.dump(began))
         while True:
             self.beat(Phase.RUNNING, step)
-            try:
-                code = process.wait(BEAT_S)
-            except subprocess.TimeoutExpired:  # it works on; beat again
-                continue
-            return Exit.OK if code == 0 else code
+            code = ranks.wait(BEAT_S)
+            if code is not None:
+                return Exit.OK if code == 0 else code
 
     def success(self, plan: StagePlan, seconds: float) -> Done:
         result = json.loads(self.layout.result(plan.stage).read_text())

@@ -1,10 +1,17 @@
-"""Where the model lies and how many rows one forward takes. Pure rules; what is refused is refused with its reason."""
+"""Where the model lies and how many rows one forward takes: rules, and what `place` decided by them for this attempt.
+
+What is refused is refused with its reason.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 
-from remote_payload.contract import Exit
+from remote_payload import contract
+from remote_payload.contract import Exit, JobFile
+from remote_payload.layout import Layout
 from remote_payload.script import ScriptFailed
 
 # Environment of a launcher -> why training under it is refused. A LoRA has nothing worth sharding: its optimizer
@@ -14,7 +21,7 @@ LAUNCHERS: dict[str, str] = {
     "ACCELERATE_USE_FSDP": "FSDP flattens frozen and trained weights together and breaks LoRA gradients",
     "ACCELERATE_MIXED_PRECISION": "accelerate launch overrides precision and placement; start the stage plainly",
     "DEEPSPEED_CONFIG_FILE": "DeepSpeed mixes the types of frozen and trained weights and breaks LoRA gradients",
-    "LOCAL_RANK": "a launcher started several processes; a model mapped over the cards is trained by one",
+    "LOCAL_RANK": "a launcher started several processes, but this placement trains in one",
 }
 
 # Sequences in one forward, if the job does not say. 16 x 1024 tokens of a 7B fit an 80 GB card with checkpointing
@@ -22,24 +29,51 @@ LAUNCHERS: dict[str, str] = {
 MICRO_BATCH = {"cuda": 16, "cpu": 8}
 
 
-def refuse_launchers(environment: Mapping[str, str]) -> None:
-    """Raises ScriptFailed (31) when accelerate, DeepSpeed, FSDP or torchrun started this process."""
+@dataclass(frozen=True)
+class Placed:
+    """How the training stages of one attempt run: decided once, by `place`, and the same for every resume of it."""
+
+    mode: str  # auto_map, single or ddp
+    processes: int = 1  # a rank for each card with ddp
+    why: str = "as asked"
+    environment: dict[str, str] = field(default_factory=dict)  # for the stages, beside the chain's own
+
+
+def decided(layout: Layout, job: JobFile) -> Placed | None:
+    """What holds for this attempt, None while `place` has yet to look at the machine."""
+    if job.placement not in ("ddp", "auto"):
+        return Placed(job.placement)
+    if layout.placement.exists():
+        stored = json.loads(layout.placement.read_text())
+        if stored.pop("attempt") == job.attempt:
+            return Placed(**stored)
+    return None
+
+
+def decide(layout: Layout, job: JobFile, placed: Placed) -> None:
+    """Store it for every process of this attempt."""
+    contract.write_whole(layout.placement, json.dumps({"attempt": job.attempt, **asdict(placed)}))
+
+
+def refuse_launchers(environment: Mapping[str, str], mode: str) -> None:
+    """Raises ScriptFailed (31) when accelerate, DeepSpeed or FSDP started this process, or ranks a stage without."""
     for name, reason in LAUNCHERS.items():
+        if mode == "ddp" and name == "LOCAL_RANK":
+            continue
         if environment.get(name, "false").lower() not in ("false", "no", ""):
             raise ScriptFailed(Exit.PLACEMENT, f"{name} is set: {reason}")
 
 
-def device_map(placement: str, cards: int) -> str | dict[str, int] | None:
-    """How transformers spreads the model over `cards`; None on a machine without any.
+def device_map(mode: str, cards: int, rank: int = 0) -> str | dict[str, int] | None:
+    """How transformers lays the model on `cards`; None on a machine without any.
 
     Never None with several cards: the trainer would then replicate the model by DataParallel, whose replicas break.
-    Raises ScriptFailed (31) for a placement this version does not train with.
     """
-    if placement not in ("auto_map", "single", "auto"):
-        raise ScriptFailed(Exit.PLACEMENT, f"placement {placement} is not supported by this version of the payload")
     if cards == 0:
         return None
-    return {"": 0} if placement == "single" or cards == 1 else "auto"
+    if mode == "ddp":
+        return {"": rank}
+    return {"": 0} if mode == "single" or cards == 1 else "auto"
 
 
 def refuse_replicas(mapped: Mapping[str, object] | None, cards: int) -> None:
@@ -52,7 +86,17 @@ def refuse_replicas(mapped: Mapping[str, object] | None, cards: int) -> None:
         )
 
 
+def share(batch: int, processes: int) -> int:
+    """The rows of one step that each process takes. Raises ScriptFailed (10) when they cannot be shared evenly."""
+    if batch % processes:
+        raise ScriptFailed(
+            Exit.BAD_CONFIG,
+            f"batch_size {batch} cannot be shared by {processes} cards; choose a multiple of {processes}",
+        )
+    return batch // processes
+
+
 def micro_batch(batch: int, asked: int | None, device: str) -> int:
-    """The largest divisor of the global batch that is at most `asked`, or the device's default."""
+    """The largest divisor of one process's batch that is at most `asked`, or the device's default."""
     limit = asked or MICRO_BATCH[device]
     return max(n for n in range(1, min(limit, batch) + 1) if batch % n == 0)

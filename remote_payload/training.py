@@ -16,11 +16,12 @@ import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, set_seed
 
-from remote_payload import checkpoints, contract, hashes, placement
+from remote_payload import checkpoints, collective, contract, hashes, placement
 from remote_payload.callback import Progress
 from remote_payload.contract import Exit, JobFile, Stage, StageTraining
 from remote_payload.layout import Layout
 from remote_payload.progress import Events
+from remote_payload.ranks import Rank
 from remote_payload.script import ScriptFailed
 
 HEAD = 1 << 20  # bytes of each weight file that enter the fingerprint: its header names every tensor and its place
@@ -32,17 +33,22 @@ def device() -> str:
 
 def load_base(layout: Layout, job: JobFile) -> Any:
     """The base model, bf16 on cards and fp32 without: a CPU's bf16 is slow and the demo's models are small."""
-    placement.refuse_launchers(os.environ)
-    if job.placement == "single":
+    placed, rank = placement.decided(layout, job), Rank.own()
+    if placed is None:
+        raise ScriptFailed(Exit.PLACEMENT, f"placement {job.placement} is not decided; run remote_payload.place first")
+    placement.refuse_launchers(os.environ, placed.mode)
+    if placed.mode == "single":
         os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     transformers.logging.disable_progress_bar()
+    collective.join(rank)
     cards = torch.cuda.device_count()
-    spread = placement.device_map(job.placement, cards)
+    spread = placement.device_map(placed.mode, cards, rank.number)
     dtype = torch.bfloat16 if cards else torch.float32
     model = AutoModelForCausalLM.from_pretrained(
         layout.model, dtype=dtype, device_map=spread, attn_implementation="sdpa", local_files_only=True
     )
-    placement.refuse_replicas(getattr(model, "hf_device_map", None), cards)
+    if placed.mode != "ddp":
+        placement.refuse_replicas(getattr(model, "hf_device_map", None), cards)
     print(f"base model: {dtype}, {cards} cards, device map {spread}, {model.num_parameters():,} parameters", flush=True)
     return model
 
@@ -79,16 +85,18 @@ def attach_adapter(model: Any, job: JobFile, adapter: Path | None) -> PeftModel:
 def arguments(layout: Layout, job: JobFile, stage: Stage, training: StageTraining) -> dict[str, Any]:
     """The settings SFTConfig and DPOConfig have in common."""
     on_card = device() == "cuda"
-    micro = placement.micro_batch(
-        job.batch_size, remembered_micro_batch(layout, stage) or job.micro_batch_size, device()
-    )
-    print(f"{stage}: global batch {job.batch_size} = {micro} x {job.batch_size // micro} accumulated", flush=True)
+    rank = Rank.own()
+    share = placement.share(job.batch_size, rank.size)
+    micro = placement.micro_batch(share, remembered_micro_batch(layout, stage) or job.micro_batch_size, device())
+    accumulated = share // micro
+    if rank.is_first:
+        print(f"{stage}: global batch {job.batch_size} = {rank.size} x {micro} x {accumulated} accumulated", flush=True)
     return {
         "output_dir": str(layout.stage(stage)),
         "max_steps": planned_steps(layout, stage),
         "max_length": job.max_length,
         "per_device_train_batch_size": micro,
-        "gradient_accumulation_steps": job.batch_size // micro,
+        "gradient_accumulation_steps": accumulated,
         "learning_rate": training.lr,
         "lr_scheduler_type": "cosine",
         "warmup_steps": 0.03,  # below 1 it is a share of the steps
@@ -106,6 +114,9 @@ def arguments(layout: Layout, job: JobFile, stage: Stage, training: StageTrainin
         "include_num_input_tokens_seen": "non_padding",
         "seed": job.seed,
         "data_seed": job.seed,
+        "ddp_backend": None if on_card or rank.size == 1 else "gloo",
+        "ddp_find_unused_parameters": False,  # every LoRA weight is used in every forward
+        "ddp_broadcast_buffers": False,  # they are frozen, and equal from the start
         "report_to": [],
         "disable_tqdm": True,
     }
@@ -117,23 +128,23 @@ def train(trainer: Any, layout: Layout, job: JobFile, stage: Stage, events: Even
     Returns STOPPED after a checkpoint when asked to stop. Raises ScriptFailed: 40, 42 from the gates, 50 when the
     checkpoints are another training's, 70 when memory is short (half the micro batch is remembered for the next try).
     """
+    rank = Rank.own()
     progress = Progress(layout, stage, events, fingerprint, job.checkpoint_keep)
     trainer.add_callback(progress)
     trainer.remove_callback(transformers.PrinterCallback)  # the callback prints one readable line a step instead
-    newest, damaged = checkpoints.newest_whole(layout.stage(stage), fingerprint)
-    for folder in damaged:
-        events.emit("warn", msg=f"damaged checkpoint set aside as {folder.name}")
-    if newest:
-        events.emit("resume", step=int(newest.name.removeprefix(checkpoints.PREFIX)), path=newest.name)
+    newest = collective.from_first(resume_point(layout, stage, events, fingerprint) if rank.is_first else None)
     began = time.monotonic()
     try:
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     except torch.OutOfMemoryError as error:
         halved = max(1, trainer.args.per_device_train_batch_size // 2)
-        _micro_batch_file(layout, stage).write_text(str(halved))
+        contract.write_whole(_micro_batch_file(layout, stage), str(halved))
         raise ScriptFailed(Exit.OUT_OF_MEMORY, f"out of card memory; next try with {halved} rows a forward") from error
+    collective.leave()
     if trainer.state.global_step < trainer.args.max_steps:
         return Exit.STOPPED
+    if not rank.is_first:
+        return Exit.OK
     save_adapter(trainer.model, layout.adapter(stage), job.model.name)
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     result = {
@@ -148,6 +159,16 @@ def train(trainer: Any, layout: Layout, job: JobFile, stage: Stage, events: Even
     }
     contract.write_whole(layout.result(stage), json.dumps(result))
     return Exit.OK
+
+
+def resume_point(layout: Layout, stage: Stage, events: Events, fingerprint: str) -> Path | None:
+    """The newest whole checkpoint, told; the damaged newer ones are set aside, told too. Raises ScriptFailed (50)."""
+    newest, damaged = checkpoints.newest_whole(layout.stage(stage), fingerprint)
+    for folder in damaged:
+        events.emit("warn", msg=f"damaged checkpoint set aside as {folder.name}")
+    if newest:
+        events.emit("resume", step=int(newest.name.removeprefix(checkpoints.PREFIX)), path=newest.name)
+    return newest
 
 
 def save_adapter(model: PeftModel, folder: Path, base_name: str) -> None:

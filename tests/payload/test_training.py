@@ -129,7 +129,7 @@ def test_divergence_ends_the_stage(make_box: MakeBox) -> None:
 def test_launchers_are_refused(name: str, value: str) -> None:
     """Training under accelerate launch, DeepSpeed, FSDP or torchrun is refused with the reason."""
     with pytest.raises(ScriptFailed, match=name) as failure:
-        placement.refuse_launchers({name: value, "PATH": "/bin"})
+        placement.refuse_launchers({name: value, "PATH": "/bin"}, "single")
 
     assert failure.value.code is Exit.PLACEMENT
 
@@ -146,26 +146,35 @@ def test_a_launcher_really_stops_the_stage(make_box: MakeBox) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "cards", "expected"),
+    ("mode", "cards", "rank", "expected"),
     [
-        ("auto_map", 0, None),
-        ("auto_map", 1, {"": 0}),
-        ("auto_map", 8, "auto"),
-        ("auto", 8, "auto"),
-        ("single", 8, {"": 0}),
+        ("auto_map", 0, 0, None),
+        ("auto_map", 1, 0, {"": 0}),
+        ("auto_map", 8, 0, "auto"),
+        ("single", 8, 0, {"": 0}),
+        ("ddp", 8, 5, {"": 5}),
+        ("ddp", 0, 1, None),
     ],
 )
-def test_device_map(asked: str, cards: int, expected: object) -> None:
+def test_device_map(mode: str, cards: int, rank: int, expected: object) -> None:
     """Where the model lies follows from the placement and the cards; with several cards it is never left open."""
-    assert placement.device_map(asked, cards) == expected
+    assert placement.device_map(mode, cards, rank) == expected
 
 
-def test_placement_not_built_yet_is_refused() -> None:
-    """A reserved placement is refused and not quietly replaced by another."""
-    with pytest.raises(ScriptFailed, match="ddp") as failure:
-        placement.device_map("ddp", 8)
+def test_ranks_may_be_launched_for_ddp_alone() -> None:
+    """Several processes are what ddp means; every other launcher is refused for it too."""
+    placement.refuse_launchers({"LOCAL_RANK": "1"}, "ddp")
+    with pytest.raises(ScriptFailed, match="FSDP"):
+        placement.refuse_launchers({"LOCAL_RANK": "1", "ACCELERATE_USE_FSDP": "1"}, "ddp")
 
-    assert failure.value.code is Exit.PLACEMENT
+
+def test_rows_are_shared_evenly() -> None:
+    """A global batch that the cards cannot share is refused with what would do, instead of becoming another batch."""
+    assert placement.share(32, 8) == 4
+    with pytest.raises(ScriptFailed, match="multiple of 8") as failure:
+        placement.share(30, 8)
+
+    assert failure.value.code is Exit.BAD_CONFIG
 
 
 @pytest.mark.parametrize("mapped", [None, {"": 0}, {"model": 0, "lm_head": 0}])
