@@ -9,7 +9,7 @@ from functools import cache
 from daemon.domain.lifecycle import JobState
 from tests.simulation.coverage import Cell, needs_met
 from tests.simulation.decision import checks, faults
-from tests.simulation.decision.market import Machine
+from tests.simulation.decision.market import FOR_EVER, Machine
 from tests.simulation.decision.roads import Strike
 from tests.simulation.decision.world import World
 
@@ -42,7 +42,7 @@ class Chaos:
     slept: int = 0
     slept_in_step: bool = False
     blind_ms: int = 0
-    unseen_ms: int = 0  # asleep while the market did not see the host either
+    unseen_ms: int = 0  # asleep while something billed that no look before or after tells of
     stepped_back: int = 0  # of the wall clock: what is reckoned by it may miss so much of one interval
     next_pass: int = 0
     passed_at: int = 0  # the last trusted listing
@@ -104,9 +104,10 @@ class Chaos:
     def sleep(self, ms: int) -> bool:
         """Nothing here runs; the world does. The first call after it finds dead connections, or does not."""
         w = self.w
-        watched = [m for m in w.market.machines if m.ours and (m.alive or m.chain_over is not None)]
+        watched = [m for m in w.market.machines if m.ours and m.is_billable]
         before = [m.idle_cost for m in watched]
-        self.unseen_ms += ms * any(m.offline_until > w.now for m in watched)  # what bills then, nobody can know
+        # What bills then, nobody can know: the market does not see it, or it boots and stops itself meanwhile.
+        self.unseen_ms += ms * any(m.offline_until > w.now or m.boots_at < FOR_EVER for m in watched)
         w.now += ms
         w.asleep_ms += ms
         self.slept += ms

@@ -177,7 +177,7 @@ def in_hold(run: Run, machine: Machine, spent: float) -> None:
 
 
 def in_absence(run: Run, machine: Machine, idle_cost: float) -> None:
-    """The box counts by the price that it was told, and only once a stage was started on it."""
+    """I11: what a sleep costs beyond the work, in any state. The box counts by the price at which it was rented."""
     limit = run.w.rules.hold_limit * max(1.0, machine.price * machine.away_ms / HOUR_MS / run.w.rules.hold_limit)
     if idle_cost > limit + machine.price * SLACK_MS / HOUR_MS:
         raise Violation(f"I11: an absence cost {idle_cost:.0f} beyond the work, the limit is {limit}")

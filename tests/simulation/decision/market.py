@@ -45,7 +45,7 @@ class Machine:
     price: int
     storage: int
     created: int
-    away_ms: int  # nobody called for so long after the work is over: the box stops itself
+    away_ms: int  # nothing runs and nobody calls for so long: the box stops itself
     ours: bool = True
     actual: str = "loading"
     intended: str = "running"
@@ -71,7 +71,7 @@ class Machine:
     provisioned: bool = False
     alive: bool = False
     begun: set[str] = field(default_factory=set)  # nonces that reached the runner
-    chain_over: int | None = None  # when the runner ended with nothing left to do
+    quiet_since: int = 0  # when it booted, or its runner ended
     called_at: int = 0
     fails_next: str = ""
     forges_next: bool = False
@@ -122,8 +122,8 @@ class Machine:
                 events.append((self.boots_at, self._boot))
         elif self.alive:
             events.append((self.now + self._current().left_ms, self._finish_stage))
-        elif self.chain_over is not None:
-            events.append((max(self.chain_over, self.called_at) + self.away_ms, self.halt))
+        elif self.ours:
+            events.append((max(self.quiet_since, self.called_at) + self.away_ms, self.halt))
         if self.offline_until > self.now:
             events.append((self.offline_until, self._seen_again))
         return events
@@ -156,10 +156,10 @@ class Machine:
             self.begun.add(next(n for n in self.told if self.work[n].done_at is None))
 
     def _runner_ends(self) -> None:
-        self.alive, self.chain_over = False, self.now
+        self.alive, self.quiet_since = False, self.now
 
     def _boot(self) -> None:
-        self.actual, self.boots_at = "running", FOR_EVER
+        self.actual, self.boots_at, self.quiet_since = "running", FOR_EVER, self.now
 
     def _seen_again(self) -> None:
         """Only a mark for billing: the rate changes here."""
@@ -172,23 +172,23 @@ class Machine:
     def halt(self, actual: str = "exited") -> None:
         """Stopped, by whomever: the disk stays."""
         self.kill_runner()
-        self.actual, self.intended, self.boots_at, self.chain_over = actual, "stopped", FOR_EVER, None
+        self.actual, self.intended, self.boots_at = actual, "stopped", FOR_EVER
 
     def host_halts(self) -> None:
         """The host stops the container; the market still wants it running."""
         self.kill_runner()
-        self.actual, self.boots_at, self.chain_over = "exited", FOR_EVER, None
+        self.actual, self.boots_at = "exited", FOR_EVER
 
     def reboot(self, back_at: int) -> None:
         self.kill_runner()
-        self.actual, self.boots_at, self.chain_over = "loading", back_at, None
+        self.actual, self.boots_at = "loading", back_at
 
     def kill_runner(self) -> None:
         if self.alive:
             current = self._current()
             whole = STAGE_MS[current.stage]
             current.left_ms = min(whole, current.left_ms + CHECKPOINT_MS)
-        self.alive = False
+            self._runner_ends()
 
     # -- the runner's protocol --------------------------------------------------------------------------------------
 
@@ -206,7 +206,7 @@ class Machine:
         self.begun.add(nonce)
         unfinished = any(self.work[n].done_at is None for n in self.told)
         if unfinished and not self.alive and nonce in self.told and self.work[nonce].failed is None:
-            self.alive, self.chain_over = True, None
+            self.alive = True
 
 
 @dataclass

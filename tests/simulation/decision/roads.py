@@ -51,9 +51,10 @@ def road(aim: Cell, rng: random.Random) -> tuple[list[Strike], bool | None]:
         case "StartMachine":
             way = [_at(STOPS, state)]
         case "StopMachine":
-            # A box whose work is over stops itself as soon as we would; one that rebooted does not.
+            # A box that nobody calls stops itself as soon as we would, by the price at which it was rented.
             way = [] if state is S.VERIFIED else held
-            way = [*way, Strike("reboot", state, "Wait")] if state in (S.DOWNLOADED, S.VERIFIED) else way
+            uncalled = state in (S.GGUF, S.DOWNLOADED, S.VERIFIED)
+            way = [*way, Strike("the price rises", state, "Wait")] if uncalled else way
         case "StopStages":
             way = again if state is S.QUEUED else [_at(DAY, state)]
         case "Save":

@@ -83,7 +83,7 @@ class BoxDisk:
     mirrored_s: float = 0.0  # progress that came up with an earlier machine's checkpoint, for the stage begun next
     boots: int = 1
     silent_until: float = 0.0
-    called_at: float = 0.0
+    quiet_since: float = 0.0  # a stage ran then, or somebody called
     _at: float = 0.0
 
     @property
@@ -107,10 +107,11 @@ class BoxDisk:
             left = STAGE_S[plan.stage] - self.progress_s
             if passed < left:
                 self.progress_s += passed
+                self.quiet_since = now
                 return
             passed -= left
+            self.quiet_since = now - passed
             self._finish(plan.stage, plan.nonce)
-        self._stop_when_forgotten(now)
 
     def _finish(self, stage: Stage, nonce: str) -> None:
         assert self.job is not None
@@ -155,14 +156,6 @@ class BoxDisk:
     def content(self, name: str) -> bytes:
         assert self.job is not None
         return made(self.job.name, name)
-
-    def _stop_when_forgotten(self, now: float) -> None:
-        """The away limit: nothing runs, and nobody has called for so many dollars."""
-        limit = self.job.away_limit_s if self.job is not None else None
-        if limit is not None and self.ends and now - self.called_at > limit and self.machine.powered:
-            self.sim.say("box", f"{self.machine.id} stops itself: nobody calls")
-            self.called_at = now
-            self.machine.power_off()
 
     def start(self, nonce: str) -> Status:
         """`run start`: the claim is won once; a runner that died is begun again under the same nonce."""
@@ -224,7 +217,7 @@ class FakeBox:
             if sky.strikes("link lost before"):
                 raise LinkLost("connection reset")
         disk.advance()
-        disk.called_at = sim.clock.boot()
+        disk.quiet_since = sim.clock.boot()
         result = act(disk)
         sim.after(ending)
         if ending == "effect, then error" or (ending is None and sky.strikes("link lost after")):

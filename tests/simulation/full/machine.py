@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ class Machine:
     label: str | None
     offer: Offer
     ready_s: float
+    away_limit_s: float
     intended: str = "running"
     powered: bool = False
     queued: bool = False
@@ -77,9 +79,23 @@ class Machine:
             self._charge(max(self._ready_at, self._billed_to))
             self.powered = True
             self._note(self._ready_at)
+        if self.powered and self.away_limit_s < math.inf:
+            self._stop_when_forgotten(until)
         self._charge(until)
         if self.ends_at is not None and self.ends_at <= now:
             self.ended_at = self.ends_at
+
+    def _stop_when_forgotten(self, until: float) -> None:
+        """The watch of its start script: nothing runs, and nobody calls for as long as `limits.hold` pays for."""
+        disk = self.sim.boxes.box(self.id)
+        disk.advance()
+        stopped_at = max(disk.quiet_since, self._ready_at) + self.away_limit_s
+        if disk.running is None and stopped_at <= until:
+            self._charge(stopped_at)
+            disk.reboot()
+            self.intended, self.powered = "stopped", False
+            self.sim.say("box", f"{self.id} stops itself: nobody calls")
+            self._note(stopped_at)
 
     def _charge(self, until: float) -> None:
         rate = self.price if self.powered else STORAGE_PER_HOUR

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
@@ -27,6 +29,7 @@ OFFER = Offer(
     cpu_cores_effective=16.0, inet_down_mbps=1_000.0, inet_up_mbps=1_000.0, reliability=0.99, verified=True,
     rentable=True, direct_port_count=4, cuda_max_good=13.2, duration_s=1e7, end_date_ms=None, geolocation="SE",
 )  # fmt: skip
+AWAY_LIMIT = re.compile(r"away\.py \S+ (\d+) >>")  # in a start script, seconds
 FOREIGN = (900, 901)  # instances that are none of ours: another install's, and one without label
 
 
@@ -53,7 +56,7 @@ class FakeMarket:
 
     def __post_init__(self) -> None:
         for number, label in zip(FOREIGN, ("hp-other1-abcdef-0123456789", None), strict=True):
-            self.machines[number] = Machine(self.sim, number, label, OFFER, ready_s=0.0)
+            self.machines[number] = Machine(self.sim, number, label, OFFER, 0.0, math.inf)
 
     # -- what the daemon calls, through the port of one life (life.py)
 
@@ -105,7 +108,8 @@ class FakeMarket:
             price = offer.price_per_hour + 10_000 * request.offer_id
             price += 500_000 if sky.strikes("other price") else 0
             ready_s = self.sim.chance.choice((20.0, 40.0, 90.0))
-            machine = Machine(self.sim, number, request.label, replace(offer, price_per_hour=price), ready_s=ready_s)
+            limit_s = float(AWAY_LIMIT.findall(request.onstart)[0])
+            machine = Machine(self.sim, number, request.label, replace(offer, price_per_hour=price), ready_s, limit_s)
             machine.challenge = dict(request.env)
             machine.listed_from = self.sim.clock.boot() + late_s
             self.machines[number] = machine
