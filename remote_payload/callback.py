@@ -11,6 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from remote_payload import checkpoints, collective
 from remote_payload.contract import Exit, Stage
+from remote_payload.fingerprint import Fingerprint
 from remote_payload.layout import Layout
 from remote_payload.progress import Events
 from remote_payload.script import ScriptFailed
@@ -22,7 +23,7 @@ FIRST_DPO_TOLERANCE = 0.001
 class Progress(TrainerCallback):
     """`losses` holds every loss of this life of the stage, oldest first."""
 
-    def __init__(self, layout: Layout, stage: Stage, events: Events, fingerprint: str, keep: int) -> None:
+    def __init__(self, layout: Layout, stage: Stage, events: Events, fingerprint: Fingerprint, keep: int) -> None:
         self.layout = layout
         self.stage = stage
         self.events = events

@@ -13,12 +13,13 @@ from pathlib import Path
 
 from remote_payload import contract, hashes
 from remote_payload.contract import CHECKPOINT_MANIFEST, Checkpoint, ContractError, Exit, Output, Stage
+from remote_payload.fingerprint import Fingerprint
 from remote_payload.script import ScriptFailed
 
 PREFIX = "checkpoint-"
 
 
-def seal(folder: Path, stage: Stage, step: int, fingerprint: str) -> Checkpoint:
+def seal(folder: Path, stage: Stage, step: int, fingerprint: Fingerprint) -> Checkpoint:
     """Sync and hash every file of `folder`, then write its manifest. From here on a power cut leaves it whole."""
     files = []
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != CHECKPOINT_MANIFEST):
@@ -27,13 +28,13 @@ def seal(folder: Path, stage: Stage, step: int, fingerprint: str) -> Checkpoint:
         files.append(Output(name, path.stat().st_size, hashes.sha256(path)))
     for directory in {folder, *(p for p in folder.rglob("*") if p.is_dir())}:
         _sync(directory)
-    checkpoint = Checkpoint(stage, step, fingerprint, files)
+    checkpoint = Checkpoint(stage, step, fingerprint.digest, files, dict(fingerprint.parts))
     contract.write_whole(folder / CHECKPOINT_MANIFEST, contract.dump(checkpoint))
     _sync(folder.parent)
     return checkpoint
 
 
-def newest_whole(stage_folder: Path, fingerprint: str) -> tuple[Path | None, list[Path]]:
+def newest_whole(stage_folder: Path, fingerprint: Fingerprint) -> tuple[Path | None, list[Path]]:
     """The newest whole checkpoint, None to start anew; and the damaged newer ones, now renamed to bad-checkpoint-*.
 
     Raises ScriptFailed (50) when the newest whole one belongs to other settings or data: going on from it would
@@ -44,11 +45,12 @@ def newest_whole(stage_folder: Path, fingerprint: str) -> tuple[Path | None, lis
         checkpoint = whole(folder)
         if checkpoint is None:
             damaged.append(_set_aside(folder))
-        elif checkpoint.fingerprint != fingerprint:
+        elif checkpoint.fingerprint != fingerprint.digest:
+            different = "; ".join(fingerprint.differences(checkpoint.parts))
             raise ScriptFailed(
                 Exit.CHECKPOINT_MISMATCH,
-                f"{folder.name} was made with other settings or data "
-                f"({checkpoint.fingerprint[:12]}, now {fingerprint[:12]}); ask for a fresh start of this stage",
+                f"{folder.name} was made with other settings or data ({different}); "
+                "ask for a fresh start of this stage",
             )
         else:
             return folder, damaged

@@ -274,6 +274,7 @@ class Checkpoint:
     step: int
     fingerprint: str  # sha256 of everything that must be equal on resume: settings, data, base model, parent adapter
     files: list[Output]
+    parts: dict[str, str] = field(default_factory=dict)  # what the fingerprint is made of, for a refusal to name
     contract: int = CONTRACT
 
 

@@ -11,10 +11,11 @@ from typing import Any
 from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
 
-from remote_payload import script, tokens, training
+from remote_payload import fingerprint, script, tokens, training
 from remote_payload.contract import Exit, JobFile, Stage
 from remote_payload.layout import Layout
 from remote_payload.progress import Events
+from remote_payload.ranks import Rank
 from remote_payload.rows import read_dpo
 from remote_payload.script import ScriptFailed
 from remote_payload.tokenizer import load_tokenizer
@@ -46,7 +47,7 @@ def dpo(layout: Layout, job: JobFile, events: Events) -> Exit:
         ),
         processing_class=tokenizer,
     )
-    mark = training.fingerprint(layout, job, job.dpo, job.dpo_data.sha256, parent)
+    mark = fingerprint.of(layout, job, job.dpo, job.dpo_data.sha256, parent, Rank.own().size)
     return training.train(trainer, layout, job, Stage.DPO, events, mark)
 
 

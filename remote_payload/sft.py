@@ -7,10 +7,11 @@ import sys
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
-from remote_payload import script, tokens, training
+from remote_payload import fingerprint, script, tokens, training
 from remote_payload.contract import Exit, JobFile, Stage
 from remote_payload.layout import Layout
 from remote_payload.progress import Events
+from remote_payload.ranks import Rank
 from remote_payload.rows import read_sft
 from remote_payload.script import ScriptFailed
 from remote_payload.tokenizer import load_tokenizer
@@ -28,7 +29,7 @@ def sft(layout: Layout, job: JobFile, events: Events) -> Exit:
         train_dataset=Dataset.from_dict({"input_ids": [s.ids for s in samples], "labels": [s.labels for s in samples]}),
         processing_class=tokenizer,
     )
-    mark = training.fingerprint(layout, job, job.sft, job.sft_data.sha256, adapter=None)
+    mark = fingerprint.of(layout, job, job.sft, job.sft_data.sha256, None, Rank.own().size)
     return training.train(trainer, layout, job, Stage.SFT, events, mark)
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +14,14 @@ import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, set_seed
 
-from remote_payload import checkpoints, collective, contract, hashes, placement
+from remote_payload import checkpoints, collective, contract, placement
 from remote_payload.callback import Progress
 from remote_payload.contract import Exit, JobFile, Stage, StageTraining
+from remote_payload.fingerprint import Fingerprint
 from remote_payload.layout import Layout
 from remote_payload.progress import Events
 from remote_payload.ranks import Rank
 from remote_payload.script import ScriptFailed
-
-HEAD = 1 << 20  # bytes of each weight file that enter the fingerprint: its header names every tensor and its place
 
 
 def device() -> str:
@@ -122,17 +119,17 @@ def arguments(layout: Layout, job: JobFile, stage: Stage, training: StageTrainin
     }
 
 
-def train(trainer: Any, layout: Layout, job: JobFile, stage: Stage, events: Events, fingerprint: str) -> Exit:
+def train(trainer: Any, layout: Layout, job: JobFile, stage: Stage, events: Events, mark: Fingerprint) -> Exit:
     """Run `trainer` from the newest whole checkpoint to its last step, then leave the adapter and result.json.
 
     Returns STOPPED after a checkpoint when asked to stop. Raises ScriptFailed: 40, 42 from the gates, 50 when the
     checkpoints are another training's, 70 when memory is short (half the micro batch is remembered for the next try).
     """
     rank = Rank.own()
-    progress = Progress(layout, stage, events, fingerprint, job.checkpoint_keep)
+    progress = Progress(layout, stage, events, mark, job.checkpoint_keep)
     trainer.add_callback(progress)
     trainer.remove_callback(transformers.PrinterCallback)  # the callback prints one readable line a step instead
-    newest = collective.from_first(resume_point(layout, stage, events, fingerprint) if rank.is_first else None)
+    newest = collective.from_first(resume_point(layout, stage, events, mark) if rank.is_first else None)
     began = time.monotonic()
     try:
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
@@ -161,9 +158,9 @@ def train(trainer: Any, layout: Layout, job: JobFile, stage: Stage, events: Even
     return Exit.OK
 
 
-def resume_point(layout: Layout, stage: Stage, events: Events, fingerprint: str) -> Path | None:
+def resume_point(layout: Layout, stage: Stage, events: Events, mark: Fingerprint) -> Path | None:
     """The newest whole checkpoint, told; the damaged newer ones are set aside, told too. Raises ScriptFailed (50)."""
-    newest, damaged = checkpoints.newest_whole(layout.stage(stage), fingerprint)
+    newest, damaged = checkpoints.newest_whole(layout.stage(stage), mark)
     for folder in damaged:
         events.emit("warn", msg=f"damaged checkpoint set aside as {folder.name}")
     if newest:
@@ -194,30 +191,6 @@ def planned_steps(layout: Layout, stage: Stage) -> int:
     return prepared.steps[stage]
 
 
-def fingerprint(layout: Layout, job: JobFile, training: StageTraining, data_sha256: str, adapter: Path | None) -> str:
-    """sha256 over everything that must be equal for a resume to continue the same training.
-
-    The micro batch is not in it: the global batch stays, so a smaller one continues the same training in less memory.
-    """
-    model = {
-        path.name: [path.stat().st_size, hashlib.sha256(_head(path)).hexdigest()]
-        for path in sorted(layout.model.iterdir())
-        if path.suffix in (".json", ".safetensors", ".jinja", ".model")
-    }
-    settings = {
-        "model": model,
-        "data": data_sha256,
-        "lora": asdict(job.lora),
-        "training": asdict(training),
-        "batch_size": job.batch_size,
-        "max_length": job.max_length,
-        "seed": job.seed,
-        "reasoning": job.reasoning,
-        "parent": hashes.sha256(adapter / "adapter_model.safetensors") if adapter else None,
-    }
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-
-
 def remembered_micro_batch(layout: Layout, stage: Stage) -> int | None:
     file = _micro_batch_file(layout, stage)
     return int(file.read_text()) if file.exists() else None
@@ -225,8 +198,3 @@ def remembered_micro_batch(layout: Layout, stage: Stage) -> int | None:
 
 def _micro_batch_file(layout: Layout, stage: Stage) -> Path:
     return layout.stage(stage) / "micro_batch"
-
-
-def _head(path: Path) -> bytes:
-    with open(path, "rb") as f:
-        return f.read(HEAD)

@@ -9,12 +9,13 @@ import pytest
 
 from remote_payload import checkpoints
 from remote_payload.contract import CHECKPOINT_MANIFEST, Exit, Stage
+from remote_payload.fingerprint import Fingerprint
 from remote_payload.script import ScriptFailed
 
-MARK = "f" * 64
+MARK = Fingerprint({"lr": "0.0001", "seed": "42"})
 
 
-def sealed(stage_folder: Path, step: int, mark: str = MARK) -> Path:
+def sealed(stage_folder: Path, step: int, mark: Fingerprint = MARK) -> Path:
     folder = stage_folder / f"checkpoint-{step}"
     (folder / "ref").mkdir(parents=True)
     (folder / "optimizer.pt").write_bytes(b"moments" * step)
@@ -80,10 +81,10 @@ def test_a_second_damaged_one_gets_its_own_name(tmp_path: Path) -> None:
 
 
 def test_other_settings_are_refused(tmp_path: Path) -> None:
-    """A whole checkpoint of other settings or data ends the stage with exit 50 and stays where it is."""
-    folder = sealed(tmp_path, 5, mark="0" * 64)
+    """A whole checkpoint of other settings or data ends the stage with exit 50, named, and stays where it is."""
+    folder = sealed(tmp_path, 5, Fingerprint({"lr": "0.0002", "seed": "42"}))
 
-    with pytest.raises(ScriptFailed, match="other settings or data") as failure:
+    with pytest.raises(ScriptFailed, match=r"\(lr 0.0002 there, 0.0001 now\)") as failure:
         checkpoints.newest_whole(tmp_path, MARK)
 
     assert failure.value.code is Exit.CHECKPOINT_MISMATCH
