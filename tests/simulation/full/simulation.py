@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 import shutil
 import tempfile
 from collections import Counter
@@ -26,6 +27,7 @@ import structlog
 
 from daemon.box.keys import own_key
 from daemon.control.commands import Commands
+from daemon.domain import ids
 from daemon.errors import HomeportError
 from daemon.market.permit import DestroyPermit
 from daemon.settings import Paths, Settings
@@ -323,7 +325,8 @@ class Simulation:
         """Without what differs from run to run: ids that the daemon draws, and our process number."""
         for number, job in enumerate(self.job_ids, 1):
             text = text.replace(job, f"JOB{number}")
-        return text.replace(str(os.getpid()), "PID")
+        text = re.sub(rf"{os.getpid()}(-\d+)?", "PID", text)
+        return re.sub(rf"(?<=[-/])[{ids.ALPHABET}]{{10}}\b", "NONCE", text)
 
     def strike(self, name: str) -> None:
         self.sky.strokes[name] += 1
