@@ -2,40 +2,43 @@
 
 from __future__ import annotations
 
-import math
 import time
+from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from remote_payload import checkpoints, collective
-from remote_payload.contract import Exit, Stage
+from remote_payload import checkpoints, collective, gates
+from remote_payload.contract import JobFile, Stage
 from remote_payload.fingerprint import Fingerprint
 from remote_payload.layout import Layout
+from remote_payload.pace import Pace, planned_tokens
 from remote_payload.progress import Events
 from remote_payload.script import ScriptFailed
 
-FIRST_DPO_LOSS = math.log(2)  # policy and reference are the same model before the first update
-FIRST_DPO_TOLERANCE = 0.001
+SHOWN = ("rewards/", "logps/", "mean_token")  # further figures of a step, by how their names begin
+NEW_PAIRS = 0.25  # share of the first epoch's steps, the last ones, by which DPO is judged
 
 
 class Progress(TrainerCallback):
-    """`losses` holds every loss of this life of the stage, oldest first."""
+    """For one life of a stage; what earlier lives logged is in the trainer's own history."""
 
-    def __init__(self, layout: Layout, stage: Stage, events: Events, fingerprint: Fingerprint, keep: int) -> None:
+    def __init__(self, layout: Layout, job: JobFile, stage: Stage, events: Events, fingerprint: Fingerprint) -> None:
         self.layout = layout
+        self.job = job
         self.stage = stage
         self.events = events
         self.fingerprint = fingerprint
-        self.keep = keep
-        self.losses: list[float] = []
+        self.pace = Pace(0)
         self.tokens = 0
         self.at = time.monotonic()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        self.pace = Pace(planned_tokens(self.layout.read_prepared(), self.job, self.stage))
         self.at = time.monotonic()
         self.tokens = state.num_input_tokens_seen
 
@@ -51,10 +54,10 @@ class Progress(TrainerCallback):
             return  # the summary after the last step
         if not state.is_world_process_zero:
             return  # every rank logs the loss of all
-        now = time.monotonic()
-        speed = (state.num_input_tokens_seen - self.tokens) / (now - self.at)
-        self.at, self.tokens = now, state.num_input_tokens_seen
-        self.losses.append(logs["loss"])
+        now, tokens = time.monotonic(), int(state.num_input_tokens_seen)
+        speed = (tokens - self.tokens) / (now - self.at)
+        self.at, self.tokens = now, tokens
+        eta_s = self.pace.eta_s(now, tokens)
         self.events.emit(
             "step",
             step=state.global_step,
@@ -62,17 +65,18 @@ class Progress(TrainerCallback):
             loss=logs["loss"],
             grad_norm=logs.get("grad_norm"),
             lr=logs.get("learning_rate"),
-            tokens=int(state.num_input_tokens_seen),
-            tok_s=round(float(speed), 1),
+            tokens=tokens,
+            tok_s=round(speed, 1),
+            eta_s=None if eta_s is None else round(eta_s, 1),
             epoch=logs.get("epoch"),
-            **{name: value for name, value in logs.items() if name.startswith(("rewards/", "logps/", "mean_token"))},
+            **{name: value for name, value in logs.items() if name.startswith(SHOWN)},
         )
         print(
             f"{self.stage} {state.global_step}/{state.max_steps}: loss {logs['loss']:.4f}, "
             f"learning rate {logs.get('learning_rate', 0.0):.2e}, {speed:.0f} tokens/s",
             flush=True,
         )
-        self._gate(state.global_step, logs["loss"], logs.get("grad_norm", 0.0))
+        self._judge(state)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if collective.any_says(self.layout.stop.exists()):
@@ -85,21 +89,56 @@ class Progress(TrainerCallback):
             return
         folder = Path(args.output_dir) / f"{checkpoints.PREFIX}{state.global_step}"
         sealed = checkpoints.seal(folder, self.stage, state.global_step, self.fingerprint)
-        checkpoints.prune(folder.parent, self.keep)
+        checkpoints.prune(folder.parent, self.job.checkpoint_keep)
         path = folder.relative_to(self.layout.root).as_posix()
         self.events.emit("checkpoint", step=state.global_step, path=path, bytes=sum(f.size for f in sealed.files))
 
-    def _gate(self, step: int, loss: float, grad_norm: float) -> None:
-        """Raises ScriptFailed: 40 on a loss that is not a number or exactly 0 (a NaN filtered somewhere looks so),
-        42 when DPO does not start from its own reference."""
-        if not math.isfinite(loss) or not math.isfinite(grad_norm) or loss == 0.0:
-            self.events.emit("gate", name="finite", ok=False, value=loss)
-            raise ScriptFailed(Exit.DIVERGED, f"step {step}: loss {loss}, gradient norm {grad_norm}")
-        if self.stage is Stage.DPO and step == 1:
-            ok = abs(loss - FIRST_DPO_LOSS) <= FIRST_DPO_TOLERANCE
-            self.events.emit("gate", name="first_dpo_loss", ok=ok, value=loss, limit=FIRST_DPO_LOSS)
-            if not ok:
-                raise ScriptFailed(
-                    Exit.DPO_GATE,
-                    f"the first DPO loss is {loss:.4f}, not ln 2 = 0.6931: the reference is not the SFT model",
-                )
+    def _judge(self, state: TrainerState) -> None:
+        """Every gate that this step can be held against. Raises ScriptFailed with the gate's own code."""
+        history = [line for line in state.log_history if "loss" in line]
+        for name, value in step_values(self.stage, history).items():
+            self._hold(name, value, len(history), tell=False)
+        if self.stage is Stage.DPO and state.global_step == 1:
+            self._hold("first_dpo_loss", abs(history[-1]["loss"] - gates.LN_2), 1)
+        if self.stage is Stage.DPO and self.job.dpo and state.global_step == state.max_steps:
+            new = new_pairs(history)
+            for name, value in pair_values(new, self.job.dpo.beta).items():
+                self._hold(name, value, len(new) * self.job.batch_size)
+
+    def _hold(self, name: str, value: float, count: int, tell: bool = True) -> None:
+        verdict = gates.judge(name, value, count, self.job.gates)
+        if verdict and (tell or not verdict.ok):
+            self.events.emit("gate", **asdict(verdict))
+        if verdict and not verdict.ok:
+            raise ScriptFailed(gates.GATES[name].code, str(verdict))
+
+
+def step_values(stage: Stage, history: list[dict[str, float]]) -> dict[str, float]:
+    """What the gates of every step judge, from all steps logged so far; finite first, the others build on numbers."""
+    losses = [line["loss"] for line in history]
+    norms = [line.get("grad_norm", 0.0) for line in history]
+    return {
+        "finite": abs(losses[-1]) + abs(norms[-1]),
+        "loss_not_zero": losses[-1],
+        "loss_rise": gates.loss_rise(losses, gates.FLOORS[stage]),
+        "grad_norm": gates.norm_rise(norms),
+    }
+
+
+def new_pairs(history: list[dict[str, float]]) -> list[dict[str, float]]:
+    """The last steps of the first epoch: each pair in them was scored before anything was learned from it."""
+    first = [line for line in history if line["epoch"] <= 1]
+    return first[-max(1, round(len(first) * NEW_PAIRS)) :]
+
+
+def pair_values(steps: list[dict[str, float]], beta: float) -> dict[str, float]:
+    """What the gates of DPO's last step judge, from the mean figures of `steps`."""
+
+    def mean(name: str) -> float:
+        return fmean(line[name] for line in steps)
+
+    return {
+        "reward_accuracy": mean("rewards/accuracies"),
+        "reward_margin": mean("rewards/margins"),
+        "chosen_fall": gates.chosen_fall(mean("rewards/chosen"), mean("logps/chosen"), beta),
+    }

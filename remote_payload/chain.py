@@ -27,8 +27,8 @@ from remote_payload.ranks import Ranks
 from remote_payload.tell import tell
 
 STEPS: dict[Stage, tuple[str, ...]] = {
-    Stage.SFT: ("sft",),
-    Stage.DPO: ("dpo",),
+    Stage.SFT: ("sft", "held_out"),
+    Stage.DPO: ("dpo", "held_out"),
     Stage.GGUF: ("gguf", "evaluate", "manifest"),
 }
 
@@ -90,6 +90,7 @@ class Chain:
             lr=None,
             tokens=0,
             tok_s=None,
+            eta_s=None,
         )
         self.events_read = 0  # what this nonce did in an earlier life of the chain counts
         events.emit("stage_start")
@@ -119,7 +120,7 @@ class Chain:
         """What `stage` consists of; the first training stage of an attempt decides the placement, where it must be."""
         if STEPS[stage][0] in TRAINING and placement.decided(self.layout, self.job) is None:
             yield "place"
-        yield from STEPS[stage]
+        yield from (step for step in STEPS[stage] if step != "held_out" or self.job.eval_data)
 
     def run_step(self, step: str, plan: StagePlan, markers: Path) -> int:
         """One step to its end, in as many processes as it has. Its exit code; negative when a signal killed it."""
@@ -127,7 +128,7 @@ class Chain:
             return Exit.STOPPED
         placed = (step in TRAINING and placement.decided(self.layout, self.job)) or Placed("single")
         command = [interpreter(), "-m", f"remote_payload.{step}", "--root", str(self.layout.root)]
-        command += ["--stage", plan.stage] if step == "place" else []
+        command += ["--stage", plan.stage] if step in ("place", "held_out") else []
         environment = os.environ | ENVIRONMENT | placed.environment
         with open(self.layout.log, "ab") as log:
             ranks = Ranks.start(command, placed.processes, environment, log, [self.lock])
@@ -199,6 +200,7 @@ def advance(status: Status, line: dict[str, Any]) -> Status:
                 lr=line.get("lr"),
                 tokens=line.get("tokens", 0),
                 tok_s=line.get("tok_s"),
+                eta_s=line.get("eta_s"),
             )
         case "checkpoint":
             return replace(status, checkpoint=line["path"], checkpoint_step=line["step"])

@@ -200,7 +200,7 @@ class JobFile:
     checkpoint_keep: int = 3
     seed: int = 42
     reasoning: str = "auto"  # keep, empty or none; auto: `prepare` decides where the rows are clear
-    gates: dict[str, float | None] = field(default_factory=dict)  # limits other than gates.py's; None: off
+    gates: dict[str, float] = field(default_factory=dict)  # limits other than those of gates.py, by its names
     choices: list[str] = field(default_factory=list)  # the words of which each held-out answer says one
     away_limit_s: float | None = None  # finished or failed and nobody called for so long: the box stops itself
     notify_url: str | None = None

@@ -75,6 +75,10 @@ class Layout:
         """The PEFT folder a training stage leaves behind."""
         return self.stage(stage) / "adapter"
 
+    def held_out(self, stage: Stage) -> Path:
+        """What the models up to this stage made of the held-out rows (held_out.py); its folder is its own."""
+        return self.stage(stage) / "held_out" / "scores.json"
+
     def result(self, stage: Stage) -> Path:
         """What a stage says it produced, written as its last act."""
         return self.stage(stage) / "result.json"

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from remote_payload import contract, hashes, script
-from remote_payload.contract import ArtifactFile, Exit, JobFile, Manifest, Output, Quality, Role, Stage
+from remote_payload.contract import ArtifactFile, Exit, JobFile, Manifest, Output, Quality, Role, Score, Stage
 from remote_payload.layout import Layout, plan_of
 from remote_payload.progress import Events
 from remote_payload.script import ScriptFailed
@@ -41,6 +41,7 @@ def write_manifest(layout: Layout, job: JobFile, events: Events) -> Exit:
         files=files,
         parents=_parents(layout),
         quality=_quality(layout.stage(Stage.GGUF) / "quality.json"),
+        scores=scores(layout, job),
         tools=_tools(layout.stage(Stage.GGUF) / "tools.json"),
     )
     contract.write_whole(layout.manifest, contract.dump(manifest))
@@ -74,6 +75,14 @@ def _parents(layout: Layout) -> dict[str, str]:
 
 def _quality(path: Path) -> list[Quality]:
     return [Quality(**score) for score in json.loads(path.read_text())] if path.exists() else []
+
+
+def scores(layout: Layout, job: JobFile) -> list[Score]:
+    """What the job's last training stage found on the held-out rows; nothing where it has none."""
+    file = layout.held_out(Stage.DPO if job.dpo else Stage.SFT)
+    if not file.exists():
+        return []
+    return [contract.load(Score, json.dumps(score)) for score in json.loads(file.read_text())["scores"]]
 
 
 def _tools(path: Path) -> dict[str, str]:

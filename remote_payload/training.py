@@ -126,7 +126,7 @@ def train(trainer: Any, layout: Layout, job: JobFile, stage: Stage, events: Even
     checkpoints are another training's, 70 when memory is short (half the micro batch is remembered for the next try).
     """
     rank = Rank.own()
-    progress = Progress(layout, stage, events, mark, job.checkpoint_keep)
+    progress = Progress(layout, job, stage, events, mark)
     trainer.add_callback(progress)
     trainer.remove_callback(transformers.PrinterCallback)  # the callback prints one readable line a step instead
     newest = collective.from_first(resume_point(layout, stage, events, mark) if rank.is_first else None)

@@ -87,6 +87,8 @@ def build(job: Job, spec: JobSpec, lease: Lease, stages: tuple[StageRun, ...], s
         checkpoint_keep=spec.checkpoint.keep,
         seed=spec.seed,
         reasoning=spec.reasoning,
+        gates=spec.gates.model_dump(exclude_none=True),
+        choices=list(spec.eval.choices) if spec.eval else [],
         away_limit_s=away_limit_s(spec.limits.hold, lease.price_per_hour),
         notify_url=settings.notify_url,
     )

@@ -69,7 +69,22 @@ class Checkpoint(Block):
 
 
 class Eval(Block):
+    """`choices` are words of which each answer says one; a model that finds another likelier has it wrong."""
+
     data: str
+    choices: tuple[str, ...] = ()
+
+
+class Gates(Block):
+    """Limits at which a stage is ended, in place of those of docs/training.md."""
+
+    loss_rise: float | None = Field(default=None, gt=0)
+    grad_norm: float | None = Field(default=None, gt=0)
+    reward_accuracy: float | None = None
+    reward_margin: float | None = None
+    chosen_fall: float | None = None
+    held_out_nll: float | None = None
+    sft_perplexity: float | None = None
 
 
 class Machine(Block):
@@ -113,6 +128,7 @@ class JobSpec(Block):
     seed: int = Field(default=42, ge=0)
     reasoning: Literal["keep", "empty"] = "keep"
     eval: Eval | None = None
+    gates: Gates = Gates()
     destroy: Literal["auto", "ask"] = "auto"
     machine: Machine = Machine()
     limits: Limits = Limits()

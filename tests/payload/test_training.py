@@ -86,16 +86,20 @@ def test_dpo_without_sft(make_box: MakeBox) -> None:
 def test_other_reference_is_refused(make_box: MakeBox) -> None:
     """A first DPO loss that is not ln 2 means another reference than the SFT model: exit 42."""
     box = make_box()
+    box.prepare()
     code = (
         "from types import SimpleNamespace; from pathlib import Path; from remote_payload.callback import Progress;"
         "from remote_payload.contract import Stage; from remote_payload.layout import Layout;"
         "from remote_payload.progress import Events; from remote_payload.script import ScriptFailed\n"
         "layout = Layout(Path().resolve())\n"
-        "state = SimpleNamespace(global_step=1, max_steps=8, num_input_tokens_seen=10)\n"
         "for loss in (0.6931, 0.6990):\n"
-        "    progress = Progress(layout, Stage.DPO, Events(layout.events), 'mark', keep=2)\n"
+        "    logs = {'loss': loss, 'grad_norm': 1.0}\n"
+        "    state = SimpleNamespace(global_step=1, max_steps=8, num_input_tokens_seen=10, log_history=[logs],"
+        " is_world_process_zero=True)\n"
+        "    progress = Progress(layout, layout.read_job(), Stage.DPO, Events(layout.events), 'mark')\n"
+        "    progress.on_train_begin(None, state, None)\n"
         "    try:\n"
-        "        progress.on_log(None, state, None, logs={'loss': loss, 'grad_norm': 1.0})\n"
+        "        progress.on_log(None, state, None, logs=logs)\n"
         "        print('verdict passed')\n"
         "    except ScriptFailed as failure:\n"
         "        print('verdict', int(failure.code))\n"

@@ -1,0 +1,31 @@
+"""When a stage will be over, from its tokens: rows differ in length, and so do steps of packed ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from remote_payload.contract import JobFile, Prepared, Stage
+
+
+@dataclass
+class Pace:
+    """Of one life of a stage that takes `total` tokens in all."""
+
+    total: float
+    start: tuple[float, float] | None = None  # (seconds, tokens) at the end of the first step, which warms up
+
+    def eta_s(self, at_s: float, tokens: float) -> float | None:
+        """Seconds to the stage's last step, when at `at_s` so many tokens are trained; None at the first step."""
+        if self.start is None:
+            self.start = at_s, tokens
+            return None
+        since_s, since = self.start
+        return max(0.0, self.total - tokens) * (at_s - since_s) / (tokens - since)
+
+
+def planned_tokens(prepared: Prepared, job: JobFile, stage: Stage) -> float:
+    """Tokens of all steps of `stage`; where max_steps ends it early, as many as so many average rows have."""
+    training = job.sft if stage is Stage.SFT else job.dpo
+    kept = prepared.kept[stage]
+    rows = min(kept * (training.epochs if training else 1.0), prepared.steps[stage] * job.batch_size)
+    return prepared.tokens[stage] * rows / kept
