@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from daemon.artifacts.layout import local_name
 from daemon.artifacts.levels import BEHAVIOUR
 from daemon.artifacts.verify import Report
-from remote_payload.contract import ArtifactFile, Manifest, Role, Stage
+from daemon.domain.scores import COMPARED, told
+from remote_payload.contract import ArtifactFile, Manifest, Role, Score, Stage, Subject
 
 # Tokens that end a turn in the templates we know; an answer that does not stop at its own runs on for ever.
 END_OF_TURN = (
@@ -77,6 +78,7 @@ def readme(name: str, base_model: str, manifest: Manifest, report: Report, train
         "",
         "Divergence is the mean KL in nats over the positions of the reference answers, measured on this computer.",
         "",
+        *_better(manifest.scores),
         "## How it was verified",
         "",
         *(f"- {level.name}: {'passed' if level.passed else level.problem}" for level in report.levels),
@@ -106,6 +108,15 @@ def json_object(text: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):  # the card says less then; nothing is decided by it
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def _better(scores: list[Score]) -> list[str]:
+    """The section on held-out rows; none where the job has no such rows."""
+    names: dict[str, str] = {Subject.BASE: "the base model", Subject.COMPARED: COMPARED}
+    sentences = [f"- {sentence}" for sentence in told([asdict(score) for score in scores], names)]
+    if not sentences:
+        return []
+    return ["## Is it better?", "", "The machine scored rows that no training saw. This model is", "", *sentences, ""]
 
 
 def _file_row(file: ArtifactFile, report: Report) -> str:

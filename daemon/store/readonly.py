@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from daemon.domain import money
+from daemon.domain import money, scores
 from daemon.domain.lifecycle import TERMINAL
 from daemon.errors import NoSuchJob, StoreError
 from daemon.store import attention, views
@@ -81,6 +81,7 @@ class ReadModel:
                 moves=_moves(db, view),
                 recent=_recent_events(db, job),
                 losses=_losses(db, rows),
+                scores=_scores(rows),
                 money=money_strip(db, now),
             )
 
@@ -290,6 +291,12 @@ def _losses(db: sqlite3.Connection, rows: JobRows) -> list[float]:
     of = (rows.job["id"], rows.job["attempt"], rows.metrics[-1]["stage"])
     losses = [row["loss"] for row in db.execute(query, of)]
     return losses[:: max(1, len(losses) // LOSS_POINTS)]
+
+
+def _scores(rows: JobRows) -> list[str]:
+    evaluation = rows.spec.get("eval") or {}
+    names = {"base": rows.spec["model"], "compared": evaluation.get("compare_to") or scores.COMPARED}
+    return list(scores.told(json.loads(rows.job["manifest_json"] or "{}").get("scores", ()), names))
 
 
 def _event(row: sqlite3.Row) -> Event:

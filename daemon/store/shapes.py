@@ -171,6 +171,7 @@ class JobPage(TypedDict):
     moves: list[Move]  # the states of the job, in order
     recent: list[Event]
     losses: list[float]  # of the stage that reported last, thinned out
+    scores: list[str]  # how the model stands against others on the held-out rows, once it is made
     money: MoneyStrip
 
 

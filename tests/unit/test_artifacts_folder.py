@@ -13,7 +13,7 @@ import pytest
 from daemon.artifacts import folder, levels, receipt
 from daemon.artifacts.verify import Report
 from daemon.errors import Refused
-from remote_payload.contract import ArtifactFile, ContractError, Manifest, Role
+from remote_payload.contract import ArtifactFile, ContractError, Gain, Manifest, Role, Score, Subject
 
 FILES: dict[str, tuple[Role, bytes]] = {
     "m-Q8_0.gguf": (Role.GGUF, b"weights" * 1000),
@@ -88,12 +88,27 @@ def test_the_texts_say_what_was_done(models: Path) -> None:
 
     home = models / "forex" / "v1-abc123"
     card = (home / "README.md").read_text()
+    assert "Is it better?" not in card
     assert card.startswith('---\nbase_model: "org/base"\n')
     assert "| SFT | 9 | 2.5000 | 1.2500 |" in card
     assert "| DPO |" not in card
     assert "| 7000 | 0.00100 | 99.0% |" in card
     assert "Note: a warning" in card
     assert (home / "Modelfile").read_text() == 'FROM ./m-Q8_0.gguf\nPARAMETER stop "<|im_end|>"\n'
+
+
+def test_the_card_says_whether_the_model_is_better(models: Path) -> None:
+    """Where the box scored held-out rows, the card tells of every comparison, in words that the box had no part in."""
+    scores = [
+        Score(Subject.NEW, rows=400, nll=1.4),
+        Score(Subject.BASE, rows=400, nll=2.3, nll_gain=Gain(0.9, 0.8, 1.0)),
+        Score(Subject.COMPARED, rows=400, nll=1.4, nll_gain=Gain(0.0, -0.1, 0.1)),
+    ]
+    settle(models, manifest=dataclasses.replace(manifest(), scores=scores))
+
+    card = (models / "forex" / "v1-abc123" / "README.md").read_text()
+    assert "- better than the base model on 400 held-out rows: 1.400 nats a token against 2.300" in card
+    assert "- not measurably better than the model that eval.compare_to names" in card
 
 
 def test_sums_are_of_every_file_but_themselves_and_the_receipt(models: Path) -> None:

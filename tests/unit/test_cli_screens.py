@@ -184,6 +184,7 @@ PAGE = {
         },
     ],
     "losses": [2.0, 1.8, 1.5, 1.284],
+    "scores": [],
     "money": MONEY,
 }
 
@@ -211,6 +212,14 @@ def test_show_says_that_a_destroy_is_not_confirmed() -> None:
     text = job_screen.screen(page(lease=lease(destroy_requested=ago(60))), Look(), NOW)
 
     assert "NOT confirmed, may bill $0.41/h" in text
+
+
+def test_show_says_whether_the_model_is_better() -> None:
+    """Once the model was scored, each comparison stands on a line of its own under one label."""
+    told = ["better than owner/base on 400 held-out rows", "not measurably better than v1-jabcde"]
+    text = job_screen.screen(cast(JobPage, page() | {"scores": told}), Look(), NOW)
+
+    assert f"Is it better?  {told[0]}\n            {told[1]}" in text
 
 
 def test_show_of_a_job_without_dpo_has_no_dpo() -> None:

@@ -86,6 +86,8 @@ def _facts(page: JobPage, look: Look, now: float) -> Iterator[tuple[str, str, st
     if job["wish"]:
         yield "Wish", f"{job['wish']} is asked for and not done yet", "warn"
     yield "Model safe here?", job["safety"]["text"], "good" if job["safety"]["safe"] else "warn"
+    for i, told in enumerate(page["scores"]):
+        yield "" if i else "Is it better?", told, None
     if deadline := job["loss_deadline"]:
         yield "Lost after", f"{local(deadline['at'], now)}: {DEADLINES[deadline['cause']]}", None
     if job["verification"] == "HASH":
