@@ -1,6 +1,6 @@
 """Direct preference optimisation: the SFT adapter goes on, against a frozen copy of itself as the reference.
 
-Without an SFT stage in the job it starts from a fresh adapter, whose reference is the base model.
+Without an SFT stage in the job it goes on with start_from's adapter, or a fresh one, whose reference is the base model.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def dpo(layout: Layout, job: JobFile, events: Events) -> Exit:
     settings = training.arguments(layout, job, Stage.DPO, job.dpo)
     tokenizer = load_tokenizer(layout)
     pairs = tokens.pairs(tokenizer, read_dpo(layout, job.dpo_data).rows, job)
-    parent = layout.adapter(Stage.SFT) if job.sft else None
+    parent = layout.parent(job, Stage.DPO)
     trainer = PairTrainer(
         model=training.attach_adapter(training.load_base(layout, job), job, parent),
         args=DPOConfig(**settings, beta=job.dpo.beta, loss_type=["sigmoid"]),

@@ -75,6 +75,12 @@ class Layout:
         """The PEFT folder a training stage leaves behind."""
         return self.stage(stage) / "adapter"
 
+    def parent(self, job: JobFile, stage: Stage) -> Path | None:
+        """The adapter that a training stage goes on with: the last stage's or start_from's; None for a fresh one."""
+        if stage is Stage.DPO and job.sft:
+            return self.adapter(Stage.SFT)
+        return self.file(job.start_from.path) if job.start_from else None
+
     def held_out(self, stage: Stage) -> Path:
         """What the models up to this stage made of the held-out rows (held_out.py); its folder is its own."""
         return self.stage(stage) / "held_out" / "scores.json"

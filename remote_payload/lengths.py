@@ -1,9 +1,9 @@
-"""How long the rows are in tokens, the max_length that fits them, and how many of them a cut may cost."""
+"""How long the rows are in tokens, the max_length that fits them, and how many of them it may cut."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from remote_payload.contract import Stage
 
@@ -11,7 +11,7 @@ SHARES = {"p50": 0.5, "p95": 0.95, "p99.5": 0.995, "max": 1.0}
 FITTED = 0.995  # share of a stage's rows that a derived max_length holds whole
 STEP = 64  # tokens; a derived max_length is a multiple
 LONGEST = 4096  # tokens; what is derived stays below, since memory grows with it
-# Share of the rows that a derived max_length may cut. A cut pair may lose just what tells the two answers apart.
+# Share of the rows that may be cut. A cut answer has no end; a cut pair may lose just what tells the two apart.
 MAY_CUT = {Stage.SFT: 0.02, Stage.DPO: 0.01}
 
 
@@ -26,14 +26,18 @@ def fitting(stages: Iterable[list[int]], longest: int) -> int:
     return min(math.ceil(fitted / STEP) * STEP, longest, LONGEST)
 
 
-def objection(stage: Stage, cut: int, rows: int, max_length: int) -> str | None:
-    """Why so many rows must not be cut; None when it is few enough."""
-    if cut <= MAY_CUT[stage] * rows:
-        return None
-    return (
-        f"{cut} of {rows} {stage} rows are longer than {max_length} tokens and would lose their end, more than the "
-        f"{MAY_CUT[stage]:.0%} that pass: shorten them, or write the max_length that you want"
-    )
+def objections(stages: Mapping[Stage, list[int]], max_length: int) -> list[str]:
+    """Why so many rows of a stage must not be cut; nothing where it is few enough."""
+    found = []
+    for stage, lengths in stages.items():
+        cut = sum(length > max_length for length in lengths)
+        if cut > MAY_CUT[stage] * len(lengths):
+            found.append(
+                f"{cut} of {len(lengths)} {stage} rows are longer than {max_length} tokens and would lose their end, "
+                f"more than the {MAY_CUT[stage]:.0%} that pass: shorten them, raise max_length, or leave it out, "
+                "and it fits"
+            )
+    return found
 
 
 def _quantile(lengths: list[int], share: float) -> int:

@@ -17,22 +17,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from remote_payload.adapters import PREFIX, strangeness
 from remote_payload.contract import Exit
 from remote_payload.script import ScriptFailed
-
-PREFIX = "base_model.model."  # PEFT puts it before the module's own name
-PLAIN = {  # adapter_config.json keys and the value that plain LoRA has
-    "peft_type": "LORA",
-    "bias": "none",
-    "use_dora": False,
-    "use_rslora": False,
-    "fan_in_fan_out": False,
-    "rank_pattern": {},
-    "alpha_pattern": {},
-    "modules_to_save": None,
-    "target_parameters": None,
-    "trainable_token_indices": None,
-}
 
 
 class MergeFailed(ScriptFailed):
@@ -58,9 +45,8 @@ class Delta:
 def why_not_plain(adapter: Path) -> str | None:
     """What in this adapter only PEFT can merge, or None when `read_deltas` can read all of it."""
     config = json.loads((adapter / "adapter_config.json").read_text())
-    for key, plain in PLAIN.items():
-        if config.get(key, plain) not in (plain, None):
-            return f"{key} is {config[key]!r}"
+    if reason := next(strangeness(config), None):
+        return reason
     names = load_file(adapter / "adapter_model.safetensors").keys()
     strange = [n for n in names if not n.startswith(PREFIX) or not n.endswith((".lora_A.weight", ".lora_B.weight"))]
     return f"it trains {strange[0]}" if strange else None

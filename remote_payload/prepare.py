@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from remote_payload import contract, lengths, reasoning, script
+from remote_payload import adapters, contract, lengths, reasoning, script
 from remote_payload.contract import Exit, JobFile, Prepared, Stage, StageTraining
 from remote_payload.layout import Layout
 from remote_payload.progress import Events
@@ -63,6 +63,7 @@ def prepare(layout: Layout, job: JobFile, events: Events) -> Exit:
     events.emit("integration", line=line, sft=len(found.sft.rows), dpo=len(found.dpo.rows))
     if found.code is Exit.OK:
         fetch_model(layout, job)
+        found.object(Exit.BAD_CONFIG, adapter_problems(layout, job))
         tokenize(layout, job, found)
         convert(layout, job, found)
     prepared = conclude(found, line)
@@ -114,6 +115,21 @@ def fetch_model(layout: Layout, job: JobFile) -> None:
     snapshot_download(job.model.repo, revision=job.model.revision, local_dir=layout.model, allow_patterns=MODEL_FILES)
 
 
+def adapter_problems(layout: Layout, job: JobFile) -> list[str]:
+    """Why the job cannot go on from the adapter that it names."""
+    if job.start_from is None:
+        return []
+    folder = layout.file(job.start_from.path)
+    config = json.loads((folder / adapters.CONFIG).read_text())
+    found = [
+        *adapters.strangeness(config),
+        *adapters.base_problems(config, job.model.name),
+        *adapters.lora_problems(config, job.lora),
+        *adapters.fit_problems(folder, layout.model),
+    ]
+    return [f"start_from: {job.start_from.name}: {problem}" for problem in found]
+
+
 def tokenize(layout: Layout, job: JobFile, found: Findings) -> None:
     """Turn the rows into the very ids the trainers will see, count them, and check what must hold of each."""
     from remote_payload import templates, tokens
@@ -133,16 +149,17 @@ def tokenize(layout: Layout, job: JobFile, found: Findings) -> None:
     of_rows = {Stage.SFT: [len(sample.ids) for sample in samples], Stage.DPO: [pair.longest for pair in pairs]}
     found.lengths = {stage: lengths.spread(of_stage) for stage, of_stage in of_rows.items() if of_stage}
     found.max_length = job.max_length or lengths.fitting(of_rows.values(), _longest(layout))
+    found.object(Exit.BAD_DATA, lengths.objections(of_rows, found.max_length))
     ends = end_ids(layout, tokenizer)
 
     if job.sft and job.sft_data:
         samples = tokens.fitting(samples, found.max_length)
-        _count(found, Stage.SFT, job, job.sft, [(len(s.ids), s.truncated) for s in samples])
+        _count(found, Stage.SFT, job.sft, job.batch_size, [(len(s.ids), s.truncated) for s in samples])
         found.object(Exit.BAD_DATA, border_problems("SFT", tokenizer, ends, [(s.ids, s.truncated) for s in samples]))
     if job.dpo and job.dpo_data:
         pairs = tokens.differing(pairs, found.max_length)
         read = [(2 * len(p.prompt) + len(p.chosen) + len(p.rejected), p.truncated) for p in pairs]
-        _count(found, Stage.DPO, job, job.dpo, read)
+        _count(found, Stage.DPO, job.dpo, job.batch_size, read)
         ids = [(p.prompt + answer, p.truncated) for p in pairs for answer in (p.chosen, p.rejected)]
         found.object(Exit.BAD_DATA, border_problems("DPO", tokenizer, ends, ids))
 
@@ -195,20 +212,12 @@ def conclude(found: Findings, line: str) -> Prepared:
     )
 
 
-def _count(found: Findings, stage: Stage, job: JobFile, training: StageTraining, rows: list[tuple[int, bool]]) -> None:
-    """The rows that are kept, as (tokens, truncated), into the counts of `stage`.
-
-    A person's own max_length may cut what it does: the counts tell. A derived one may not.
-    """
+def _count(found: Findings, stage: Stage, training: StageTraining, batch: int, rows: list[tuple[int, bool]]) -> None:
+    """Rows as (tokens, truncated), into the counts of `stage`."""
     found.kept[stage] = len(rows)
     found.truncated[stage] = sum(truncated for _, truncated in rows)
     found.tokens[stage] = sum(length for length, _ in rows)
-    found.steps[stage] = steps(len(rows), training, job.batch_size)
-    if job.max_length is None and found.max_length:
-        read = len(found.sft.rows if stage is Stage.SFT else found.dpo.rows)
-        cut = found.truncated[stage] + read - len(rows)
-        objection = lengths.objection(stage, cut, read, found.max_length)
-        found.object(Exit.BAD_DATA, [objection] if objection else [])
+    found.steps[stage] = steps(len(rows), training, batch)
 
 
 def _longest(layout: Layout) -> int:

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: a fresh LoRA on the base model, on the ids that `prepare` counted."""
+"""Supervised fine-tuning: a LoRA on the base model, fresh or going on, on the ids that `prepare` counted."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ def sft(layout: Layout, job: JobFile, events: Events) -> Exit:
         raise ScriptFailed(Exit.BAD_CONFIG, "job.json asks for SFT without its settings or data")
     settings = training.arguments(layout, job, Stage.SFT, job.sft)
     tokenizer = load_tokenizer(layout)
+    parent = layout.parent(job, Stage.SFT)
     samples = tokens.samples(tokenizer, read_sft(layout, job.sft_data).rows, job)
     trainer = SFTTrainer(
-        model=training.attach_adapter(training.load_base(layout, job), job, adapter=None),
+        model=training.attach_adapter(training.load_base(layout, job), job, parent),
         args=SFTConfig(**settings, packing=False, dataset_kwargs={"skip_prepare_dataset": True}),
         train_dataset=Dataset.from_dict({"input_ids": [s.ids for s in samples], "labels": [s.labels for s in samples]}),
         processing_class=tokenizer,
     )
-    mark = fingerprint.of(layout, job, job.sft, job.sft_data.sha256, None, Rank.own().size)
+    mark = fingerprint.of(layout, job, job.sft, job.sft_data.sha256, parent, Rank.own().size)
     return training.train(trainer, layout, job, Stage.SFT, events, mark)
 
 

@@ -107,7 +107,7 @@ def differing(whole: list[Pair], max_length: int | None) -> list[Pair]:
 
 def whole_samples(tokenizer: Any, rows: list[Row], reasoning: str) -> list[Sample]:
     """Every SFT row, uncut. Raises RowRefused, which names the row."""
-    texts = _each(rows, lambda row: _sample_text(tokenizer, with_reasoning(row, reasoning)))
+    texts = _each("SFT", rows, lambda row: _sample_text(tokenizer, with_reasoning(row, reasoning)))
     made = []
     for encoded in _encoded(tokenizer, texts):
         labels = [IGNORED] * len(encoded.ids)
@@ -119,7 +119,7 @@ def whole_samples(tokenizer: Any, rows: list[Row], reasoning: str) -> list[Sampl
 
 def whole_pairs(tokenizer: Any, rows: list[Row], reasoning: str) -> list[Pair]:
     """Every DPO row, uncut. Raises RowRefused, which names the row."""
-    texts = _each(rows, lambda row: _pair_texts(tokenizer, with_reasoning(row, reasoning)))
+    texts = _each("DPO", rows, lambda row: _pair_texts(tokenizer, with_reasoning(row, reasoning)))
     encoded = _encoded(tokenizer, (text for both in texts for text in both))
     made = []
     for chosen, rejected in zip(encoded, encoded, strict=True):  # one iterator: they alternate
@@ -144,12 +144,12 @@ def _pair_texts(tokenizer: Any, row: Row) -> tuple[Text, Text]:
     return make(row["prompt"], row["chosen"]), make(row["prompt"], row["rejected"])
 
 
-def _each(rows: list[Row], text: Callable[[Row], Made]) -> Iterator[Made]:
+def _each(name: str, rows: list[Row], text: Callable[[Row], Made]) -> Iterator[Made]:
     for number, row in enumerate(rows, start=1):
         try:
             yield text(row)
         except (RowRefused, TemplateError) as error:
-            raise RowRefused(f"row {number}: {error}") from error
+            raise RowRefused(f"{name} row {number}: {error}") from error
 
 
 def _continued(prompt: str, answer: str) -> Text:

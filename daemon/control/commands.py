@@ -9,14 +9,15 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 
-from daemon.control import quotes
+from daemon.control import adapters, quotes
+from daemon.control.adapters import Adapter
 from daemon.control.attempts import begin_again
 from daemon.control.homecoming import base_identity
 from daemon.control.jobfile import hub_name, model_folder
@@ -57,12 +58,13 @@ class Commands:
             return {"job": known.id, "name": known.name, "created": False, "plan": None}
         spec = parse(text, source=source, base=Path(folder))
         data = await asyncio.to_thread(self._canonical, spec, source, Path(folder))
+        earlier = await asyncio.to_thread(self._adapters, spec, source, Path(folder))
         estimated = quotes.expected(spec, Path(folder), {kind: d["rows"] for kind, d in data.items()})
         objections = await quotes.objections(self.world, spec, estimated)
         if objections:
             raise WorkstationUnfit("\n".join(o.problem for o in objections), hint="; ".join(o.mend for o in objections))
         revision = await self._revision(spec, Path(folder))
-        job = self._store(spec, text, folder, request_id, data, revision)
+        job = self._store(spec, text, folder, request_id, data, earlier, revision)
         self.changed(job)
         return {"job": job, "name": spec.name, "created": True, "plan": None}
 
@@ -84,6 +86,11 @@ class Commands:
             raise SpecError(problems, hint="jobctl data-check FILE")
         return found
 
+    def _adapters(self, spec: JobSpec, source: str, folder: Path) -> dict[str, Adapter]:
+        """The earlier adapters that the spec names. Raises SpecError, NoSuchJob."""
+        local = model_folder(spec, folder)
+        return adapters.find(spec, source, folder, local.name if local else spec.model, self._database)
+
     async def _revision(self, spec: JobSpec, folder: Path) -> str | None:
         """The hub commit of the base model, its identity fetched now: verifying needs no network then."""
         if model_folder(spec, folder) is not None:
@@ -98,6 +105,7 @@ class Commands:
         folder: str,
         request_id: str,
         data: dict[str, dict[str, Any]],
+        earlier: dict[str, Adapter],
         revision: str | None,
     ) -> str:
         now = self.world.clock.wall_ms()
@@ -118,7 +126,7 @@ class Commands:
                 spec_sha256=spec.sha256,
                 spec_dir=folder,
                 model_revision=revision,
-                data_json=json.dumps(data),
+                data_json=json.dumps(data | _kept(earlier)),
             )
             run = [name for name, block in (("SFT", spec.sft), ("DPO", spec.dpo)) if block is not None] + ["GGUF"]
             stages.begin_attempt(c, job, 1, spec.sha256, run, now, keep=[], fresh=True)
@@ -128,6 +136,7 @@ class Commands:
         """What submit would do and cost. Nothing is stored, nothing is spent."""
         spec = parse(text, source=source, base=Path(folder))
         data = await asyncio.to_thread(self._canonical, spec, source, Path(folder))
+        await asyncio.to_thread(self._adapters, spec, source, Path(folder))
         return await quotes.plan(self.world, spec, Path(folder), {kind: d["rows"] for kind, d in data.items()})
 
     async def offers(self, filters: dict[str, Any]) -> dict[str, Any]:
@@ -282,6 +291,11 @@ class Commands:
             raise Refused(f"not possible now: {error.orig}", hint=f"jobctl show {job}") from error
         self.changed(job)
         return {"job": job, "message": _what_now(row)}
+
+
+def _kept(earlier: dict[str, Adapter]) -> dict[str, dict[str, Any]]:
+    """As adapters.stored reads it."""
+    return {key: asdict(adapter) for key, adapter in earlier.items()}
 
 
 def _what_now(row: Job) -> str:

@@ -6,12 +6,15 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from daemon.control import adapters
+from daemon.control.adapters import Adapter
 from daemon.control.watch import away_limit_s
 from daemon.domain.records import Job, Lease, StageRun
 from daemon.domain.spec import JobSpec, Preference, Training
 from daemon.settings import Settings
 from remote_payload.contract import (
     DATA_DIR,
+    AdapterSource,
     DataFile,
     Integration,
     JobFile,
@@ -34,7 +37,8 @@ class DataSet:
 
 def data_sets(job: Job) -> dict[str, DataSet]:
     """By kind: sft, dpo, eval."""
-    return {kind: DataSet(**fields) for kind, fields in json.loads(job.data_json or "{}").items()}
+    kept = json.loads(job.data_json or "{}")
+    return {kind: DataSet(**kept[kind]) for kind in ("sft", "dpo", "eval") if kind in kept}
 
 
 def canonical_path(settings: Settings, data: DataSet) -> Path:
@@ -62,7 +66,7 @@ def hub_name(model: str) -> tuple[str, str | None]:
 
 
 def build(job: Job, spec: JobSpec, lease: Lease, stages: tuple[StageRun, ...], settings: Settings) -> JobFile:
-    data = data_sets(job)
+    data, earlier = data_sets(job), adapters.stored(job)
     repo, _ = hub_name(spec.model)
     local = local_model(job, spec)
     return JobFile(
@@ -74,6 +78,8 @@ def build(job: Job, spec: JobSpec, lease: Lease, stages: tuple[StageRun, ...], s
         integration=integration(spec, data),
         lora=Lora(r=spec.lora.r, alpha=spec.lora.alpha, dropout=spec.lora.dropout),
         gguf=list(spec.export.gguf),
+        start_from=_source(earlier.get("start_from")),
+        compare_to=_source(earlier.get("compare_to")),
         sft_data=_file(data.get("sft")),
         dpo_data=_file(data.get("dpo")),
         eval_data=_file(data.get("eval")),
@@ -109,6 +115,10 @@ def _file(data: DataSet | None) -> DataFile | None:
     if data is None:
         return None
     return DataFile(path=remote_path(data), sha256=data.sha256, rows=data.rows, original_sha256=data.original_sha256)
+
+
+def _source(adapter: Adapter | None) -> AdapterSource | None:
+    return adapter.source if adapter else None
 
 
 def _training(stage: Training | None) -> StageTraining | None:

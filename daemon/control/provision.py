@@ -17,6 +17,8 @@ from daemon.artifacts import hashing
 from daemon.box.box import Box
 from daemon.box.lines import clean_line
 from daemon.box.upload import Upload
+from daemon.control import adapters
+from daemon.control.adapters import Adapter
 from daemon.control.jobfile import DataSet, build, canonical_path, data_sets, integration, local_model, remote_path
 from daemon.domain.records import Job, Lease, StageRun
 from daemon.domain.spec import JobSpec
@@ -89,10 +91,23 @@ def _uploads(job: Job, spec: JobSpec, settings: Settings) -> Iterator[Upload]:
     for data in data_sets(job).values():
         path = canonical_path(settings, data)
         yield Upload(path, remote_path(data), data.sha256, path.stat().st_size)
+    for adapter in adapters.stored(job).values():
+        yield from _unchanged(adapter)
     if (model := local_model(job, spec)) is not None:
         for file in sorted(model.iterdir()):
             if file.suffix in MODEL_SUFFIXES and file.is_file():
                 yield _hashed(file, f"{MODEL_DIR}/{file.name}")
+
+
+def _unchanged(adapter: Adapter) -> Iterator[Upload]:
+    """Raises DataRefused when a file is not what it was at submit: the job would go on from something else."""
+    try:
+        for upload in adapter.uploads():
+            if hashing.sha256(upload.local) != upload.sha256:
+                raise DataRefused(f"{upload.local} is not the file that it was at submit")
+            yield upload
+    except OSError as error:
+        raise DataRefused(f"the adapter {adapter.name} cannot be read any more: {error}") from error
 
 
 def _hashed(file: Path, remote: str) -> Upload:

@@ -15,6 +15,7 @@ from daemon.domain.market import Offer
 from daemon.domain.spec import JobSpec, Training
 
 PARAMETERS = 8e9  # of a model whose size is not known
+MAX_LENGTH = 1024  # tokens, where the machine is to derive it from the rows
 ROW_TOKENS = 0.5  # share of max_length that an average row fills
 FLOP_PER_TOKEN = (
     6.0  # per parameter: LoRA with gradient checkpointing, forward twice and backward without weight gradients
@@ -82,7 +83,8 @@ def estimate(
     `line_mbps` is this workstation's download speed, `parameters` the base model's size where it is known better than
     from its name.
     """
-    assumed = [f"rows fill {ROW_TOKENS:.0%} of max_length on average"]
+    taken = "" if spec.max_length else f", which is taken as {MAX_LENGTH} tokens"
+    assumed = [f"rows fill {ROW_TOKENS:.0%} of max_length on average{taken}"]
     size = parameters or model_size.named_parameters(spec.model)
     if size is None:
         size = PARAMETERS
@@ -153,7 +155,9 @@ def _stages(spec: JobSpec) -> list[tuple[str, Training]]:
 
 def _training_s(spec: JobSpec, kind: str, steps: int, parameters: float, gpu: str) -> float:
     """Several GPUs hold the model together and take turns (auto_map), so they are no faster than one."""
-    tokens = steps * spec.batch_size * spec.max_length * ROW_TOKENS * (PAIR_COST if kind == "dpo" else 1)
+    tokens = (
+        steps * spec.batch_size * (spec.max_length or MAX_LENGTH) * ROW_TOKENS * (PAIR_COST if kind == "dpo" else 1)
+    )
     return tokens * FLOP_PER_TOKEN * parameters / ((_tflops(gpu) or UNKNOWN_TFLOPS) * 1e12 * USE)
 
 

@@ -115,6 +115,7 @@ class JobSpec(Block):
     version: Literal[1]
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
     model: str = Field(min_length=1)
+    start_from: str | None = Field(default=None, min_length=1)  # a job, or a folder relative to the job file
     sft: Training | None = None
     dpo: Preference | None = None
     lora: Lora = Lora()
@@ -124,9 +125,9 @@ class JobSpec(Block):
     micro_batch_size: Positive | None = None
     placement: Literal["auto_map", "single"] = "auto_map"
     checkpoint: Checkpoint = Checkpoint()
-    max_length: int = Field(default=1024, ge=16)  # tokens
+    max_length: Annotated[int, Field(ge=16)] | None = None  # tokens; None: the box derives it from the rows
     seed: int = Field(default=42, ge=0)
-    reasoning: Literal["keep", "empty"] = "keep"
+    reasoning: Literal["auto", "keep", "empty", "none"] = "auto"
     eval: Eval | None = None
     gates: Gates = Gates()
     destroy: Literal["auto", "ask"] = "auto"
@@ -140,6 +141,11 @@ class JobSpec(Block):
     @property
     def sha256(self) -> str:
         return hashlib.sha256(self.canonical_json().encode()).hexdigest()
+
+    @property
+    def adapters(self) -> dict[str, str]:
+        """Earlier adapters as written, by what the job wants of them: start_from."""
+        return {"start_from": self.start_from} if self.start_from else {}
 
     @property
     def data(self) -> dict[str, str]:
@@ -162,7 +168,6 @@ HUMAN: dict[Where, Callable[[Any], int]] = {
 # Words of the format that this release does not act on. Refused, not ignored: where the key has a value that means what
 # happens anyway, that one is accepted.
 NOT_YET: dict[Where, tuple[Any, ...]] = {
-    ("start_from",): (),
     ("deliver",): ("download",),
     ("eval", "compare_to"): (),
     ("export", "adapter"): (True,),
@@ -221,11 +226,14 @@ Found = Iterator[tuple[Where, str]]
 
 
 def _shorthands(values: dict[str, Any]) -> Found:
-    """`gpu: H100` is a list of one, as is `gguf: Q8_0`; `lora` may stand inside `sft`, which reads well."""
+    """`gpu: H100` is a list of one, as is `gguf: Q8_0`; `max_length: auto` is the default written out; `lora` may stand
+    inside `sft`, which reads well."""
     for where in (("machine", "gpu"), ("export", "gguf")):
         block = _block_of(values, where)
         if block is not None and isinstance(block.get(where[-1]), str):
             block[where[-1]] = (block[where[-1]],)
+    if values.get("max_length") == "auto":
+        values["max_length"] = None
     sft = values.get("sft")
     if isinstance(sft, dict) and "lora" in sft:
         if "lora" in values:

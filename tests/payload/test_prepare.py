@@ -90,19 +90,19 @@ def test_says_what_it_read(make_box: MakeBox) -> None:
     """The integration line stands alone on its line in stdout and log; the counts are of the tokens to train."""
     long = {"prompt": "one? ", "completion": "two " * 400}
     wholly_cut = {"prompt": "why? " * 400, "completion": "so"}
-    box = make_box(rows=[*sft_rows(10), long, wholly_cut], pairs=dpo_rows(8))
+    box = make_box(rows=[*sft_rows(98), long, wholly_cut], pairs=dpo_rows(8))
 
     done = box.call("prepare")
 
-    line = f"{TAG}: 12 SFT + 8 DPO samples from YOUR data"
+    line = f"{TAG}: 100 SFT + 8 DPO samples from YOUR data"
     assert done.returncode == Exit.OK, done.stderr
     assert line in done.stdout.splitlines()
     assert line in box.layout.log.read_text().splitlines()
     prepared = contract.load(Prepared, done.stdout.splitlines()[-1])
     assert prepared == box.layout.read_prepared()
-    assert prepared.kept == {"SFT": 11, "DPO": 8}
+    assert prepared.kept == {"SFT": 99, "DPO": 8}
     assert prepared.truncated == {"SFT": 1, "DPO": 0}
-    assert prepared.steps == {"SFT": 6, "DPO": 4}
+    assert prepared.steps == {"SFT": 50, "DPO": 4}
 
 
 @pytest.mark.parametrize(

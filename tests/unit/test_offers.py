@@ -96,7 +96,7 @@ def test_the_estimate_of_the_reference_job():
     assert 0 < found.reserve < found.cost
     assert found.model_bytes == pytest.approx(11.9e9, rel=0.05)
     assert found.disk_gb > 3 * 14 + 12
-    assert found.assumed == ("rows fill 50% of max_length on average",)
+    assert found.assumed == ("rows fill 50% of max_length on average, which is taken as 1024 tokens",)
 
 
 def test_a_dearer_price_or_slower_line_costs_more():
