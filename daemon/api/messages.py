@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypedDict
 
 from daemon import errors
 from daemon.errors import HomeportError, SpecError
+from daemon.store.shapes import CoverageView
 
 
 class Commands(Protocol):
@@ -72,6 +73,7 @@ class Plan(TypedDict):
     model: str
     rows: dict[str, int]  # SFT, DPO, EVAL
     steps: dict[str, int]  # SFT, DPO: derived, never assumed
+    coverage: list[CoverageView]
     limits: dict[str, str]  # as the spec has them, for a person
     hours: float | None  # None where no offer fits
     cost: str | None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -51,7 +51,14 @@ def trainings(lines: Iterable[bytes]) -> list[Training]:
     return [Training(stage, seen[-1][0], seen[0][1], seen[-1][1]) for stage, seen in losses.items() if seen]
 
 
-def readme(name: str, base_model: str, manifest: Manifest, report: Report, trained: list[Training]) -> str:
+def readme(
+    name: str,
+    base_model: str,
+    manifest: Manifest,
+    report: Report,
+    trained: list[Training],
+    data: Sequence[Mapping[str, Any]] = (),
+) -> str:
     """The model card in the form the model hub reads: YAML front matter, then what it is and how that is known."""
     front = {
         "base_model": base_model,
@@ -71,6 +78,10 @@ def readme(name: str, base_model: str, manifest: Manifest, report: Report, train
         "| stage | steps | first loss | last loss |",
         "|---|---|---|---|",
         *(f"| {t.stage} | {t.steps} | {t.first_loss:.4f} | {t.last_loss:.4f} |" for t in trained),
+        "",
+        "| data | rows read | kept | trained at least once | cut at max_length | sha256 of the file |",
+        "|---|---|---|---|---|---|",
+        *(_data_row(data_set) for data_set in data),
         "",
         "| file | bytes | divergence from the trained model | same next token | sha256 |",
         "|---|---|---|---|---|",
@@ -108,6 +119,12 @@ def json_object(text: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):  # the card says less then; nothing is decided by it
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def _data_row(data_set: Mapping[str, Any]) -> str:
+    counts = [data_set.get(count) for count in ("read", "kept", "trained", "truncated")]
+    cells = ["-" if count is None else f"{count:,}" for count in counts]
+    return f"| {data_set['kind']} | {' | '.join(cells)} | `{data_set['original_sha256']}` |"
 
 
 def _better(scores: list[Score]) -> list[str]:

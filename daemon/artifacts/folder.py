@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import stat
 from pathlib import Path
+from typing import Any
 
 from daemon import platform
 from daemon.artifacts import card, receipt
@@ -37,6 +38,7 @@ def settle(
     report: Report,
     spec_text: str,
     base_model: str,
+    data: tuple[dict[str, Any], ...] = (),
     log_file: Path | None = None,
 ) -> receipt.Receipt:
     """Make `incoming`, which `report` has passed, the newest version of model `name`; returns its receipt.
@@ -46,8 +48,8 @@ def settle(
     done = settled(models, name=name, job=manifest.job, manifest_sha256=manifest_sha256)
     if done is None:
         final = _home(models, name) / f"v{_newest(_home(models, name)) + 1}-{manifest.job}"
-        done = receipt.take(incoming, final, manifest, manifest_sha256, report)
-        _write_texts(incoming, manifest, name, report, spec_text, base_model, log_file)
+        done = receipt.take(incoming, final, manifest, manifest_sha256, report, data)
+        _write_texts(incoming, manifest, name, report, spec_text, base_model, data, log_file)
         _write_sums(incoming, manifest)
         write_whole(incoming / RECEIPT, receipt.dump(done, manifest.job, manifest.attempt))
         _freeze(incoming)
@@ -120,6 +122,7 @@ def _write_texts(
     report: Report,
     spec_text: str,
     base_model: str,
+    data: tuple[dict[str, Any], ...],
     log_file: Path | None,
 ) -> None:
     """Everything a person wants beside the model; a file of an earlier, interrupted call is written anew."""
@@ -131,7 +134,7 @@ def _write_texts(
     trained = card.trainings(metrics.splitlines())
     texts = {
         JOB: spec_text,
-        README: card.readme(name, base_model, manifest, report, trained),
+        README: card.readme(name, base_model, manifest, report, trained, data),
         MODELFILE: card.modelfile(manifest, tokenizer, settings),
     }
     for file, text in texts.items():

@@ -39,9 +39,17 @@ class Receipt:
     level: Depth
     files: tuple[ReceiptFile, ...]
     levels: tuple[dict[str, Any], ...]
+    data: tuple[dict[str, Any], ...] = ()  # what it was trained on: hashes, and how far the rows got
 
 
-def take(at: Path, final: Path, manifest: Manifest, manifest_sha256: str, report: Report) -> Receipt:
+def take(
+    at: Path,
+    final: Path,
+    manifest: Manifest,
+    manifest_sha256: str,
+    report: Report,
+    data: tuple[dict[str, Any], ...] = (),
+) -> Receipt:
     """The receipt for a passed `report` over files that lie under `at` now and will lie under `final`.
 
     Renaming the folder changes nothing of what is kept. Raises ValueError for a report that did not pass.
@@ -54,7 +62,7 @@ def take(at: Path, final: Path, manifest: Manifest, manifest_sha256: str, report
         status = (at / name).lstat()
         files.append(ReceiptFile(str(name), status.st_size, status.st_mtime_ns, status.st_ino, promised.sha256))
     levels = json.loads(json.dumps([asdict(level) for level in report.levels]))  # as it will be read back
-    return Receipt(str(final), manifest_sha256, report.depth, tuple(files), tuple(levels))
+    return Receipt(str(final), manifest_sha256, report.depth, tuple(files), tuple(levels), data)
 
 
 def recheck(receipt: Receipt) -> str | None:
@@ -86,6 +94,7 @@ def load(text: str) -> Receipt:
         files = tuple(ReceiptFile(**file) for file in raw["files"])
         for file in files:
             checked_path(file.path)
-        return Receipt(raw["folder"], raw["manifest_sha256"], raw["level"], files, tuple(raw["levels"]))
+        levels, data = tuple(raw["levels"]), tuple(raw.get("data", ()))  # older receipts say nothing of data
+        return Receipt(raw["folder"], raw["manifest_sha256"], raw["level"], files, levels, data)
     except (ValueError, KeyError, TypeError) as error:
         raise ContractError(f"not a receipt: {error}") from error

@@ -30,6 +30,9 @@ from daemon.domain.records import Job, Kind, Lease, LeaseState, Wish
 from daemon.domain.spec import JobSpec, parse
 from daemon.errors import NoSuchJob, Refused, SpecError, WorkstationUnfit
 from daemon.rows import canonical
+from daemon.rows.canonical import RowFile
+from daemon.rows.findings import findings
+from daemon.rows.shapes import Kind as DataKind
 from daemon.store import artifacts, jobs, leases, operations, stages
 from daemon.store.database import Database
 
@@ -57,34 +60,31 @@ class Commands:
             self.changed(known.id)  # stored, and the answer lost before its driver was told
             return {"job": known.id, "name": known.name, "created": False, "plan": None}
         spec = parse(text, source=source, base=Path(folder))
-        data = await asyncio.to_thread(self._canonical, spec, source, Path(folder))
+        files = await asyncio.to_thread(self._read, spec, source, Path(folder))
         earlier = await asyncio.to_thread(self._adapters, spec, source, Path(folder))
-        estimated = quotes.expected(spec, Path(folder), {kind: d["rows"] for kind, d in data.items()})
+        estimated = quotes.expected(spec, Path(folder), _rows(files))
         objections = await quotes.objections(self.world, spec, estimated)
         if objections:
             raise WorkstationUnfit("\n".join(o.problem for o in objections), hint="; ".join(o.mend for o in objections))
         revision = await self._revision(spec, Path(folder))
-        job = self._store(spec, text, folder, request_id, data, earlier, revision)
+        job = self._store(spec, text, folder, request_id, files, earlier, revision)
         self.changed(job)
         return {"job": job, "name": spec.name, "created": True, "plan": None}
 
-    def _canonical(self, spec: JobSpec, source: str, folder: Path) -> dict[str, dict[str, Any]]:
+    def _read(self, spec: JobSpec, source: str, folder: Path) -> list[RowFile]:
         """Read, check and convert every data set of the spec. Raises SpecError naming file and line."""
-        found: dict[str, dict[str, Any]] = {}
-        problems: list[str] = []
-        for kind, name in spec.data.items():
-            path = folder / Path(name).expanduser()
-            read = canonical.read(path, "dpo" if kind == "dpo" else "sft", self.world.settings.paths.data)
-            problems += read.problems
-            if made := read.canonical:
-                found[kind] = {"sha256": made.sha256, "rows": made.rows, "original_sha256": read.sha256}
+        kinds: tuple[DataKind, ...] = ("sft", "dpo", "eval")
+        named = {kind: folder / Path(spec.data[kind]).expanduser() for kind in kinds if kind in spec.data}
+        files = [canonical.read(path, kind, self.world.settings.paths.data) for kind, path in named.items()]
+        problems = [problem for file in files for problem in file.problems]
+        counted = _rows(files)
         for kind, expected in (("sft", spec.integration.sft_rows), ("dpo", spec.integration.dpo_rows)):
-            rows = found.get(kind, {}).get("rows", 0)
+            rows = counted.get(kind, 0)
             if not problems and expected is not None and expected != rows:
                 problems.append(f"{source}: integration.{kind}_rows: {expected} expected, the data has {rows}")
         if problems:
-            raise SpecError(problems, hint="jobctl data-check FILE")
-        return found
+            raise SpecError(problems, hint=f"jobctl data-check {source}")
+        return files
 
     def _adapters(self, spec: JobSpec, source: str, folder: Path) -> dict[str, Adapter]:
         """The earlier adapters that the spec names. Raises SpecError, NoSuchJob."""
@@ -104,7 +104,7 @@ class Commands:
         text: str,
         folder: str,
         request_id: str,
-        data: dict[str, dict[str, Any]],
+        files: list[RowFile],
         earlier: dict[str, Adapter],
         revision: str | None,
     ) -> str:
@@ -126,7 +126,7 @@ class Commands:
                 spec_sha256=spec.sha256,
                 spec_dir=folder,
                 model_revision=revision,
-                data_json=json.dumps(data | _kept(earlier)),
+                data_json=json.dumps({file.kind: _data_set(file) for file in files} | _kept(earlier)),
             )
             run = [name for name, block in (("SFT", spec.sft), ("DPO", spec.dpo)) if block is not None] + ["GGUF"]
             stages.begin_attempt(c, job, 1, spec.sha256, run, now, keep=[], fresh=True)
@@ -135,9 +135,10 @@ class Commands:
     async def plan(self, text: str, source: str, folder: str) -> dict[str, Any]:
         """What submit would do and cost. Nothing is stored, nothing is spent."""
         spec = parse(text, source=source, base=Path(folder))
-        data = await asyncio.to_thread(self._canonical, spec, source, Path(folder))
+        files = await asyncio.to_thread(self._read, spec, source, Path(folder))
         await asyncio.to_thread(self._adapters, spec, source, Path(folder))
-        return await quotes.plan(self.world, spec, Path(folder), {kind: d["rows"] for kind, d in data.items()})
+        notes = [finding.text for finding in findings(files)]
+        return await quotes.plan(self.world, spec, Path(folder), _rows(files), notes)
 
     async def offers(self, filters: dict[str, Any]) -> dict[str, Any]:
         return await quotes.offers(self.world, filters)
@@ -193,7 +194,7 @@ class Commands:
         to = row.state if row.state is JobState.QUEUED else JobState.QUEUED
         if to is row.state:
             jobs.release(c, row, self._now, self._database.epoch, by=by)
-            jobs.change(c, jobs.get(c, row.id), self._now, self._database.epoch, **changes)
+            jobs.change(c, jobs.get(c, row.id), self._now, self._database.epoch, wish=None, **changes)
         else:
             jobs.move(c, row, to, self._now, self._database.epoch, by=by, spoken_at=self._now, wish=None, **changes)
 
@@ -293,6 +294,17 @@ class Commands:
         return {"job": job, "message": _what_now(row)}
 
 
+def _rows(files: list[RowFile]) -> dict[str, int]:
+    return {file.kind: file.survey.rows for file in files}
+
+
+def _data_set(file: RowFile) -> dict[str, Any]:
+    """As jobfile.DataSet reads it."""
+    if file.canonical is None:
+        raise ValueError(f"{file.path} was not written")
+    return {"sha256": file.canonical.sha256, "rows": file.canonical.rows, "original_sha256": file.sha256}
+
+
 def _kept(earlier: dict[str, Adapter]) -> dict[str, dict[str, Any]]:
     """As adapters.stored reads it."""
     return {key: asdict(adapter) for key, adapter in earlier.items()}
@@ -321,11 +333,12 @@ def _refuse_if_terminal(row: Job) -> None:
 
 
 def _refuse_if_letting_go(c: Connection, row: Job) -> None:
-    """A destroy on its way is followed to its end."""
+    """A destroy on its way is followed to its end; that of a LOST machine stands in nobody's way before the job ends."""
     _refuse_if_terminal(row)
     for lease in leases.of_job(c, row.id):
+        awaited = lease.state is LeaseState.LIVE or (lease.is_held and row.is_ending)
         for op in operations.of_lease(c, lease.id):
-            if lease.is_held and op.kind is Kind.DESTROY and op.state.may_have_happened:
+            if awaited and op.kind is Kind.DESTROY and op.state.may_have_happened:
                 raise Refused(
                     f"the destroy of instance {lease.instance_id} is on its way", hint=f"jobctl wait {row.id}"
                 )

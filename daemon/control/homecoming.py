@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -18,8 +20,9 @@ from daemon.artifacts.verify import Report
 from daemon.box.box import Box
 from daemon.box.pace import Pace
 from daemon.clock import Clock
-from daemon.control.jobfile import hub_name, local_model
+from daemon.control.jobfile import data_sets, hub_name, local_model
 from daemon.control.world import Verify
+from daemon.domain.coverage import STAGES, coverage
 from daemon.domain.records import Job, StageRun
 from daemon.domain.spec import JobSpec
 from daemon.errors import TransferFailed
@@ -35,6 +38,21 @@ async def base_identity(name: str, revision: str | None, settings: Settings) -> 
     """The base model as this workstation knows it; a hub commit fetched once needs no network again."""
     return await base_model.base_identity(
         name, revision, settings.paths.state / "base", endpoint=settings.hub, token=os.environ.get("HF_TOKEN")
+    )
+
+
+def trained_on(job: Job, spec: JobSpec) -> tuple[dict[str, Any], ...]:
+    """For the receipt: each data set with its hashes, and how far its rows got."""
+    sets, prepared = data_sets(job), json.loads(job.prepared_json or "{}")
+    counted = coverage({kind: each.rows for kind, each in sets.items()}, prepared, spec.batch_size) if prepared else []
+    reached = {
+        STAGES[c.stage]: {"kept": c.kept, "trained": c.trained, "truncated": c.truncated, "steps": c.steps}
+        for c in counted
+    }
+    return tuple(
+        {"kind": kind, "sha256": each.sha256, "original_sha256": each.original_sha256, "read": each.rows}
+        | reached.get(kind, {})
+        for kind, each in sets.items()
     )
 
 
@@ -82,6 +100,7 @@ class Homecoming:
         source = local_model(self.job, self.spec)
         name = str(source) if source else hub_name(self.spec.model)[0]
         base = await base_identity(name, self.job.model_revision, self.settings)
+        base = replace(base, without_opening=self.spec.reasoning == "none")
         return await self.verify(self.incoming, manifest, base, self.spec.verify.level, say)
 
     def settle_in(self, report: Report, log_file: Path) -> receipts.Receipt:
@@ -95,6 +114,7 @@ class Homecoming:
             report=report,
             spec_text=self.job.spec_text,
             base_model=self.spec.model,
+            data=trained_on(self.job, self.spec),
             log_file=log_file if log_file.exists() else None,
         )
 

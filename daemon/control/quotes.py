@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from daemon.artifacts.workstation import Objection
 from daemon.control.jobfile import data_sets, model_folder
 from daemon.control.world import World
 from daemon.domain import money, units
+from daemon.domain.coverage import coverage
 from daemon.domain.estimate import Estimate, estimate, over_limits
 from daemon.domain.lifecycle import JobState
 from daemon.domain.market import Offer
@@ -19,6 +20,7 @@ from daemon.domain.offers import Ranking, query, rank, widened
 from daemon.domain.spec import JobSpec, from_canonical
 from daemon.errors import HomeportError, MarketError
 from daemon.store import jobs, leases, machines
+from daemon.store.views import coverage_view
 
 SHOWN = 3  # offers of a plan
 MARGIN = 1.1  # of disk space, over the bytes that come home
@@ -71,9 +73,11 @@ async def ranked(
     return ranking, asked.disk_gb
 
 
-async def plan(world: World, spec: JobSpec, folder: Path, rows: Mapping[str, int]) -> dict[str, Any]:
-    """api.messages.Plan. A market that cannot be asked is a note, not a failure."""
-    notes: list[str] = []
+async def plan(
+    world: World, spec: JobSpec, folder: Path, rows: Mapping[str, int], notes: Sequence[str]
+) -> dict[str, Any]:
+    """api.messages.Plan, beginning with `notes`. A market that cannot be asked is a note, not a failure."""
+    notes = list(notes)
     ranking = Ranking((), ())
     try:
         account = await world.operator.market.account()
@@ -82,6 +86,7 @@ async def plan(world: World, spec: JobSpec, folder: Path, rows: Mapping[str, int
         notes.append(f"the market could not be asked: {error.message}")
     best = ranking.chosen[0] if ranking.chosen else None
     estimated = expected(spec, folder, rows, best)
+    steps = {kind.upper(): count for kind, count in estimated.steps.items()}
     problems = [f"{o.problem} (try: {o.mend})" for o in await objections(world, spec, estimated)]
     if spec.verify.level == "hash":
         notes.append("verify: {level: hash}: the model is not run before the machine is destroyed")
@@ -89,7 +94,8 @@ async def plan(world: World, spec: JobSpec, folder: Path, rows: Mapping[str, int
         "name": spec.name,
         "model": spec.model,
         "rows": {kind.upper(): count for kind, count in rows.items()},
-        "steps": {kind.upper(): count for kind, count in estimated.steps.items()},
+        "steps": steps,
+        "coverage": [coverage_view(stage) for stage in coverage(rows, {"steps": steps}, spec.batch_size)],
         "limits": _limits(spec),
         "hours": estimated.total_s / 3600 if best else None,
         "cost": money.decimal_string(estimated.cost) if best else None,

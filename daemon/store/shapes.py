@@ -58,6 +58,18 @@ class Progress(TypedDict):
     unit: str  # STEPS or BYTES
 
 
+class CoverageView(TypedDict):
+    """How far the rows of one stage get. `kept` and `truncated` are null until the box has tokenized them."""
+
+    stage: str
+    read: int
+    kept: int | None
+    trained: int  # at least once
+    truncated: int | None
+    steps: int
+    warning: str | None  # fewer are trained than were read, with the numbers
+
+
 class LeaseView(TypedDict):
     lease: int
     instance: int
@@ -107,6 +119,7 @@ class JobView(TypedDict):
     lr: float | None
     tok_s: float | None
     eta_s: int | None  # until the end of the stage that runs
+    coverage: list[CoverageView]  # empty until the box has read the rows
     checkpoint_step: int | None
     box_seen_at: str | None
     out_of_contact_since: str | None

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from daemon.domain import money
+from daemon.domain.coverage import Coverage, coverage
 from daemon.domain.holds import HOLDS, HoldReason
 from daemon.domain.lifecycle import TERMINAL, JobState
 from daemon.store.job_rows import (
@@ -25,7 +26,17 @@ from daemon.store.job_rows import (
     rate,
 )
 from daemon.store.safety import model_safety
-from daemon.store.shapes import CURRENCY, Activity, HoldView, JobView, LeaseView, LossDeadline, Progress, iso
+from daemon.store.shapes import (
+    CURRENCY,
+    Activity,
+    CoverageView,
+    HoldView,
+    JobView,
+    LeaseView,
+    LossDeadline,
+    Progress,
+    iso,
+)
 
 
 def job_view(rows: JobRows, now: int) -> JobView:
@@ -53,6 +64,7 @@ def job_view(rows: JobRows, now: int) -> JobView:
         lr=last["lr"] if last else None,
         tok_s=last["tok_s"] if last else None,
         eta_s=eta_s(rows.metrics) if last and last["stage"] == job["state"] else None,
+        coverage=coverage_views(rows),
         checkpoint_step=status.get("checkpoint_step") or None,
         box_seen_at=iso(rows.report["seen_at"]) if rows.report else None,
         out_of_contact_since=iso(rows.report["lost_since"]) if rows.report else None,
@@ -64,6 +76,26 @@ def job_view(rows: JobRows, now: int) -> JobView:
         verification=rows.spec["verify"]["level"].upper(),
         safety=safety,
         loss_deadline=None if safety["safe"] or lease is None else loss_deadline(lease, rows.credit, rows.burn, now),
+    )
+
+
+def coverage_views(rows: JobRows) -> list[CoverageView]:
+    if not rows.job["prepared_json"]:
+        return []
+    read = {kind: data["rows"] for kind, data in json.loads(rows.job["data_json"] or "{}").items()}
+    counted = coverage(read, json.loads(rows.job["prepared_json"]), rows.spec["batch_size"])
+    return [coverage_view(stage) for stage in counted]
+
+
+def coverage_view(counted: Coverage) -> CoverageView:
+    return CoverageView(
+        stage=counted.stage,
+        read=counted.read,
+        kept=counted.kept,
+        trained=counted.trained,
+        truncated=counted.truncated,
+        steps=counted.steps,
+        warning=counted.warning,
     )
 
 

@@ -9,13 +9,19 @@ from contextlib import contextmanager
 from typing import Any
 
 from daemon.api.server import Server
+from daemon.domain.coverage import coverage
 from daemon.settings import Settings
+from daemon.store.views import coverage_view
 
 PLAN: dict[str, Any] = {
     "name": "support-bot",
     "model": "Qwen/Qwen3-4B-Instruct",
     "rows": {"SFT": 15300, "DPO": 2550},
-    "steps": {"SFT": 479, "DPO": 80},
+    "steps": {"SFT": 330, "DPO": 80},
+    "coverage": [
+        coverage_view(stage)
+        for stage in coverage({"sft": 15_300, "dpo": 2_550}, {"steps": {"SFT": 330, "DPO": 80}}, 32)
+    ],
     "limits": {"cost": "$8.00", "time": "8h"},
     "hours": 1.5,
     "cost": "1.720000",

@@ -136,7 +136,14 @@ def test_plan_shows_steps_money_and_machines(run: Run, commands: Scripted, tmp_p
     result = run("plan", a_job_file(tmp_path), "--why")
 
     assert result.exit_code == 0
-    for part in ("SFT 15300 rows in 479 steps", "about $1.72", "$0.15 reserved", "RTX 4090", "ends in 3 h"):
+    for part in (
+        "SFT 15300 rows in 330 steps",
+        "15,300: 4,740 rows are never trained",
+        "about $1.72",
+        "$0.15 reserved",
+        "RTX 4090",
+        "ends in 3 h",
+    ):
         assert part in result.stdout
 
 

@@ -43,6 +43,13 @@ def models(tmp_path: Path) -> Path:
     return tmp_path
 
 
+DATA = (
+    {"kind": "sft", "sha256": "aa", "original_sha256": "bb", "read": 15300, "kept": 15290, "trained": 10560}
+    | {"truncated": 4, "steps": 330},
+    {"kind": "eval", "sha256": "cc", "original_sha256": "dd", "read": 400},
+)
+
+
 def manifest() -> Manifest:
     files = [
         ArtifactFile(f"run/out/{name}", role, len(content), hashlib.sha256(content).hexdigest(), [], None)
@@ -58,6 +65,7 @@ def settle(models: Path, **changes: Any) -> receipt.Receipt:
         "manifest_sha256": "5e" * 32,
         "name": "forex",
         "report": REPORT,
+        "data": DATA,
         "spec_text": "version: 1\n",
         "base_model": "org/base",
     }
@@ -92,6 +100,7 @@ def test_the_texts_say_what_was_done(models: Path) -> None:
     assert card.startswith('---\nbase_model: "org/base"\n')
     assert "| SFT | 9 | 2.5000 | 1.2500 |" in card
     assert "| DPO |" not in card
+    assert "| sft | 15,300 | 15,290 | 10,560 | 4 | `bb` |\n| eval | 400 | - | - | - | `dd` |" in card
     assert "| 7000 | 0.00100 | 99.0% |" in card
     assert "Note: a warning" in card
     assert (home / "Modelfile").read_text() == 'FROM ./m-Q8_0.gguf\nPARAMETER stop "<|im_end|>"\n'
@@ -126,6 +135,7 @@ def test_settling_twice_is_settling_once(models: Path) -> None:
     """A crash after the rename repeats the call: same folder, same receipt, no second version."""
     first = settle(models)
 
+    assert first.data == DATA
     assert settle(models) == first
     assert folder.settled(models, name="forex", job="abc123", manifest_sha256="5e" * 32) == first
     assert [path.name for path in (models / "forex").glob("v*")] == ["v1-abc123"]

@@ -12,7 +12,9 @@ from daemon.cli.screens import jobs as jobs_screen
 from daemon.cli.screens import leases as leases_screen
 from daemon.cli.screens import metrics as metrics_screen
 from daemon.cli.terminal import Column, Look, dollars, duration, size, table
+from daemon.domain.coverage import coverage
 from daemon.store.shapes import JobPage, Jobs, JobView, Leases, Metric
+from daemon.store.views import coverage_view
 
 NOW = 1_790_000_000.0  # 2026-09-21T14:13:20Z
 
@@ -72,6 +74,7 @@ def job(**given: Any) -> JobView:
         "lr": 4.1e-5,
         "tok_s": 1940.0,
         "eta_s": 5700,
+        "coverage": [],
         "checkpoint_step": 400,
         "box_seen_at": ago(8),
         "out_of_contact_since": None,
@@ -212,6 +215,21 @@ def test_show_says_that_a_destroy_is_not_confirmed() -> None:
     text = job_screen.screen(page(lease=lease(destroy_requested=ago(60))), Look(), NOW)
 
     assert "NOT confirmed, may bill $0.41/h" in text
+
+
+def test_show_warns_of_rows_that_are_never_trained() -> None:
+    """What was read, kept, trained and cut; and the arithmetic where fewer are trained than kept."""
+    (counted,) = coverage(
+        {"sft": 15_300}, {"kept": {"SFT": 15_290}, "truncated": {"SFT": 4}, "steps": {"SFT": 330}}, 32
+    )
+
+    text = job_screen.screen(page(coverage=[coverage_view(counted)]), Look(width=160), NOW)
+
+    assert "Rows        SFT: 15,300 read, 15,290 kept, 10,560 trained at least once, 4 cut at max_length\n" in text
+    assert (
+        "! 10 of 15,300 SFT rows have no answer left within max_length; 330 SFT steps of 32 rows reach 10,560" in text
+    )
+    assert "of 15,290: 4,730 rows are never trained" in text
 
 
 def test_show_says_whether_the_model_is_better() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from daemon.cli.screens.jobs import counted, state
 from daemon.cli.terminal import Look, dollars, duration, local, seconds_since
 from daemon.domain.lifecycle import MAIN_LINE
-from daemon.store.shapes import Event, JobPage, JobView, LeaseView
+from daemon.store.shapes import CoverageView, Event, JobPage, JobView, LeaseView
 
 LABEL = 12  # width of the left column
 NO_BREAK = "\xa0"
@@ -98,6 +98,10 @@ def _facts(page: JobPage, look: Look, now: float) -> Iterator[tuple[str, str, st
             since = local(lease["destroy_requested"], now)
             yield "", f"destroy requested {since}, NOT confirmed, may bill ${lease['price_per_hour']}/h", "warn"
     yield "Money", _money(job), None
+    for stage in job["coverage"]:
+        yield "Rows", _coverage(stage), None
+        if stage["warning"]:
+            yield "", f"! {stage['warning']}", "warn"
     if job["eta_s"] is not None:
         yield "Finish", f"{job['state']} ends in about {duration(job['eta_s'])}", None
     for i, event in enumerate(reversed(page["recent"])):
@@ -122,6 +126,13 @@ def _money(job: JobView) -> str:
     rate = f"{dollars(lease['rate'])}/h   " if lease and lease["state"] in ("LIVE", "LOST") else ""
     cap = f"   cap {dollars(job['cost_limit'])}" if job["cost_limit"] else "   no cap"
     return f"{rate}so far {dollars(job['cost'])}{cap}"
+
+
+def _coverage(stage: CoverageView) -> str:
+    return (
+        f"{stage['stage']}: {stage['read']:,} read, {stage['kept'] or 0:,} kept, {stage['trained']:,} trained at least "
+        f"once, {stage['truncated'] or 0:,} cut at max_length"
+    )
 
 
 def _told(event: Event) -> str:

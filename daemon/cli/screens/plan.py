@@ -22,6 +22,7 @@ def screen(plan: Plan, look: Look, *, why: bool) -> str:
         f"Limits    {', '.join(f'{name} {value}' for name, value in plan['limits'].items()) or 'none'}",
         f"Home      download {size(plan['download_bytes'])}; disk on the machine {plan['disk_gb']} GB",
     ]
+    lines += [look.paint(f"! {stage['warning']}", "warn") for stage in plan["coverage"] if stage["warning"]]
     lines += [f"Note      {note}" for note in plan["notes"]]
     lines += ["", *_offers(plan["offers"], plan["rejected"], look, why=why)]
     lines += [look.paint(f"! {problem}", "bad") for problem in plan["problems"]]
