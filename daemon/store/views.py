@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from daemon.domain import money
-from daemon.domain.coverage import Coverage, coverage
+from daemon.domain.coverage import STAGES, Coverage, coverage
 from daemon.domain.holds import HOLDS, HoldReason
 from daemon.domain.lifecycle import TERMINAL, JobState
 from daemon.store.job_rows import (
@@ -82,7 +82,8 @@ def job_view(rows: JobRows, now: int) -> JobView:
 def coverage_views(rows: JobRows) -> list[CoverageView]:
     if not rows.job["prepared_json"]:
         return []
-    read = {kind: data["rows"] for kind, data in json.loads(rows.job["data_json"] or "{}").items()}
+    sent = json.loads(rows.job["data_json"] or "{}")  # adapters lie there too, and have no rows
+    read = {kind: sent[kind]["rows"] for kind in STAGES.values() if kind in sent}
     counted = coverage(read, json.loads(rows.job["prepared_json"]), rows.spec["batch_size"])
     return [coverage_view(stage) for stage in counted]
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from daemon.domain.coverage import coverage
+from daemon.store.job_rows import JobRows
+from daemon.store.views import coverage_views
 
 
 @pytest.mark.parametrize(
@@ -31,3 +35,18 @@ def test_what_the_box_dropped_is_told():
 
     assert (counted.kept, counted.truncated, counted.trained) == (95, 2, 95)
     assert counted.warning == "5 of 100 DPO rows have no answer left within max_length"
+
+
+def test_a_stored_job_is_counted_once_the_box_has_read_it():
+    """Nothing before; then the box's numbers, whatever else was sent beside the rows."""
+    sent = {"sft": {"sha256": "a", "rows": 40, "original_sha256": "b"}, "start_from": {"r": 8}}
+    prepared = {"kept": {"SFT": 40}, "truncated": {"SFT": 1}, "steps": {"SFT": 1}}
+
+    def views(prepared_json):
+        job = {"data_json": json.dumps(sent), "prepared_json": prepared_json}
+        return coverage_views(JobRows(job, {"batch_size": 32}))
+
+    (counted,) = views(json.dumps(prepared))
+
+    assert views(None) == []
+    assert (counted["stage"], counted["trained"], counted["truncated"]) == ("SFT", 32, 1)
