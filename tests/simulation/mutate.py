@@ -3,7 +3,8 @@
     python -m tests.simulation.mutate [--seeds 500] [--tier full] [NAME ...]
 
 The copy lies in a temporary folder, so that the working tree never holds a planted bug. A seed has caught it when a
-second copy, without the bug, passes that seed. Ends with 1 when one survives.
+second copy, without the bug, passes that seed; in the full tier every seed has a fault of the bug's families. Ends with
+1 when one survives.
 """
 
 from __future__ import annotations
@@ -52,18 +53,20 @@ def hunt(mutant: Mutant, seeds: int) -> str | None:
         copy(planted)
         plant(mutant, planted)
         first = 0
-        while (said := accuse(planted, mutant.tier, first, seeds)) is not None:
+        while (said := accuse(planted, mutant, first, seeds)) is not None:
             seed = int(said.split()[1].rstrip(":"))
-            if accuse(clean, mutant.tier, seed, seed + 1) is None:
+            if accuse(clean, mutant, seed, seed + 1) is None:
                 return said
             first = seed + 1
     return None
 
 
-def accuse(tree: Path, tier: str, first: int, last: int) -> str | None:
+def accuse(tree: Path, mutant: Mutant, first: int, last: int) -> str | None:
     """The line about the first of these seeds that violates an invariant of the code in `tree`."""
+    tier, families = mutant.tier, mutant.families.split()
+    aimed = ["--family", *families] if tier == "full" else []  # the decision tier's seeds go through all faults
     done = subprocess.run(
-        [sys.executable, "-m", f"tests.simulation.{tier}", "--seeds", f"{first}:{last}", "--first"],
+        [sys.executable, "-m", f"tests.simulation.{tier}", "--seeds", f"{first}:{last}", "--first", *aimed],
         cwd=tree, capture_output=True, text=True,
     )  # fmt: skip
     if done.returncode == CLEAN:

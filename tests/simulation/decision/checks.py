@@ -130,8 +130,7 @@ def at_absent(run: Run, op: object) -> None:
     passes, awake = run.sent_marks.get(op.id, (0, 0))  # type: ignore[attr-defined]
     if run.w.trusted_passes - passes < TIMING.create_absent_listings:
         raise Violation("I16: absent after too few listings")
-    # The pass before the create counts too: one interval more than was waited.
-    if run.w.awake - awake < TIMING.create_absent_span * 1000 - SLACK_MS:
+    if run.w.awake - awake < TIMING.create_absent_span * 1000:  # from the pass before the create on
         raise Violation("I16: absent after too little time awake")
 
 

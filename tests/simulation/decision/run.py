@@ -274,7 +274,7 @@ class Run(Chaos):
         w.market.advance(w.now)
         opened = [op for op in w.store.open(Kind.CREATE) if op.state is OpState.UNKNOWN]
         for op in opened:
-            self.sent_marks.setdefault(op.id, (w.trusted_passes, w.awake))
+            self.sent_marks.setdefault(op.id, (w.trusted_passes, w.awake if w.last_pass is None else w.last_pass))
         before = self._rows() if w.now < w.market.blind_until else ()
         if reconcile.run_once(w):
             self.passed_at = w.now

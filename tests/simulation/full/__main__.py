@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
@@ -24,6 +25,7 @@ def main() -> int:
     parser.add_argument("--seeds", default="0:100", help="from:to")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--first", action="store_true", help="end at the first seed that violates an invariant")
+    parser.add_argument("--family", nargs="+", default=(), help="every sky holds a fault of these, as F1 F13")
     parser.add_argument("--sweep", action="store_true", help="every boundary of the short job, each in every way")
     parser.add_argument("--pairs", type=int, default=0, help="so many pairs of boundaries, drawn by --draw")
     parser.add_argument("--draw", type=int, default=1)
@@ -34,15 +36,15 @@ def main() -> int:
         cases = pairs(happy, asked.pairs, asked.draw) if asked.pairs else list(singles(happy))[:: asked.every]
         return _sweep(happy, cases, asked.jobs)
     if asked.seed is not None:
-        return _one(asked.seed)
+        return _one(asked.seed, asked.family)
     first, last = (int(part) for part in asked.seeds.split(":"))
     if asked.first:
-        return _until_one(range(first, last))
-    return _many(range(first, last), asked.jobs)
+        return _until_one(range(first, last), asked.family)
+    return _many(range(first, last), asked.jobs, asked.family)
 
 
-def _one(seed: int) -> int:
-    result = simulate(seed)
+def _one(seed: int, families: Sequence[str]) -> int:
+    result = simulate(seed, families)
     print("\n".join(result.trace))
     for violation in result.violations:
         print(violation)
@@ -50,20 +52,20 @@ def _one(seed: int) -> int:
     return 1 if result.violations else 0
 
 
-def _until_one(seeds: range) -> int:
+def _until_one(seeds: range, families: Sequence[str]) -> int:
     for seed in seeds:
-        if violations := simulate(seed).violations:
+        if violations := simulate(seed, families).violations:
             print(f"seed {seed}: {violations[0]}")
             return 1
     return 0
 
 
-def run_range(seeds: range) -> Portion:
+def run_range(seeds: range, families: Sequence[str] = ()) -> Portion:
     """Every one of them, in this process. A seed that breaks the simulator itself is a finding too."""
     portion = Portion(len(seeds))
     for seed in seeds:
         try:
-            found = simulate(seed)
+            found = simulate(seed, families)
         except Exception as error:  # noqa: BLE001 - said, and counted
             portion.violations.append((seed, f"the simulator ends with {type(error).__name__}: {error}"))
             continue
@@ -72,9 +74,9 @@ def run_range(seeds: range) -> Portion:
     return portion
 
 
-def _many(seeds: range, processes: int) -> int:
+def _many(seeds: range, processes: int, families: Sequence[str]) -> int:
     began, whole = time.monotonic(), Portion()
-    for portion in portions(run_range, seeds, PORTION, processes):
+    for portion in portions(partial(run_range, families=families), seeds, PORTION, processes):
         whole.add(portion)
         for seed, problem in portion.violations:
             print(f"seed {seed}: {problem}", flush=True)

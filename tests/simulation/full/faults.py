@@ -7,7 +7,7 @@ the states that the jobs were in: coverage is the cells of that table, not the n
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from random import Random
 
@@ -94,8 +94,12 @@ class Sky:
     most: int = 3  # of each fault in one seed: enough to hurt, few enough to come to an end
 
     @classmethod
-    def of_seed(cls, chance: Random) -> Sky:
-        names = chance.sample(sorted(FAULTS), chance.choice((1, 2, 3, 4, 6, 10)))
+    def of_seed(cls, chance: Random, families: Collection[str] = ()) -> Sky:
+        """A few faults of all; or one of `families`, and at most two others beside it."""
+        drawn = chance.choice((0, 1, 2) if families else (1, 2, 3, 4, 6, 10))
+        names = chance.sample(sorted(FAULTS), drawn)
+        if families:
+            names.append(chance.choice(sorted(name for name, fault in FAULTS.items() if fault.family in families)))
         return cls(chance, {name: chance.choice(FAULTS[name].often) for name in names})
 
     def strikes(self, name: str) -> bool:

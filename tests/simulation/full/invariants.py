@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +41,7 @@ CHECKED: dict[str, str] = {
     "I13": "end: a key of an instance in the daemon's files",
     "I14": "wire: a nonce sent to two machines, or a stage of one attempt under two nonces",
     "I15": "commit: a stage that is done here and not on any box",
-    "I16": "commit: a machine GONE, or a create ABSENT, by too few looks",
+    "I16": "commit: a machine GONE, a create ABSENT or REFUSED, by too little evidence",
     "I17": "commit: absences counted that no trusted listing showed",
     "I18": "wire: a request about a machine that is not ours",
     "I19": "wire and commit: a cancel that was lost, or that ended with work and without a word",
@@ -51,6 +51,7 @@ CHECKED: dict[str, str] = {
     "I24": "sweep",
 }
 GONE_SPAN_S = 30.0
+ABSENT_LISTINGS, ABSENT_SPAN_S = 5, 600.0 - 30.0  # the interval in which it was sent counts whole
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,15 @@ class _Absence:
     first_at: float
 
 
+@dataclass(frozen=True)
+class _Sent:
+    """When a create was first seen to have left, in awake seconds, and how many listings there were then."""
+
+    at: float
+    looks: int
+    judged: bool
+
+
 def known_first(known: _Absence | None, now: float) -> float:
     return known.first_at if known is not None else now
 
@@ -87,7 +97,7 @@ class Witness:
         self._receipts = 0
         self._gone: set[int] = set()
         self._absences: dict[int, _Absence] = {}
-        self._absent: set[int] = set()
+        self._sent: dict[int, _Sent] = {}  # creates, by operation
         self._started: dict[str, int] = {}  # the machine, by nonce
         self._nonces: dict[tuple[str, int, str], str] = {}  # by job, attempt and stage
         self._connection: sqlite3.Connection | None = None
@@ -191,6 +201,8 @@ class Witness:
         self._one_machine()
         self._stages_true()
         self._gone_by_evidence()
+        self._absent_by_evidence()
+        self._refused_by_the_market()
 
     def _moved(self, job: str, was: str | None, state: str) -> None:
         self.sim.say("job", f"{was} > {state}")
@@ -271,16 +283,24 @@ class Witness:
             if gone and number not in self._gone and count >= 2 and now - known_first(known, now) < GONE_SPAN_S - 2:
                 self.accuse("I16", f"{number} is GONE {now - known_first(known, now):.0f} s after it was first missed")
             (self._gone.add if gone else self._gone.discard)(number)
-        for row in self._rows(
-            "SELECT id, label FROM operations WHERE kind='create' AND state='ABSENT' AND sent_at > 0"
-        ):
-            if row["id"] in self._absent:
-                continue
-            self._absent.add(row["id"])
-            sent = self.sim.market.creates.get(row["label"])
-            looks = [given for given in self.sim.market.given if given.trusted]
-            if sent and len(looks) < 5:
-                self.accuse("I16", "a create is ABSENT after fewer than 5 listings")
+
+    def _refused_by_the_market(self) -> None:
+        for row in self._rows("SELECT label FROM operations WHERE kind = 'create' AND state = 'REFUSED'"):
+            if row["label"] not in self.sim.market.refused:
+                self.accuse("I16", "a create is REFUSED, and nobody refused it")
+
+    def _absent_by_evidence(self) -> None:
+        """A create that may have left is ABSENT after 5 trusted listings and 600 s awake since then."""
+        now, looks = self.sim.loop.time(), len(self.sim.market.given)
+        for row in self._rows("SELECT id, state FROM operations WHERE kind = 'create' AND sent_at > 0"):
+            known = self._sent.get(row["id"])
+            if known is None:
+                self._sent[row["id"]] = _Sent(now, looks, row["state"] == "ABSENT")
+            elif row["state"] == "ABSENT" and not known.judged:
+                self._sent[row["id"]] = replace(known, judged=True)
+                trusted = sum(given.trusted for given in self.sim.market.given[known.looks :])
+                if trusted < ABSENT_LISTINGS or now - known.at < ABSENT_SPAN_S:
+                    self.accuse("I16", f"a create is ABSENT after {trusted} listings and {now - known.at:.0f} s")
 
     # -- now and then
 
@@ -294,6 +314,7 @@ class Witness:
         self._gone.clear()
         self._absences.clear()
         self._nonces.clear()
+        self._sent.clear()
 
     def _files_whole(self) -> None:
         for folder in self.sim.settings.paths.models.glob("*/v*"):

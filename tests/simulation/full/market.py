@@ -50,6 +50,7 @@ class FakeMarket:
     machines: dict[int, Machine] = field(default_factory=dict)
     given: list[Given] = field(default_factory=list)
     creates: dict[str, int] = field(default_factory=dict)  # requests on the wire, by label
+    refused: set[str] = field(default_factory=set)  # labels of those that were answered by a no
     key_works: bool = True
     credit: int = CREDIT
     next_id: int = 1000
@@ -131,10 +132,14 @@ class FakeMarket:
                 raise MarketRefused("no", status=400, body='{"success": false}')
             return Reply(200, f'{{"instance_api_key": "{CANARY}"}}', instance_id=rent().id)
 
-        return await self._change(
-            "create", normal, lost_before="create lost before", lost_after="create lost after",
-            unheard=lambda: rent(self._late_s()),
-        )  # fmt: skip
+        try:
+            return await self._change(
+                "create", normal, lost_before="create lost before", lost_after="create lost after",
+                unheard=lambda: rent(self._late_s()),
+            )  # fmt: skip
+        except (MarketRefused, RateLimited, CredentialsRefused, OfferGone, NoCredit):
+            self.refused.add(request.label)
+            raise
 
     async def start(self, instance_id: int) -> Reply:
         self.sim.wire("start", instance_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -43,6 +44,7 @@ class Ended:
         sim.market.machines, sim.boxes.disks = dict(self.machines), dict(self.disks)
         sim.market.machines[RENTED].ended_at = self.ended_at
         sim.market.creates.clear()
+        sim.market.given.clear()
         sim.person, sim.witness = Person(sim), Witness(sim)
         del sim.lives[1:]
 
@@ -104,7 +106,9 @@ def _machine_and_open_create(w: Ended) -> None:
 
 
 def _machine_of_nobody(w: Ended) -> None:
-    w.sim.market.machines[5000] = Machine(w.sim, 5000, "hp-install-job-nonce", OFFER, ready_s=0.0)
+    w.sim.market.machines[5000] = Machine(
+        w.sim, 5000, "hp-install-job-nonce", OFFER, ready_s=0.0, away_limit_s=math.inf
+    )
     w.sim.witness.at_the_end()
 
 
@@ -182,12 +186,21 @@ def _gone_too_soon(w: Ended) -> None:
 
 
 def _absent_too_soon(w: Ended) -> None:
+    w.sim.witness.committed()
+    w.sim.market.given += [Given(w.sim.clock.boot(), True, frozenset())] * 9
     w.spoil("UPDATE operations SET state = 'ABSENT' WHERE kind = 'create'")
-    with sqlite3.connect(w.sim.settings.paths.database) as c:
-        label = c.execute("SELECT label FROM operations WHERE kind = 'create'").fetchone()[0]
-    c.close()
-    w.sim.market.creates[label] = 1
-    w.sim.market.given.clear()
+    w.sim.witness.committed()
+
+
+def _absent_unseen(w: Ended) -> None:
+    w.sim.witness.committed()
+    w.sim.clock.run_until(w.sim.clock.mono() + 700.0)
+    w.spoil("UPDATE operations SET state = 'ABSENT' WHERE kind = 'create'")
+    w.sim.witness.committed()
+
+
+def _refused_by_nobody(w: Ended) -> None:
+    w.spoil("UPDATE operations SET state = 'REFUSED' WHERE kind = 'create'")
     w.sim.witness.committed()
 
 
@@ -243,6 +256,8 @@ FIRES: tuple[tuple[str, Callable[[Ended], None]], ...] = (
     ("I15", _done_nowhere),
     ("I16", _gone_too_soon),
     ("I16", _absent_too_soon),
+    ("I16", _absent_unseen),
+    ("I16", _refused_by_nobody),
     ("I17", _missed_unseen),
     ("I18", lambda w: w.send("stop", FOREIGN[0])),
     ("I19", _rents_for_a_cancelled_job),
