@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from remote_payload import converter, script
+from remote_payload import converter, script, templates
 from remote_payload.contract import Exit, JobFile, Stage, write_whole
 from remote_payload.converter import ConverterUnavailable
 from remote_payload.layout import Layout, plan_of
@@ -87,6 +87,7 @@ def merge_source(layout: Layout, job: JobFile) -> tuple[Path, dict[str, Delta]]:
     """A clean model folder and what is still to be added to it: nothing when PEFT had to merge beforehand."""
     work = layout.stage(Stage.GGUF)
     base = clean_copy(layout.model, work / "base")
+    templates.deliver(base, job.reasoning)
     adapter = final_adapter(layout, job)
     reason = why_not_plain(adapter)
     if reason is None:

@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+from remote_payload import templates
 from remote_payload.contract import JobFile, Stage, write_whole
 from remote_payload.layout import Layout
 from remote_payload.progress import read_from
@@ -29,6 +30,7 @@ def fill(layout: Layout, job: JobFile, adapter: Path) -> None:
     out = layout.out
     _copy(adapter, ADAPTER, out / "adapter")
     _copy(layout.model, TOKENIZER, out / "tokenizer")  # the base model's own bytes, whatever training rendered with
+    templates.deliver(out / "tokenizer", job.reasoning)
     _copy(layout.model, ("config.json",), out / "base")
     steps = [event for event in read_from(layout.events, 0)[0] if event["kind"] == "step"]
     write_whole(out / "metrics.jsonl", "".join(json.dumps(step, ensure_ascii=False) + "\n" for step in steps))

@@ -13,6 +13,7 @@ import platform
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from remote_payload import adapters, contract, lengths, reasoning, script
 from remote_payload.contract import Exit, JobFile, Prepared, Stage, StageTraining
@@ -141,6 +142,7 @@ def tokenize(layout: Layout, job: JobFile, found: Findings) -> None:
     answers = [answer for row in (*found.sft.rows, *found.dpo.rows) for answer in reasoning.answers(row)]
     try:
         found.reasoning = reasoning.settled(job.reasoning, templates.opens_reasoning(tokenizer), answers)
+        found.object(Exit.BAD_DATA, template_problems(tokenizer, found.reasoning))
         samples = tokens.whole_samples(tokenizer, found.sft.rows, found.reasoning) if job.sft else []
         pairs = tokens.whole_pairs(tokenizer, found.dpo.rows, found.reasoning) if job.dpo else []
     except (reasoning.Unclear, tokens.RowRefused) as error:
@@ -162,6 +164,19 @@ def tokenize(layout: Layout, job: JobFile, found: Findings) -> None:
         _count(found, Stage.DPO, job.dpo, job.batch_size, read)
         ids = [(p.prompt + answer, p.truncated) for p in pairs for answer in (p.chosen, p.rejected)]
         found.object(Exit.BAD_DATA, border_problems("DPO", tokenizer, ends, ids))
+
+
+def template_problems(tokenizer: Any, settled: str) -> list[str]:
+    """Why no template can be delivered that begins no answer with <think>, where one is wanted."""
+    from remote_payload import templates
+
+    if settled != "none" or not tokenizer.chat_template:
+        return []
+    if templates.opens_reasoning(tokenizer, reasoning.without_opening(tokenizer.chat_template)):
+        return [
+            "reasoning: none needs a chat template that begins no answer with <think>, and none is known; use empty"
+        ]
+    return []
 
 
 def convert(layout: Layout, job: JobFile, found: Findings) -> None:

@@ -3,6 +3,8 @@
 keep    answers are trained as they are written
 empty   an answer without reasoning is trained after an empty block: the model learns to think nothing and answer
 none    answers hold no reasoning, and the delivered template begins none either
+
+Standard library only: the workstation asks what template must come home.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ OPEN, CLOSE = "<think>", "</think>"
 EMPTY = f"{OPEN}\n\n{CLOSE}\n\n"
 FEW = 0.05  # share of answers with reasoning below which `keep` contradicts a template that begins every answer with it
 ANSWERS = ("completion", "chosen", "rejected")
-OPENING = re.compile(re.escape(OPEN) + r"(\\n)*")  # as a template writes it
+OPENING = re.compile(re.escape(OPEN) + r"(\\n)*(?=['\"])")  # as a template writes it, at the end of a text
 
 CHOICES = (
     "say which is meant. "
@@ -42,9 +44,7 @@ def settled(asked: str, opens: bool, answers: list[str]) -> str:
     if broken := sum((OPEN in answer) != (CLOSE in answer) for answer in answers):
         raise Unclear(f"{broken} of {all_} answers hold only one of {OPEN} and {CLOSE}; write both or none")
     if asked == "auto":
-        if reasoned == 0 and not (opens and answers):
-            return "none"
-        if reasoned == all_:
+        if reasoned == all_ or (reasoned == 0 and not opens):
             return "keep"
         raise Unclear(f"{counts}: {CHOICES}")
     if asked == "keep" and opens and reasoned < FEW * all_:

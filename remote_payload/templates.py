@@ -9,6 +9,7 @@ that; it lives in memory only. What is delivered is the base model's own templat
 from __future__ import annotations
 
 import importlib.resources
+import importlib.util
 import json
 import re
 from collections.abc import Iterator
@@ -56,8 +57,10 @@ def opens_reasoning(tokenizer: Any, template: str | None = None) -> bool:
     return _rendered(tokenizer, template, [QUESTION], add_generation_prompt=True).rstrip().endswith(OPEN)
 
 
-def deliver_without_opening(folder: Path) -> None:
-    """Rewrite the template in a copy of the base model's files, wherever it is stored there."""
+def deliver(folder: Path, reasoning: str) -> None:
+    """In a copy of the base model's files, the template as it is to come home: another one only under `none`."""
+    if reasoning != "none":
+        return
     own, configuration = folder / "chat_template.jinja", folder / "tokenizer_config.json"
     if own.exists():
         write_whole(own, without_opening(own.read_text(encoding="utf-8")))
@@ -73,6 +76,8 @@ def _candidates(shipped: str) -> Iterator[str]:
     for statement in DELETING:
         kept = statement.sub("", kept)
     yield kept
+    if importlib.util.find_spec("trl") is None:
+        return  # a workstation that only counts tokens
     folder = importlib.resources.files("trl") / "chat_templates"
     for variant in sorted(folder.iterdir(), key=lambda file: file.name):
         if variant.name.endswith(TRAINING):

@@ -18,6 +18,7 @@ import httpx
 
 from daemon.errors import SpecError, WorkstationUnfit
 from remote_payload.contract import write_whole
+from remote_payload.reasoning import without_opening
 
 CONFIG, TOKENIZER, TOKENIZER_CONFIG = "config.json", "tokenizer.json", "tokenizer_config.json"
 CHAT_TEMPLATE = "chat_template.jinja"
@@ -31,11 +32,15 @@ TIMEOUT_S = 60.0
 
 @dataclass(frozen=True)
 class BaseIdentity:
-    """The identity files in `folder`. `revision` is the commit they are of, None for a local folder."""
+    """The identity files in `folder`. `revision` is the commit they are of, None for a local folder.
+
+    `without_opening`: the model comes home with a template that begins no answer with <think> (reasoning: none).
+    """
 
     model: str
     folder: Path
     revision: str | None = None
+    without_opening: bool = False
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -51,7 +56,12 @@ class BaseIdentity:
 
     @cached_property
     def chat_template(self) -> str | None:
-        """The template's text: its own file, else the default one in tokenizer_config.json, else None."""
+        """The template that must come home, None where the base model has none."""
+        template = self._own_template()
+        return without_opening(template) if template and self.without_opening else template
+
+    def _own_template(self) -> str | None:
+        """The base model's: its own file, else the default one in tokenizer_config.json."""
         own = self.folder / CHAT_TEMPLATE
         if own.exists():
             return own.read_text(encoding="utf-8")

@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 from nano_box import NanoBox
 
+from daemon.artifacts import identity
+from daemon.artifacts.base import BaseIdentity
+from daemon.artifacts.gguf import read
 from remote_payload.contract import Exit, Stage
 from remote_payload.quants import QUANTS, data_bytes
 
@@ -62,6 +65,24 @@ def test_every_file_is_a_common_header_and_the_predicted_tensors(converted: Nano
 
     assert len(headers) == 1
     assert 0 < headers.pop() < 32_768
+
+
+def test_template_comes_home_without_opening(adapted: NanoBox, tmp_path: Path) -> None:
+    """Under reasoning: none the GGUF asks for an answer without <think>, and the workstation expects just that."""
+    box = adapted.fork(tmp_path / "box")
+    template = box.layout.model / "chat_template.jinja"
+    shipped = template.read_text()
+    opening = "{% if add_generation_prompt %}{{ '<think>\\n' }}{% endif %}"
+    template.write_text(shipped + opening)
+    box.set(reasoning="none")
+
+    box.succeed("gguf")
+
+    file = read(box.gguf("Q8_0"))
+    kept, without = (BaseIdentity("nano", box.layout.model, without_opening=wanted) for wanted in (False, True))
+    assert file.metadata["tokenizer.chat_template"] == shipped + opening.replace("<think>\\n", "")
+    assert identity.check(file, without, "Q8_0").problem == ""
+    assert "chat template is not the base model's" in identity.check(file, kept, "Q8_0").problem
 
 
 def test_result_names_files_and_their_sizes(converted: NanoBox) -> None:
