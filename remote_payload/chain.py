@@ -206,6 +206,8 @@ def advance(status: Status, line: dict[str, Any]) -> Status:
             return replace(status, checkpoint=line["path"], checkpoint_step=line["step"])
         case "resume":
             return replace(status, step=line["step"])
+        case "placement":
+            return replace(status, placement=f"{line['mode']}: {line['why']}")
     return status
 
 

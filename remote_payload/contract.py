@@ -252,6 +252,7 @@ class Status:
     checkpoint_step: int = 0
     detail: str = ""
     gpu_util: float | None = None  # percent
+    placement: str = ""  # which one, and why, where the machine had a say
     gpu_memory: float | None = None  # percent, of the fullest card
     eta_s: float | None = None  # to the end of the stage's steps, when the last one was told
     contract: int = CONTRACT

@@ -6,7 +6,7 @@ What is refused is refused with its reason.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 from remote_payload import contract
@@ -27,6 +27,10 @@ LAUNCHERS: dict[str, str] = {
 # Sequences in one forward, if the job does not say. 16 x 1024 tokens of a 7B fit an 80 GB card with checkpointing
 # (34.6 GiB measured at 32); two slow cores gain nothing from more than 8.
 MICRO_BATCH = {"cuda": 16, "cpu": 8}
+
+# Of a card's memory, beside the weights: a tenth for adapter and optimizer, bytes for context and activations.
+ROOM = 1.1
+CARD_BASE = 4 << 30
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,36 @@ def decided(layout: Layout, job: JobFile) -> Placed | None:
 def decide(layout: Layout, job: JobFile, placed: Placed) -> None:
     """Store it for every process of this attempt."""
     contract.write_whole(layout.placement, json.dumps({"attempt": job.attempt, **asdict(placed)}))
+
+
+def fits(weights: int, cards: Sequence[int]) -> bool:
+    """Whether `weights` bytes of a model can be trained on every one of `cards` (bytes of memory); so without cards."""
+    return all(weights * ROOM + CARD_BASE <= memory for memory in cards)
+
+
+def without_trial(asked: str, processes: int, batch: int, fits: bool) -> Placed | None:
+    """What `ddp` or `auto` comes to where that needs no trial, else None.
+
+    Raises ScriptFailed for a `ddp` that cannot be had: 10 when the batch cannot be shared, 31 when memory is short.
+    """
+    if not fits:
+        if asked == "ddp":
+            raise ScriptFailed(Exit.PLACEMENT, "the model does not fit on one card, as ddp needs it; use auto_map")
+        return Placed("auto_map", why="the model does not fit on one card")
+    if processes == 1:
+        return Placed("single", why="one card: every placement is the same")
+    if asked == "ddp":
+        share(batch, processes)
+    elif batch % processes:
+        return Placed("single", why=f"batch_size {batch} cannot be shared by {processes} cards")
+    return None
+
+
+def refused(asked: str, objections: str) -> Placed:
+    """When the trial spoke against ranks: `auto` trains on one card. Raises ScriptFailed (31) for `ddp`."""
+    if asked == "ddp":
+        raise ScriptFailed(Exit.PLACEMENT, f"ddp does not train here as one process does: {objections}")
+    return Placed("single", why=f"ddp does not train here as one process does: {objections}")
 
 
 def refuse_launchers(environment: Mapping[str, str], mode: str) -> None:

@@ -93,10 +93,11 @@ def test_a_request_to_stop_reaches_every_rank(make_box: MakeBox, alone: Box) -> 
     assert box.adapter_hash(Stage.SFT) == alone.adapter_hash(Stage.SFT)
 
 
-def test_the_chain_starts_the_ranks(make_box: MakeBox, alone: Box) -> None:
-    """A job with `placement: ddp` is placed once, says so, and both stages run in as many processes as decided."""
+def test_the_chain_tries_and_starts_the_ranks(make_box: MakeBox, alone: Box) -> None:
+    """With `placement: auto` a trial decides once for both stages, the status says why, and the ranks are started."""
     box = paired(make_box, alone, Stage.SFT)
     box.layout.placement.unlink()
+    box.set(placement="auto")
     client = Path(__file__).with_name("warm_client.py")
     python = box.layout.root / "python"
     python.write_text(
@@ -107,6 +108,10 @@ def test_the_chain_starts_the_ranks(make_box: MakeBox, alone: Box) -> None:
 
     box.start("nonce-sft", HOMEPORT_PYTHON=str(python), HOMEPORT_CPU_RANKS="2")
 
-    wait_for(lambda: box.status()["status"]["phase"] == Phase.DONE, "both stages done")
+    wait_for(lambda: box.events("placement") or box.events("error"), "the trial's end")
+    for over in (1, 2):
+        wait_for(lambda n=over: len(box.events("stage_done") + box.events("error")) >= n, f"{over} stages over")
+    wait_for(lambda: box.status()["status"]["phase"] in (Phase.DONE, Phase.FAILED), "the chain's end")
     assert [(line["mode"], line["processes"]) for line in box.events("placement")] == [("ddp", 2)]
+    assert box.status()["status"]["placement"] == "ddp: 2 processes train what one trains, in a trial"
     assert box.adapter_hash(Stage.DPO) == alone.adapter_hash(Stage.DPO)
