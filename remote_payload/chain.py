@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from remote_payload import away, contract, hashes, manifest, placement
+from remote_payload import away, contract, gpu, hashes, manifest, placement
 from remote_payload.contract import Done, Exit, Failed, JobFile, Phase, Stage, StagePlan, Started, Status
 from remote_payload.layout import Layout
 from remote_payload.placement import Placed
@@ -180,7 +179,8 @@ class Chain:
             self.status = advance(self.status, line)
         if time.monotonic() - self.gpu_at >= GPU_BEAT_S:
             self.gpu_at = time.monotonic()
-            self.status = replace(self.status, gpu_util=gpu_utilisation())
+            cards = gpu.load()
+            self.status = replace(self.status, gpu_util=cards.busy, gpu_memory=cards.memory)
         self.status = replace(self.status, phase=phase, detail=detail, updated_at=time.time())
         contract.write_whole(self.layout.status, contract.dump(self.status))
 
@@ -232,17 +232,6 @@ def describe(code: int) -> str:
 def interpreter() -> str:
     """The box's python. An image whose python is a launcher script names that script, for stages to start by it too."""
     return os.environ.get("HOMEPORT_PYTHON") or sys.executable
-
-
-def gpu_utilisation() -> float | None:
-    """The busiest card's utilisation in percent; None where there is no nvidia-smi or it does not answer."""
-    command = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"]
-    try:
-        asked = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
-    except (OSError, subprocess.SubprocessError):  # no card, or no driver's tool: the load is unknown
-        return None
-    figures = [float(line) for line in asked.stdout.split() if line.isdigit()]
-    return max(figures, default=None)
 
 
 def live(layout: Layout) -> None:

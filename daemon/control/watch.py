@@ -86,7 +86,8 @@ async def look(box: Box, job: Job, run: StageRun, database: Database, clock: Clo
             stages.mark_done(c, run, dump(end), clock.wall_ms())
         return Seen(ended=True)
     if isinstance(end, Failed):
-        return Seen(failure=clean_line(f"{end.reason} (exit {end.exit_code}) {end.detail}".strip())[:1000])
+        kept = f", newest whole checkpoint {end.checkpoint}" if end.checkpoint else ""
+        return Seen(failure=clean_line(f"{end.reason} (exit {end.exit_code}{kept}) {end.detail}".strip())[:1000])
     return Seen()
 
 

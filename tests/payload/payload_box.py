@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -135,6 +136,21 @@ class Box:
                 os.killpg(pid, signal.SIGKILL)
             except ProcessLookupError:
                 return
+
+
+def launcher(box: Box, script: str) -> str:
+    """A python of the image's that is a shell script, as images may have; `script` decides what it does."""
+    path = box.layout.root / "python"
+    path.write_text(script.format(python=box.python))
+    path.chmod(0o755)
+    return str(path)
+
+
+def warm(box: Box) -> str:
+    """A launcher that runs the real stages in the warm python, for tests that kill none of them."""
+    client = Path(__file__).with_name("warm_client.py")
+    stages = f'case "$*" in *remote_payload.run*) exec {box.python} "$@";; esac; exec {sys.executable} -S {client}'
+    return launcher(box, f'#!/bin/sh\n{stages} {box.warm} "$@"\n')
 
 
 def wait_for(condition: Callable[[], Any], what: str) -> Any:

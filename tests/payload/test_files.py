@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from payload_box import REPOSITORY, Box
 
-from remote_payload import contract, hashes, manifest
+from remote_payload import contract, gpu, hashes, manifest
 from remote_payload.contract import CHUNK_SIZE, Exit, Manifest, Role, Stage, StagePlan
 from remote_payload.progress import Events, read_from
 from remote_payload.script import ScriptFailed
@@ -171,3 +171,17 @@ def test_preflight_names_what_is_missing(make_box: MakeBox) -> None:
     )
 
     assert json.loads(box.evaluate(code)) == [["no-such-package", False], ["disk", False]]
+
+
+@pytest.mark.parametrize(
+    ("printed", "busy", "memory"),
+    [
+        ("3, 4096, 81559\n97, 61170, 81559\n", 97.0, 75.0),
+        ("[N/A], 1024, 2048\n", None, 50.0),
+        ("", None, None),
+        ("No devices were found\n", None, None),
+    ],
+)
+def test_load_of_the_cards(printed: str, busy: float | None, memory: float | None) -> None:
+    """The busiest card and the fullest one count; what a card does not say is not known."""
+    assert gpu.read(printed) == gpu.Load(busy, memory)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from payload_box import Box, sft_rows, write_rows
+from payload_box import Box, sft_rows, wait_for, warm, write_rows
 
-from remote_payload.contract import Exit, Stage
+from remote_payload.contract import Exit, Stage, StagePlan, Subject
 from remote_payload.intervals import gain
+from remote_payload.manifest import scores
 
 Fork = Callable[..., Box]
 
@@ -55,17 +56,21 @@ def held_out_rows() -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def fork(trained: Box, tmp_path: Path) -> Fork:
+def fork(trained: Box, tmp_path: Path) -> Iterator[Fork]:
     """Makes a copy of the trained box with held-out rows; `changes` are of the job."""
+    made: list[Box] = []
 
     def make(**changes: Any) -> Box:
         root = tmp_path / "box"
         shutil.copytree(trained.layout.root, root, symlinks=True)
         box = dataclasses.replace(trained, layout=dataclasses.replace(trained.layout, root=root))
         box.set(eval_data=write_rows(root, held_out_rows()), choices=CHOICES, **changes)
+        made.append(box)
         return box
 
-    return make
+    yield make
+    for box in made:
+        box.kill_chain()
 
 
 def report_of(box: Box, stage: Stage) -> dict[str, Any]:
@@ -124,6 +129,20 @@ def test_a_gate_ends_the_stage(fork: Fork, stage: str, limits: dict[str, float],
     (name, limit), (verdict, *_) = *limits.items(), [gate for gate in box.events("gate") if not gate["ok"]]
     assert (verdict["name"], verdict["limit"]) == (name, limit)
     assert f"gate {name}" in box.events("error")[-1]["msg"]
+
+
+def test_the_chain_asks_after_training(fork: Fork) -> None:
+    """A stage with held-out rows is done only once they were scored: done.json names the scores and has the figures."""
+    box = fork(stages=[StagePlan(Stage.SFT, "nonce-2")])
+
+    box.start("nonce-2", HOMEPORT_PYTHON=warm(box))
+
+    wait_for(lambda: box.status()["status"]["phase"] in ("DONE", "FAILED"), "SFT over")
+    done = box.done("nonce-2")
+    assert "run/sft/held_out/scores.json" in [output.path for output in done.outputs]
+    assert done.metrics["held_out_nll_new"] < done.metrics["held_out_nll_base"]
+    (ours, base) = scores(box.layout, box.job)
+    assert (ours.subject, ours.nll, base.nll_gain is not None) == (Subject.NEW, done.metrics["held_out_nll_new"], True)
 
 
 def test_an_interval_knows_noise_from_gain() -> None:

@@ -9,7 +9,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from payload_box import Box, wait_for
+from payload_box import Box, launcher, wait_for, warm
 
 from remote_payload import contract
 from remote_payload.chain import advance
@@ -35,21 +34,6 @@ def prepared(make_box: MakeBox, trained: Box, **changes: Any) -> Box:
     box = make_box(**changes)
     shutil.copy(trained.layout.prepared, box.layout.prepared)
     return box
-
-
-def launcher(box: Box, script: str) -> str:
-    """A python of the image's that is a shell script, as images may have; `script` decides what it does."""
-    path = box.layout.root / "python"
-    path.write_text(script.format(python=box.python))
-    path.chmod(0o755)
-    return str(path)
-
-
-def warm(box: Box) -> str:
-    """A launcher that runs the real stages in the warm python, for tests that kill none of them."""
-    client = Path(__file__).with_name("warm_client.py")
-    stages = f'case "$*" in *remote_payload.run*) exec {box.python} "$@";; esac; exec {sys.executable} -S {client}'
-    return launcher(box, f'#!/bin/sh\n{stages} {box.warm} "$@"\n')
 
 
 def stage_pid(box: Box) -> int:
