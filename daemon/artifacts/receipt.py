@@ -40,6 +40,7 @@ class Receipt:
     files: tuple[ReceiptFile, ...]
     levels: tuple[dict[str, Any], ...]
     data: tuple[dict[str, Any], ...] = ()  # what it was trained on: hashes, and how far the rows got
+    scores: tuple[dict[str, Any], ...] = ()  # on held-out rows, beside other models
 
 
 def take(
@@ -61,8 +62,11 @@ def take(
         name = local_name(promised.path)
         status = (at / name).lstat()
         files.append(ReceiptFile(str(name), status.st_size, status.st_mtime_ns, status.st_ino, promised.sha256))
-    levels = json.loads(json.dumps([asdict(level) for level in report.levels]))  # as it will be read back
-    return Receipt(str(final), manifest_sha256, report.depth, tuple(files), tuple(levels), data)
+    levels, scores = (
+        tuple(json.loads(json.dumps([asdict(one) for one in many])))  # as it will be read back
+        for many in (report.levels, manifest.scores)
+    )
+    return Receipt(str(final), manifest_sha256, report.depth, tuple(files), levels, data, scores)
 
 
 def recheck(receipt: Receipt) -> str | None:
@@ -94,7 +98,8 @@ def load(text: str) -> Receipt:
         files = tuple(ReceiptFile(**file) for file in raw["files"])
         for file in files:
             checked_path(file.path)
-        levels, data = tuple(raw["levels"]), tuple(raw.get("data", ()))  # older receipts say nothing of data
-        return Receipt(raw["folder"], raw["manifest_sha256"], raw["level"], files, levels, data)
+        levels = tuple(raw["levels"])
+        data, scores = (tuple(raw.get(key, ())) for key in ("data", "scores"))  # older receipts say nothing of them
+        return Receipt(raw["folder"], raw["manifest_sha256"], raw["level"], files, levels, data, scores)
     except (ValueError, KeyError, TypeError) as error:
         raise ContractError(f"not a receipt: {error}") from error

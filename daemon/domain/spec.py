@@ -73,6 +73,7 @@ class Eval(Block):
 
     data: str
     choices: tuple[str, ...] = ()
+    compare_to: str | None = Field(default=None, min_length=1)  # a job, or a folder relative to the job file
 
 
 class Gates(Block):
@@ -85,6 +86,15 @@ class Gates(Block):
     chosen_fall: float | None = None
     held_out_nll: float | None = None
     sft_perplexity: float | None = None
+
+
+class Expect(Block):
+    """What a person expects, in seconds, shown beside what happens: of one training step, and of each stage."""
+
+    step: float | None = Field(default=None, gt=0)
+    sft: float | None = Field(default=None, gt=0)
+    dpo: float | None = Field(default=None, gt=0)
+    gguf: float | None = Field(default=None, gt=0)
 
 
 class Machine(Block):
@@ -130,6 +140,7 @@ class JobSpec(Block):
     reasoning: Literal["auto", "keep", "empty", "none"] = "auto"
     eval: Eval | None = None
     gates: Gates = Gates()
+    expect: Expect = Expect()
     destroy: Literal["auto", "ask"] = "auto"
     machine: Machine = Machine()
     limits: Limits = Limits()
@@ -144,8 +155,9 @@ class JobSpec(Block):
 
     @property
     def adapters(self) -> dict[str, str]:
-        """Earlier adapters as written, by what the job wants of them: start_from."""
-        return {"start_from": self.start_from} if self.start_from else {}
+        """Earlier adapters as written, by what the job wants of them: start_from, compare_to."""
+        wanted = {"start_from": self.start_from, "compare_to": self.eval.compare_to if self.eval else None}
+        return {key: reference for key, reference in wanted.items() if reference}
 
     @property
     def data(self) -> dict[str, str]:
@@ -155,12 +167,13 @@ class JobSpec(Block):
 
 
 # What a person may write in human units, and how it is read.
-HUMAN: dict[Where, Callable[[Any], int]] = {
+HUMAN: dict[Where, Callable[[Any], float]] = {
     ("limits", "price"): units.dollars_per_hour,
     ("limits", "cost"): units.dollars,
     ("limits", "hold"): units.dollars,
     ("limits", "time"): units.duration,
     ("limits", "line"): units.megabits,
+    **{("expect", name): units.seconds for name in Expect.model_fields},
     ("machine", "vram"): units.gigabytes,
     ("machine", "disk"): units.gigabytes,
 }
@@ -169,7 +182,6 @@ HUMAN: dict[Where, Callable[[Any], int]] = {
 # happens anyway, that one is accepted.
 NOT_YET: dict[Where, tuple[Any, ...]] = {
     ("deliver",): ("download",),
-    ("eval", "compare_to"): (),
     ("export", "adapter"): (True,),
     ("export", "merged"): (False,),
     ("machine", "rental"): ("on-demand",),

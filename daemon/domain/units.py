@@ -38,14 +38,18 @@ def dollars_per_hour(value: Any) -> int:
 
 
 def duration(value: Any) -> int:
-    """'8h', '90m' or '1h30m' as seconds. A number without a unit is refused: nobody knows whether it means hours."""
+    """'8h', '90m' or '1h30m' as whole seconds. A number without a unit is refused: nobody knows if it means hours."""
+    if (rounded := round(seconds(value))) <= 0:
+        raise ValueError("a time above zero")
+    return rounded
+
+
+def seconds(value: Any) -> float:
+    """As `duration`, where fractions count: '4.4s'."""
     parts = re.findall(r"(\d+(?:\.\d+)?)\s*([smhd])", value) if isinstance(value, str) else []
     if not parts or re.sub(r"\s", "", value) != "".join(number + unit for number, unit in parts):
         raise ValueError("a time with its unit, such as 90m, 8h or 1d12h")
-    seconds = round(sum(float(number) * SECONDS[unit] for number, unit in parts))
-    if seconds <= 0:
-        raise ValueError("a time above zero")
-    return seconds
+    return sum(float(number) * SECONDS[unit] for number, unit in parts)
 
 
 def gigabytes(value: Any) -> int:

@@ -120,6 +120,10 @@ class JobView(TypedDict):
     tok_s: float | None
     eta_s: int | None  # until the end of the stage that runs
     coverage: list[CoverageView]  # empty until the box has read the rows
+    step_s: float | None  # of the last steps, on average
+    expected_s: dict[str, float]  # what the spec expects of: step, sft, dpo, gguf
+    gpu_busy: float | None  # percent, by the machine's own last report
+    gpu_memory: float | None  # percent of the fullest card's
     checkpoint_step: int | None
     box_seen_at: str | None
     out_of_contact_since: str | None

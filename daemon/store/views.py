@@ -63,8 +63,12 @@ def job_view(rows: JobRows, now: int) -> JobView:
         loss=last["loss"] if last else None,
         lr=last["lr"] if last else None,
         tok_s=last["tok_s"] if last else None,
-        eta_s=eta_s(rows.metrics) if last and last["stage"] == job["state"] else None,
         coverage=coverage_views(rows),
+        eta_s=eta_s(rows.metrics, status) if last and last["stage"] == job["state"] else None,
+        step_s=step_s(rows.metrics),
+        expected_s=expected_s(rows.spec),
+        gpu_busy=status.get("gpu_util"),
+        gpu_memory=status.get("gpu_memory"),
         checkpoint_step=status.get("checkpoint_step") or None,
         box_seen_at=iso(rows.report["seen_at"]) if rows.report else None,
         out_of_contact_since=iso(rows.report["lost_since"]) if rows.report else None,
@@ -190,13 +194,26 @@ def progress(rows: JobRows, status: Mapping[str, Any]) -> Progress | None:
     return Progress(stage=state, done=step, total=total, unit="STEPS") if total else None
 
 
-def eta_s(metrics: Sequence[Row]) -> int | None:
-    """Seconds to the end of the stage at the pace of its last steps; None before two steps are known."""
-    if len(metrics) < 2 or not metrics[-1]["total"]:
+def eta_s(metrics: Sequence[Row], status: Mapping[str, Any]) -> int | None:
+    """Seconds to the end of the stage: as the box counts them from its tokens, else at the pace of the last steps."""
+    last = metrics[-1]
+    if status.get("stage") == last["stage"] and status.get("eta_s") is not None:
+        return round(float(status["eta_s"]))
+    pace = step_s(metrics)
+    return round((last["total"] - last["step"]) * pace) if pace is not None and last["total"] else None
+
+
+def step_s(metrics: Sequence[Row]) -> float | None:
+    """Seconds a step took, on average over the last ones; None before two steps are known."""
+    if len(metrics) < 2:
         return None
     first, last = metrics[0], metrics[-1]
-    steps, elapsed = last["step"] - first["step"], last["at"] - first["at"]
-    return round((last["total"] - last["step"]) * elapsed / steps / 1000) if steps > 0 else None
+    steps = last["step"] - first["step"]
+    return (last["at"] - first["at"]) / steps / 1000 if steps > 0 else None
+
+
+def expected_s(spec: Mapping[str, Any]) -> dict[str, float]:
+    return {name: seconds for name, seconds in spec.get("expect", {}).items() if seconds is not None}
 
 
 def loss_deadline(lease: Row, credit: int | None, burn: int, now: int) -> LossDeadline | None:

@@ -13,7 +13,7 @@ import store
 from daemon.artifacts import adapter
 from daemon.control import adapters
 from daemon.control.adapters import Adapter
-from daemon.domain.spec import JobSpec, Lora, Training
+from daemon.domain.spec import Eval, JobSpec, Lora, Training
 from daemon.errors import NoSuchJob, SpecError
 from daemon.store import artifacts, jobs
 from remote_payload.adapters import CONFIG, WEIGHTS, fit_problems
@@ -44,9 +44,16 @@ def peft(folder: Path, layers: dict[str, tuple[int, int]] = LAYERS, **settings: 
     return folder
 
 
-def spec(start_from: str) -> JobSpec:
-    sft = Training(data="sft.jsonl")
-    return JobSpec(version=1, name="bot", model="o/base-7b", sft=sft, lora=LORA, start_from=start_from)
+def spec(start_from: str | None = None, compare_to: str | None = None) -> JobSpec:
+    return JobSpec(
+        version=1,
+        name="bot",
+        model="o/base-7b",
+        sft=Training(data="sft.jsonl"),
+        lora=LORA,
+        start_from=start_from,
+        eval=Eval(data="eval.jsonl", compare_to=compare_to),
+    )
 
 
 @pytest.mark.parametrize(
@@ -112,6 +119,18 @@ def test_found_by_folder_or_by_job(tmp_path: Path) -> None:
         f"adapters/{found[0].files[WEIGHTS]}/{WEIGHTS}",
         f"adapters/{found[0].files[WEIGHTS]}/{CONFIG}",
     ]
+
+
+def test_another_rank_may_be_compared_to_and_not_gone_on_with(tmp_path: Path) -> None:
+    """An adapter of other settings than the job's is one to be scored, not one to start from."""
+    peft(tmp_path / "wide", r=64)
+    database = store.opened(tmp_path / "state")
+
+    found = adapters.find(spec(compare_to="wide"), "job.yaml", tmp_path, "o/base-7b", database)
+
+    assert {key: adapter.name for key, adapter in found.items()} == {"compare_to": "wide"}
+    with pytest.raises(SpecError, match="r: 64"):
+        adapters.find(spec("wide"), "job.yaml", tmp_path, "o/base-7b", database)
 
 
 def test_a_reference_that_means_nothing(tmp_path: Path) -> None:

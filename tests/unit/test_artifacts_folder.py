@@ -107,17 +107,19 @@ def test_the_texts_say_what_was_done(models: Path) -> None:
 
 
 def test_the_card_says_whether_the_model_is_better(models: Path) -> None:
-    """Where the box scored held-out rows, the card tells of every comparison, in words that the box had no part in."""
+    """Where the box scored held-out rows, card and receipt have every comparison, none of it in the box's words."""
     scores = [
         Score(Subject.NEW, rows=400, nll=1.4),
         Score(Subject.BASE, rows=400, nll=2.3, nll_gain=Gain(0.9, 0.8, 1.0)),
         Score(Subject.COMPARED, rows=400, nll=1.4, nll_gain=Gain(0.0, -0.1, 0.1)),
     ]
-    settle(models, manifest=dataclasses.replace(manifest(), scores=scores))
+    done = settle(models, manifest=dataclasses.replace(manifest(), scores=scores))
 
     card = (models / "forex" / "v1-abc123" / "README.md").read_text()
     assert "- better than the base model on 400 held-out rows: 1.400 nats a token against 2.300" in card
     assert "- not measurably better than the model that eval.compare_to names" in card
+    assert [score["subject"] for score in done.scores] == ["new", "base", "compared"]
+    assert receipt.load((models / "forex" / "v1-abc123" / "receipt.json").read_text()) == done
 
 
 def test_sums_are_of_every_file_but_themselves_and_the_receipt(models: Path) -> None:

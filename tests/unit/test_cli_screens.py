@@ -75,6 +75,10 @@ def job(**given: Any) -> JobView:
         "tok_s": 1940.0,
         "eta_s": 5700,
         "coverage": [],
+        "step_s": 0.93,
+        "expected_s": {},
+        "gpu_busy": None,
+        "gpu_memory": None,
         "checkpoint_step": 400,
         "box_seen_at": ago(8),
         "out_of_contact_since": None,
@@ -230,6 +234,20 @@ def test_show_warns_of_rows_that_are_never_trained() -> None:
         "! 10 of 15,300 SFT rows have no answer left within max_length; 330 SFT steps of 32 rows reach 10,560" in text
     )
     assert "of 15,290: 4,730 rows are never trained" in text
+
+
+def test_show_sets_what_is_expected_beside_the_truth() -> None:
+    """A step and each stage of the spec's `expect`, with what they take here; what has not begun stands alone."""
+    text = job_screen.screen(page(expected_s={"step": 4.4, "sft": 1500, "dpo": 480}), Look(width=120), NOW)
+
+    assert "Expected    4.4 s a step, here 0.93 s; SFT 25m00s, here 2h26m so far; DPO 8m00s\n" in text
+
+
+def test_show_says_how_busy_the_cards_are() -> None:
+    """Beside the last report stands what the machine itself says of its cards."""
+    text = job_screen.screen(page(gpu_busy=97.0, gpu_memory=61.4), Look(), NOW)
+
+    assert " ago   GPU 97% busy, memory 61% full\n" in text
 
 
 def test_show_says_whether_the_model_is_better() -> None:

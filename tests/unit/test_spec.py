@@ -82,6 +82,20 @@ def test_the_canonical_form_is_the_whole_spec(base):
     assert spec.sha256 != other.sha256
 
 
+def test_what_a_person_expects_may_have_fractions(base):
+    """An expected step is read to the tenth of a second, an expected stage in any unit of time."""
+    spec = read(MINIMAL + "expect: {step: 4.4s, sft: 25m, gguf: 1h30m}\n", base)
+
+    assert spec.expect.model_dump() == {"step": 4.4, "sft": 1500, "dpo": None, "gguf": 5400}
+
+
+def test_gates_are_named_one_by_one(base):
+    """A limit belongs to a gate that there is."""
+    assert read(MINIMAL + "gates: {reward_accuracy: 0}\n", base).gates.reward_accuracy == 0
+    (problem,) = objections(MINIMAL + "gates: {reward_acuracy: 0.5}\n", base)
+    assert "did you mean reward_accuracy?" in problem
+
+
 def test_lora_inside_sft_is_corrected_where_it_stands(base):
     """A mistake in the short form is named by the line and the place where it was written."""
     text = MINIMAL.replace("sft: {data: sft.jsonl}", "sft:\n  data: sft.jsonl\n  lora: {r: none}")
@@ -128,7 +142,8 @@ batch_size: -1
         ("reasoning: maybe", "5: reasoning: 'maybe' is not known (expected 'auto', 'keep', 'empty' or 'none')"),
         ("max_length: 8", "5: max_length: 8 is too small (expected 16 or more)"),
         ("deliver: rebuild", "5: deliver: rebuild is not in this release yet (expected download)"),
-        ("eval: {data: eval.jsonl, compare_to: x}", "5: eval.compare_to: x is not in this release yet (leave it out)"),
+        ("output: x", "5: output: x is not in this release yet (leave it out)"),
+        ("eval: {data: eval.jsonl, compare_to: ''}", "5: eval.compare_to: is empty"),
         ("export: {adapter: false}", "5: export.adapter: false is not in this release yet (expected true)"),
         ("machine: {rental: interruptible}", "5: machine.rental: interruptible is not in this release yet"),
         ("eval: {data: none.jsonl}", "5: eval.data: none.jsonl is no file (looked in"),

@@ -73,7 +73,14 @@ def _training(page: JobPage, look: Look, now: float) -> Iterator[str]:
         yield "   ".join(parts)
     since = seconds_since(job["box_seen_at"], now)
     if since is not None and job["lease"] and job["lease"]["state"] == "LIVE":
-        yield f"last report {duration(since)} ago"
+        yield f"last report {duration(since)} ago{_gpu(job)}"
+
+
+def _gpu(job: JobView) -> str:
+    if job["gpu_busy"] is None:
+        return ""
+    memory = "" if job["gpu_memory"] is None else f", memory {job['gpu_memory']:.0f}% full"
+    return f"   GPU {job['gpu_busy']:.0f}% busy{memory}"
 
 
 def _facts(page: JobPage, look: Look, now: float) -> Iterator[tuple[str, str, str | None]]:
@@ -102,6 +109,8 @@ def _facts(page: JobPage, look: Look, now: float) -> Iterator[tuple[str, str, st
         yield "Rows", _coverage(stage), None
         if stage["warning"]:
             yield "", f"! {stage['warning']}", "warn"
+    if job["expected_s"]:
+        yield "Expected", _expected(page, now), None
     if job["eta_s"] is not None:
         yield "Finish", f"{job['state']} ends in about {duration(job['eta_s'])}", None
     for i, event in enumerate(reversed(page["recent"])):
@@ -133,6 +142,21 @@ def _coverage(stage: CoverageView) -> str:
         f"{stage['stage']}: {stage['read']:,} read, {stage['kept'] or 0:,} kept, {stage['trained']:,} trained at least "
         f"once, {stage['truncated'] or 0:,} cut at max_length"
     )
+
+
+def _expected(page: JobPage, now: float) -> str:
+    """What the spec expects of a step and of each stage, beside what they take."""
+    job, spent = page["job"], _spent(page, now)
+    parts = []
+    for name, seconds in job["expected_s"].items():
+        if name == "step":
+            truth = "" if job["step_s"] is None else f", here {job['step_s']:.2g} s"
+            parts.append(f"{seconds:.2g} s a step{truth}")
+        else:
+            stage = name.upper()
+            truth = f", here {duration(spent[stage])}" if stage in spent else ""
+            parts.append(f"{stage} {duration(seconds)}{truth}{' so far' if stage == job['state'] else ''}")
+    return "; ".join(parts)
 
 
 def _told(event: Event) -> str:
