@@ -194,7 +194,7 @@ class Commands:
         to = row.state if row.state is JobState.QUEUED else JobState.QUEUED
         if to is row.state:
             jobs.release(c, row, self._now, self._database.epoch, by=by)
-            jobs.change(c, jobs.get(c, row.id), self._now, self._database.epoch, wish=None, **changes)
+            jobs.change(c, jobs.get(c, row.id), self._now, self._database.epoch, **changes)
         else:
             jobs.move(c, row, to, self._now, self._database.epoch, by=by, spoken_at=self._now, wish=None, **changes)
 
@@ -333,7 +333,7 @@ def _refuse_if_terminal(row: Job) -> None:
 
 
 def _refuse_if_letting_go(c: Connection, row: Job) -> None:
-    """A destroy on its way is followed to its end; that of a LOST machine stands in nobody's way before the job ends."""
+    """A destroy on its way is followed to its end; a LOST machine's stands in nobody's way before the job ends."""
     _refuse_if_terminal(row)
     for lease in leases.of_job(c, row.id):
         awaited = lease.state is LeaseState.LIVE or (lease.is_held and row.is_ending)

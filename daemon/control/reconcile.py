@@ -238,7 +238,8 @@ def _reopen(c: Connection, lease: Lease, now: int) -> None:
 def _resolve(c: Connection, op: Operation, listing: Listing, now: int, awake: float, patience_s: float) -> None:
     """One UNKNOWN operation against a trusted listing. Stage starts are resolved by the box, not here."""
     if op.kind is Kind.CREATE:
-        operations.count_absence(c, op, awake)  # had it been listed, _recognise would have made it DONE
+        since_sent_s = max(0, now - (op.sent_at or now)) / 1000
+        operations.count_absence(c, op, min(awake, since_sent_s))  # listed, _recognise would have made it DONE
         return
     instance = listing.by_id(op.instance_id or 0)
     if op.kind is Kind.DESTROY:

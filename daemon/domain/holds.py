@@ -35,6 +35,10 @@ class HoldReason(StrEnum):
     INTERNAL = "INTERNAL"
 
 
+# These answer what a person asked for before. Any other hold keeps a cancel waiting: it goes on when the hold ends.
+ANSWERS = (HoldReason.BY_PERSON, HoldReason.CANCEL_WISH)
+
+
 class Rescue(StrEnum):
     """What is brought home before the waiting begins."""
 

@@ -60,10 +60,10 @@ def plan(s: Snapshot) -> Action:
         return Wait("renting: the market has not confirmed it yet")
     if pending := _pending_destroy(s):
         return pending
-    if s.job.wish:
-        return _fulfil_wish(s)
     if s.job.hold_reason:
         return _held(s, HOLDS[s.job.hold_reason])
+    if s.job.wish:
+        return _fulfil_wish(s)
     if s.job.state is JobState.VERIFIED:
         return _let_go(s)
     if s.job.state is JobState.DOWNLOADED:
@@ -78,11 +78,10 @@ def plan(s: Snapshot) -> Action:
 
 def _pending_destroy(s: Snapshot) -> Action | None:
     """A destroy that was sent is followed to its end before anything else is decided."""
-    ending = s.job.wish or s.job.state is JobState.VERIFIED
     for lease in s.held_leases:
         sent = s.destroys(lease)
-        if not sent or (lease.state is LeaseState.LOST and not ending):  # reconcile ends it; the job goes on elsewhere
-            continue
+        if not sent or (lease.state is LeaseState.LOST and not s.job.is_ending):
+            continue  # reconcile ends it; the job goes on elsewhere
         newest = sent[-1]
         if newest.state.is_open:
             return Wait("destroy sent, answer unknown: may still bill")
@@ -92,7 +91,7 @@ def _pending_destroy(s: Snapshot) -> Action | None:
         if not s.may_go(lease):  # a typed id is for one destroy, and a receipt can lose its files meanwhile
             if listed_ms < LINGERS * s.rules.destroy_resend_s * 1000:
                 return Wait("destroy requested, still listed: may still bill")
-            if s.job.hold_reason or s.job.wish or s.job.state is JobState.VERIFIED:
+            if s.job.hold_reason or s.job.is_ending:
                 continue  # a hold has its price limit, a wish and a lost receipt end in one
             return HoldJob(HoldReason.CANCEL_WISH, f"instance {lease.instance_id} is still listed: type its id again")
         return Destroy(lease, "the market still lists it")

@@ -82,6 +82,11 @@ class Job:
     model_dir: str | None
     request_id: str = ""
 
+    @property
+    def is_ending(self) -> bool:
+        """Every machine of it is to go: its model is proven here, or its person asked for the end."""
+        return self.wish is not None or self.state is JobState.VERIFIED
+
 
 @dataclass(frozen=True)
 class Lease:

@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy import Connection, insert, select, update
 
-from daemon.domain.holds import HoldReason
+from daemon.domain.holds import ANSWERS, HoldReason
 from daemon.domain.lifecycle import TERMINAL, JobState
 from daemon.domain.records import Job, Wish
 from daemon.errors import LostRace, NoSuchJob
@@ -81,9 +81,10 @@ def move(
 def hold(
     c: Connection, job: Job, reason: HoldReason, detail: str, now_ms: int, epoch: int | None, *, by: str = "daemon"
 ) -> None:
-    change(
-        c, job, now_ms, epoch, hold_reason=reason.value, hold_detail=detail, hold_since=now_ms, hold_by=by, wish=None
-    )
+    values: dict[str, Any] = {"hold_reason": reason.value, "hold_detail": detail, "hold_since": now_ms, "hold_by": by}
+    if reason in ANSWERS:
+        values["wish"] = None
+    change(c, job, now_ms, epoch, **values)
     events.add(c, "job.held", now_ms, job=job.id, by=by, reason=reason, detail=detail)
 
 

@@ -176,6 +176,20 @@ async def test_a_refused_key_does_not_end_the_passes(bench: Bench) -> None:
     assert {call for call, _ in bench.market.asked} == {"stop", "destroy"}
 
 
+async def test_a_create_is_not_absent_before_it_was_sent(bench: Bench) -> None:
+    """A pass long ago, then a create, then a pass: only what was waited since the create counts as evidence."""
+    await bench.reconciler.run_once()
+    bench.clock.advance(3600.0)
+    bench.market.answers["create"] = MarketUnreachable("timed out")
+    await bench.operator.rent(bench.job, OFFER, 10, HOLD)
+    bench.clock.advance(30.0)
+
+    await bench.reconciler.run_once()
+
+    [create] = bench.operations(Kind.CREATE)
+    assert (create.absent_count, create.absent_awake_s) == (1, 30.0)
+
+
 async def test_a_lost_machine_that_worked_is_kept(bench: Bench) -> None:
     """It reappears: stopped in the same pass, and never destroyed without its job's receipt."""
     lease = bench.rented(state=LeaseState.LOST)

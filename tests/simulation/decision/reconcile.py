@@ -25,8 +25,7 @@ def run_once(w: World) -> bool:
         if (
             lease.is_held
             and lease.absent_count >= ABSENT_LISTINGS
-            and lease.absent_first is not None
-            and w.wall - lease.absent_first >= TIMING.gone_span * 1000
+            and w.now - w.memory.missed.get(lease.id, w.now) >= TIMING.gone_span * 1000
         ):
             _confirm_gone(w, lease)
     for op in w.store.open(Kind.CREATE):
@@ -54,9 +53,10 @@ def _apply(w: World) -> None:
         end_ms = w.market.end_ms
         store.observe(lease, machine, now, w.now, None if end_ms is None else end_ms + now - w.now)
     present = {machine.id for machine in listed}
-    for lease in store.leases:
-        if lease.is_held and lease.instance_id not in present:
-            lease.absent_count, lease.absent_first = lease.absent_count + 1, lease.absent_first or now
+    missed = [lease for lease in store.leases if lease.is_held and lease.instance_id not in present]
+    for lease in missed:
+        lease.absent_count, lease.absent_first = lease.absent_count + 1, lease.absent_first or now
+    w.memory.missed = {lease.id: w.memory.missed.get(lease.id, w.now) for lease in missed}
     forsaken = [
         op
         for op in store.operations
@@ -119,7 +119,7 @@ def _resolve(w: World, op: OperationRow, listed: dict[int, Machine], awake_s: fl
     machine = listed.get(op.instance_id or 0)
     if op.kind is Kind.CREATE:
         op.absent_count += 1
-        op.absent_awake_s += awake_s
+        op.absent_awake_s += min(awake_s, max(0, now - (op.sent_at or now)) / 1000)
     elif op.kind is Kind.DESTROY:
         lease = next(lease for lease in store.leases if lease.id == op.lease_id)
         if machine is not None and now - (op.sent_at or now) > TIMING.destroy_resend * 1000:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from daemon.domain.billing import between
-from daemon.domain.holds import HoldReason
+from daemon.domain.holds import ANSWERS, HoldReason
 from daemon.domain.lifecycle import TERMINAL, JobState
 from daemon.domain.records import (
     BoxReport,
@@ -111,7 +111,8 @@ class Store:
         self.change(version, state=to, state_since=now, **values)
 
     def hold(self, version: int, reason: HoldReason, detail: str, now: int, by: str = "daemon") -> None:
-        self.change(version, hold_reason=reason, hold_detail=detail, hold_since=now, hold_by=by, wish=None)
+        answered = {"wish": None} if reason in ANSWERS else {}
+        self.change(version, hold_reason=reason, hold_detail=detail, hold_since=now, hold_by=by, **answered)
 
     def release(self, version: int, now: int, by: str) -> None:
         self._end_hold(by, now)

@@ -25,6 +25,7 @@ class Memory:
     nothing_fits_since_ms: int | None = None
     failure: tuple[str, str] | None = None
     in_flight: set[int] = field(default_factory=set)
+    missed: dict[int, int] = field(default_factory=dict)  # lease -> true time of the first look without it
 
 
 @dataclass

@@ -1,0 +1,86 @@
+"""What a person may say while something is under way: wishes, holds, and destroys that are out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from store import JOB, NOW, add_job, add_lease, destroy, opened
+
+from daemon.clock import ManualClock
+from daemon.control.commands import Commands
+from daemon.domain.holds import HoldReason
+from daemon.domain.records import Job, LeaseState, OpState, Wish
+from daemon.errors import Refused
+from daemon.store import jobs, operations
+from daemon.store.database import Database
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    database = opened(tmp_path)
+    with database.write() as c:
+        add_job(c)
+    yield database
+    database.close()
+
+
+def commands(database: Database) -> Commands:
+    return Commands(SimpleNamespace(database=database, clock=ManualClock()), lambda job: None)  # type: ignore[arg-type]
+
+
+def job(database: Database) -> Job:
+    with database.read() as c:
+        return jobs.get(c, JOB)
+
+
+def hold(database: Database, reason: HoldReason) -> None:
+    with database.write() as c:
+        jobs.hold(c, jobs.get(c, JOB), reason, "", NOW, 1)
+
+
+def rented(database: Database, state: LeaseState) -> None:
+    """A machine whose destroy was accepted and is not confirmed."""
+    with database.write() as c:
+        operation = destroy(c, add_lease(c, state=state), "unused")
+        operations.set_state(c, operation, OpState.SENT, NOW)
+        operations.set_state(c, operation, OpState.DONE, NOW)
+
+
+async def test_a_cancel_outlasts_a_hold_for_the_key(database: Database) -> None:
+    """The market refuses the key in the middle of a cancel: once that is mended, resume goes on with the cancel."""
+    await commands(database).cancel(JOB, "me", discard=False)
+    hold(database, HoldReason.CREDENTIALS)
+
+    await commands(database).resume(JOB, "me")
+
+    assert (job(database).wish, job(database).hold_reason) == (Wish.CANCEL, None)
+
+
+@pytest.mark.parametrize("answer", [HoldReason.BY_PERSON, HoldReason.CANCEL_WISH])
+async def test_a_hold_that_answers_a_cancel_ends_it(database: Database, answer: HoldReason) -> None:
+    """The person said hold instead, or is asked what to do with outputs: resume goes on with the work."""
+    await commands(database).cancel(JOB, "me", discard=False)
+
+    hold(database, answer)
+
+    assert job(database).wish is None
+
+
+async def test_a_destroy_that_is_out_is_waited_for(database: Database) -> None:
+    """Whatever is said would come too late for the machine."""
+    rented(database, LeaseState.LIVE)
+
+    with pytest.raises(Refused):
+        await commands(database).hold(JOB, "me")
+
+
+async def test_the_destroy_of_a_late_machine_stands_in_nobodys_way(database: Database) -> None:
+    """The job goes on elsewhere, and may be held there."""
+    rented(database, LeaseState.LOST)
+
+    await commands(database).hold(JOB, "me")
+
+    assert job(database).hold_reason is HoldReason.BY_PERSON
