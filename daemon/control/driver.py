@@ -66,11 +66,16 @@ class Driver:
         """A person's command changed the job."""
         self.bell.interrupt()
 
+    @property
+    def is_cut_off(self) -> bool:
+        """The last attempt to reach the box failed."""
+        return self.link.failures > 0
+
     async def drop_link(self) -> None:
-        """After a sleep the old connection is worth nothing."""
+        """After a sleep the old connection is worth nothing, nor is an attempt that hangs since before it."""
         await self.link.drop()
         self.link.failures = 0
-        self.wake()
+        self.interrupt()
 
     async def run(self) -> None:
         """Until the job is terminal. Raises Fenced when another daemon leads."""

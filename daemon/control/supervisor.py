@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 import structlog
@@ -33,13 +33,15 @@ def tell_nobody(*assignments: str) -> None:
 class Supervisor:
     """Owns every task of the daemon; `run` ends only by `stop` or when this process is fenced.
 
-    `tell` speaks to the service manager in sd_notify's words, `addresses` are ours towards the world.
+    `tell` speaks to the service manager in sd_notify's words, `addresses` are ours towards the world, `knock` asks
+    whether it answers.
     """
 
     world: World
     reconciler: Reconciler
     tell: Callable[..., None] = tell_nobody
     addresses: Callable[[], frozenset[str]] = platform.outward_addresses
+    knock: Callable[[str], Awaitable[bool]] = wake.opens
     wakefulness: wake.Wakefulness = field(default_factory=wake.Wakefulness)
     drivers: dict[str, Driver] = field(default_factory=dict)
     _tasks: dict[str, asyncio.Task[None]] = field(default_factory=dict)
@@ -181,10 +183,12 @@ class Supervisor:
         It feeds the service manager's watchdog, and stops when reconciling hangs: then we are started anew.
         """
         clock = self.world.clock
-        before = wake.look(clock, self.addresses)
+        before = wake.look(clock, self.addresses, None)
         while True:
             await asyncio.sleep(wake.TICK_S)
-            now = wake.look(clock, self.addresses)
+            cut_off = any(driver.is_cut_off for driver in self.drivers.values())
+            outside = await self.knock(self.world.settings.market_url) if cut_off else None
+            now = wake.look(clock, self.addresses, outside)
             slept, came = wake.woke(before, now), wake.network_came(before, now)
             if slept or came:
                 log.info("workstation.woke" if slept else "network.came", passed_s=round(now.boot - before.boot))

@@ -1,13 +1,16 @@
 """What this computer does to us: it sleeps, it loses the network and finds it again, and it must not sleep now.
 
-Two looks at clocks and addresses are compared, so no event of the system is needed and none can be missed. All that
-comes of a change is that connections are made anew and that everybody looks at once: nothing is held or failed here.
+Two looks at clocks, addresses and, while a box is out of contact, at the market's door are compared, so no event of the
+system is needed and none can be missed. All that comes of a change is that connections are made anew and that everybody
+looks at once: nothing is held or failed here.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 import structlog
 
@@ -20,19 +23,36 @@ log = structlog.get_logger()
 TICK_S = 2.0  # between two looks
 SLEPT_S = 5.0  # more time passed in the world than for us: the workstation slept
 LATE_S = 10.0  # a look this late means that we were stopped, or starved of the processor
+KNOCK_S = 2.0  # for a connection to the market's host: a network that has just come back answers within
 
 
 @dataclass(frozen=True)
 class Look:
-    """One look: both clocks in seconds, and our addresses towards the world (none: no network)."""
+    """One look: both clocks in seconds, and our addresses towards the world (none: no network).
+
+    `outside`: whether the market's host takes a connection; None while nobody has a reason to ask.
+    """
 
     mono: float
     boot: float
     addresses: frozenset[str]
+    outside: bool | None = None
 
 
-def look(clock: Clock, addresses: Callable[[], frozenset[str]]) -> Look:
-    return Look(clock.mono(), clock.boot(), addresses())
+def look(clock: Clock, addresses: Callable[[], frozenset[str]], outside: bool | None) -> Look:
+    return Look(clock.mono(), clock.boot(), addresses(), outside)
+
+
+async def opens(url: str) -> bool:
+    """Whether the host of `url` takes a connection: the cheapest question to the world. Nothing is sent."""
+    parts = urlsplit(url)
+    try:
+        async with asyncio.timeout(KNOCK_S):
+            _, writer = await asyncio.open_connection(parts.hostname, parts.port or 443)
+    except OSError:  # refused, unreachable, no answer in time: it does not
+        return False
+    writer.transport.abort()
+    return True
 
 
 def woke(before: Look, now: Look) -> bool:
@@ -42,8 +62,8 @@ def woke(before: Look, now: Look) -> bool:
 
 
 def network_came(before: Look, now: Look) -> bool:
-    """An address that was not there before: the network is back, or is another one."""
-    return bool(now.addresses - before.addresses)
+    """An address that was not there before, or a door that was shut: the network is back, or is another one."""
+    return bool(now.addresses - before.addresses) or (before.outside is False and now.outside is True)
 
 
 def comes_home(job: Job, runs: Iterable[StageRun]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,8 @@ FOR_EVER = 3600.0  # seconds; until healed, in a test of minutes
 STEPS_APART = 3  # optimizer steps that show that training goes on
 TRAINING_S = 240.0
 CREATE = {"method": "PUT", "path": "/api/v0/asks/*"}
+RARE_AFTER_S = 25.0  # out of contact: from then on attempts are half a minute apart
+REACHED_WITHIN_S = 5.0
 LOGIN_BYTES = 100_000  # of SSH itself, its listings and the runner's answers, at most
 
 ENDLESS_SFT = "{data: sft.jsonl, lr: 1.0e-5, epochs: 500}"  # 8000 steps
@@ -147,6 +150,34 @@ def test_training_goes_on_without_us(home: MakeHome, job_file: MakeJob) -> None:
             assert now_running == runner, outage.__name__
         until(lambda to=reached: watched(one, job) >= to, f"watched again after: {outage.__name__}")
 
+    assert not one.events(job, "job.held")
+    assert len(one.ledger()) == len(one.events(job, "stage_start.done")) == 1
+
+
+@pytest.mark.full
+def test_reached_again_within_seconds(home: MakeHome, job_file: MakeJob) -> None:
+    """Market and box silent until the attempts have become rare: once both answer, nobody waits for the next one."""
+    one = home(real=True, time_scale=10.0)
+    one.start()
+    job = one.submit(job_file(sft=ENDLESS_SFT, dpo="", integration=""))
+    until(lambda: watched(one, job) >= 1, "training has begun", TRAINING_S)
+    _, runner = on_box(one)
+    one.fault("ssh_refused", seconds=FOR_EVER)
+    until(lambda: one.job(job)["out_of_contact_since"], "out of contact")
+    lost_at, before = time.monotonic(), len(one.events(job, "box.reconnected"))
+    assert one.market is not None
+    one.market.kill()
+    one.market.wait()
+    until(lambda: time.monotonic() > lost_at + RARE_AFTER_S, "the attempts have become rare")
+    (door,) = one.folder.glob("market/boxes/*/process.json")
+    door.unlink()
+
+    one.open_market()
+    until(door.exists, "the box listens")
+    (again,) = until(lambda: one.events(job, "box.reconnected")[before:], "reached again")
+
+    assert again["at"] / 1000 - door.stat().st_mtime < REACHED_WITHIN_S
+    assert on_box(one)[1] == runner
     assert not one.events(job, "job.held")
     assert len(one.ledger()) == len(one.events(job, "stage_start.done")) == 1
 

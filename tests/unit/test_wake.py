@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import itertools
 from pathlib import Path
@@ -20,7 +21,7 @@ from daemon.control.driver import Driver
 from daemon.control.operate import Operator
 from daemon.control.reconcile import Reconciler
 from daemon.control.supervisor import STUCK_S, Supervisor
-from daemon.control.wake import Look, Wakefulness, comes_home, network_came, woke
+from daemon.control.wake import Look, Wakefulness, comes_home, network_came, opens, woke
 from daemon.control.world import World
 from daemon.domain.holds import HoldReason
 from daemon.domain.lifecycle import JobState
@@ -61,6 +62,38 @@ def test_a_new_address_is_the_network(before: frozenset[str], now: frozenset[str
     looks = [dataclasses.replace(BEFORE, addresses=addresses) for addresses in (before, now)]
 
     assert network_came(*looks) is expected
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "expected"),
+    [(False, True, True), (None, True, False), (True, True, False), (True, False, False), (False, None, False)],
+)
+def test_a_door_that_opens_is_the_network(before: bool | None, now: bool | None, expected: bool) -> None:
+    """Our address may stay while a router is down: then what counts is that the market takes a connection again."""
+    looks = [dataclasses.replace(BEFORE, outside=outside) for outside in (before, now)]
+
+    assert network_came(*looks) is expected
+
+
+async def test_a_door_is_open_while_somebody_listens() -> None:
+    """Refused is shut; nothing is sent to an open one."""
+    heard: list[bytes] = []
+
+    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionResetError):  # how the caller leaves
+            heard.append(await reader.read())
+        writer.close()
+
+    server = await asyncio.start_server(listen, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+    found = [await opens(url)]
+    server.close()
+    await server.wait_closed()
+    found.append(await opens(url))
+
+    assert found == [True, False]
+    assert not any(heard)
 
 
 RUNNING, DONE = (StageRun("j", 1, "GGUF", "n", 1, 1, at, None) for at in (None, 2))
@@ -157,12 +190,42 @@ async def test_the_networks_return_wakes_drivers_and_reconcile(world: World, mon
 
     monkeypatch.setattr(wake, "TICK_S", 0.01)
     one = supervisor(world, addresses=lambda: seen.pop(0) if len(seen) > 1 else seen[0])
-    one.drivers["job"] = cast(Driver, SimpleNamespace(drop_link=drop_link))
+    one.drivers["job"] = cast(Driver, SimpleNamespace(drop_link=drop_link, is_cut_off=False))
     looking = asyncio.create_task(one._look_loop())
 
     await asyncio.wait_for(woken.wait(), 60)
 
     assert world.operator.acted.is_set()
+    looking.cancel()
+    await asyncio.gather(looking, return_exceptions=True)
+
+
+async def test_the_markets_door_wakes_who_is_cut_off(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked only while a box is out of contact; with the door open again every pause between attempts is over."""
+    doors = [True, False, True]
+    woken = asyncio.Event()
+    box = SimpleNamespace(is_cut_off=False)
+
+    async def drop_link() -> None:
+        woken.set()
+
+    async def knock(url: str) -> bool:
+        assert url == world.settings.market_url
+        return doors.pop(0)
+
+    def addresses() -> frozenset[str]:
+        box.is_cut_off = True  # from the first look on
+        return AT_HOME
+
+    box.drop_link = drop_link
+    monkeypatch.setattr(wake, "TICK_S", 0.01)
+    one = supervisor(world, addresses=addresses, knock=knock)
+    one.drivers["job"] = cast(Driver, box)
+    looking = asyncio.create_task(one._look_loop())
+
+    await asyncio.wait_for(woken.wait(), 60)
+
+    assert not doors
     looking.cancel()
     await asyncio.gather(looking, return_exceptions=True)
 
@@ -181,7 +244,7 @@ async def test_a_link_that_cannot_be_dropped(world: World, monkeypatch: pytest.M
 
     monkeypatch.setattr(wake, "TICK_S", 0.001)
     one = supervisor(world, addresses=lambda: next(flapping))
-    one.drivers["job"] = cast(Driver, SimpleNamespace(drop_link=drop_link))
+    one.drivers["job"] = cast(Driver, SimpleNamespace(drop_link=drop_link, is_cut_off=False))
     looking = asyncio.create_task(one._look_loop())
 
     await asyncio.wait_for(again.wait(), 60)
