@@ -12,7 +12,7 @@ from daemon.control.jobfile import data_sets, model_folder
 from daemon.control.world import World
 from daemon.domain import money, units
 from daemon.domain.coverage import coverage
-from daemon.domain.estimate import Estimate, estimate, over_limits
+from daemon.domain.estimate import Estimate, by_placement, estimate, over_limits
 from daemon.domain.lifecycle import JobState
 from daemon.domain.market import Offer
 from daemon.domain.model_size import folder_parameters
@@ -86,6 +86,8 @@ async def plan(
         notes.append(f"the market could not be asked: {error.message}")
     best = ranking.chosen[0] if ranking.chosen else None
     estimated = expected(spec, folder, rows, best)
+    if best:
+        notes += _placements(by_placement(spec, lambda other: expected(other, folder, rows, best)))
     steps = {kind.upper(): count for kind, count in estimated.steps.items()}
     problems = [f"{o.problem} (try: {o.mend})" for o in await objections(world, spec, estimated)]
     if spec.verify.level == "hash":
@@ -108,6 +110,11 @@ async def plan(
         "notes": [*notes, *(f"assumed: {text}" for text in estimated.assumed)],
         "problems": problems + over_limits(spec, estimated),
     }
+
+
+def _placements(estimates: Mapping[str, Estimate]) -> list[str]:
+    told = [f"{name} {money.show(e.cost)} in {units.show_duration(e.total_s)}" for name, e in estimates.items()]
+    return [f"placement: {', '.join(told)}"] if told else []
 
 
 async def offers(world: World, filters: Mapping[str, Any]) -> dict[str, Any]:

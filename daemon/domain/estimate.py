@@ -7,7 +7,7 @@ lean to the dear side.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from daemon.domain import model_size, money, units
@@ -22,6 +22,7 @@ FLOP_PER_TOKEN = (
 )
 PAIR_COST = 8 / 3  # a preference pair beside one row: two sequences, and a frozen reference pass over both
 USE = 0.25  # share of the card's dense bf16 rate that such training reaches
+RANKS_USE = 0.9  # of each GPU's time, when all of them train and exchange gradients (ddp)
 
 # Dense bf16 TFLOP/s by the beginning of the market's GPU name, longest first. Source: the makers' data sheets.
 TFLOPS = {
@@ -131,6 +132,13 @@ def estimate(
     )
 
 
+def by_placement(spec: JobSpec, estimated: Callable[[JobSpec], Estimate]) -> dict[str, Estimate]:
+    """What each placement would take on the same GPUs; empty for one GPU, where all are the same."""
+    if spec.machine.count == 1:
+        return {}
+    return {name: estimated(spec.model_copy(update={"placement": name})) for name in ("single", "auto_map", "ddp")}
+
+
 def steps_of(training: Training, rows: int, batch_size: int) -> int:
     """Optimizer steps: rows times epochs over the global batch, rounded up, capped by max_steps. As the box counts."""
     derived = math.ceil(rows * training.epochs / batch_size)
@@ -154,11 +162,12 @@ def _stages(spec: JobSpec) -> list[tuple[str, Training]]:
 
 
 def _training_s(spec: JobSpec, kind: str, steps: int, parameters: float, gpu: str) -> float:
-    """Several GPUs hold the model together and take turns (auto_map), so they are no faster than one."""
+    """With auto_map several GPUs hold the model together and take turns, so they are no faster than one."""
     tokens = (
         steps * spec.batch_size * (spec.max_length or MAX_LENGTH) * ROW_TOKENS * (PAIR_COST if kind == "dpo" else 1)
     )
-    return tokens * FLOP_PER_TOKEN * parameters / ((_tflops(gpu) or UNKNOWN_TFLOPS) * 1e12 * USE)
+    at_work = max(1.0, spec.machine.count * RANKS_USE) if spec.placement in ("ddp", "auto") else 1.0
+    return tokens * FLOP_PER_TOKEN * parameters / ((_tflops(gpu) or UNKNOWN_TFLOPS) * 1e12 * USE * at_work)
 
 
 def _tflops(gpu: str) -> float | None:
@@ -170,8 +179,8 @@ def _squeezed(gpu: str) -> str:
 
 
 def _vram_gb(spec: JobSpec, weights: float) -> int:
-    """Per GPU. The model is spread over all of them, unless one is to hold it alone."""
-    holders = 1 if spec.placement == "single" else spec.machine.count
+    """Per GPU. The model is spread over all of them, unless each that works is to hold it alone."""
+    holders = 1 if spec.placement in ("single", "ddp") else spec.machine.count
     return math.ceil(1.15 * weights / 1e9 / holders) + GPU_BASE_GB
 
 

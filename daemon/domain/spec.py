@@ -133,7 +133,7 @@ class JobSpec(Block):
     integration: Integration = Integration()
     batch_size: Positive = 32  # rows of one step, over all GPUs
     micro_batch_size: Positive | None = None
-    placement: Literal["auto_map", "single"] = "auto_map"
+    placement: Literal["auto_map", "single", "ddp", "auto"] = "auto_map"
     checkpoint: Checkpoint = Checkpoint()
     max_length: Annotated[int, Field(ge=16)] | None = None  # tokens; None: the box derives it from the rows
     seed: int = Field(default=42, ge=0)
@@ -191,7 +191,6 @@ NOT_YET: dict[Where, tuple[Any, ...]] = {
     ("env",): (),
 }
 HUB_ID = r"[\w.-]+/[\w.-]+(@[\w./-]+)?"
-PLACEMENTS_NOT_YET = ("ddp", "auto")
 PLACEMENTS_NEVER = {
     "deepspeed": "its shards change the arithmetic, and LoRA leaves too little optimizer state to be worth it",
     "fsdp": "its shards change the arithmetic, and LoRA leaves too little optimizer state to be worth it",
@@ -265,13 +264,10 @@ def _not_yet(values: dict[str, Any]) -> Found:
 
 def _placement(values: dict[str, Any]) -> Found:
     value = values.get("placement")
-    if value in PLACEMENTS_NOT_YET:
-        yield ("placement",), f"{value} is not in this release yet (expected auto_map or single)"
-    elif isinstance(value, str) and value.lower() in PLACEMENTS_NEVER:
-        yield ("placement",), f"{value} is refused: {PLACEMENTS_NEVER[value.lower()]} (expected auto_map or single)"
-    else:
-        return
-    del values["placement"]
+    if isinstance(value, str) and value.lower() in PLACEMENTS_NEVER:
+        expected = "expected auto_map, single, ddp or auto"
+        yield ("placement",), f"{value} is refused: {PLACEMENTS_NEVER[value.lower()]} ({expected})"
+        del values["placement"]
 
 
 def _human_units(values: dict[str, Any]) -> Found:
@@ -308,6 +304,8 @@ def _contradictions(spec: JobSpec, base: Path) -> Found:
         yield ("sft",), "there is nothing to train (expected sft, dpo or both)"
     if spec.micro_batch_size is not None and spec.batch_size % spec.micro_batch_size:
         yield ("micro_batch_size",), f"does not divide batch_size {spec.batch_size}"
+    if spec.placement == "ddp" and spec.batch_size % spec.machine.count:
+        yield ("batch_size",), f"{spec.batch_size} cannot be shared by {spec.machine.count} GPUs, as ddp shares it"
     if spec.integration.dpo_rows and spec.dpo is None:
         yield ("integration", "dpo_rows"), "counts rows of a stage that the spec does not have"
     if spec.integration.sft_rows and spec.sft is None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon.domain.estimate import estimate, over_limits, steps_of
+from daemon.domain.estimate import by_placement, estimate, over_limits, steps_of
 from daemon.domain.market import Offer
 from daemon.domain.model_size import folder_parameters, gguf_bytes, named_parameters
 from daemon.domain.offers import gpu_names, mismatch, query, rank, widened
@@ -51,6 +51,19 @@ def ranking(*offers: Offer, spec: JobSpec = SPEC, **known):
 def test_steps_follow_from_rows(rows, epochs, cap, steps):
     """Rows times epochs over the global batch, rounded up; 15300 rows at 32 are 479 steps."""
     assert steps_of(Training(data="x", epochs=epochs, max_steps=cap), rows, 32) == steps
+
+
+def test_what_each_placement_takes():
+    """Eight GPUs that take turns are no faster than one of them; as ranks they are, and each must hold the model."""
+    spec = SPEC.model_copy(update={"machine": Machine(gpu=("H100",), count=8)})
+
+    found = by_placement(spec, lambda other: estimate(other, ROWS, OFFER))
+
+    assert found["single"].total_s == found["auto_map"].total_s
+    assert found["ddp"].stage_s["sft"] == pytest.approx(found["single"].stage_s["sft"] / 7.2)
+    assert found["ddp"].cost < found["auto_map"].cost
+    assert found["ddp"].vram_gb == found["single"].vram_gb > found["auto_map"].vram_gb
+    assert by_placement(SPEC, lambda other: estimate(other, ROWS, OFFER)) == {}
 
 
 @pytest.mark.parametrize(

@@ -136,7 +136,7 @@ batch_size: -1
         ("export: {gguf: []}", "5: export.gguf: is empty"),
         ("machine: 8", "5: machine: 8 is not a table of keys"),
         ("seed: true", "5: seed: True is not a whole number"),
-        ("placement: ddp", "5: placement: ddp is not in this release yet (expected auto_map or single)"),
+        ("placement: ddp\nbatch_size: 30\nmachine: {count: 8}", "6: batch_size: 30 cannot be shared by 8 GPUs"),
         ("placement: DeepSpeed", "5: placement: DeepSpeed is refused: its shards change the arithmetic"),
         ("start_from: ''", "5: start_from: is empty"),
         ("reasoning: maybe", "5: reasoning: 'maybe' is not known (expected 'auto', 'keep', 'empty' or 'none')"),
