@@ -81,6 +81,7 @@ class Acts:
         w = self.world
         listing = await w.operator.market.listing()
         if not listing.trusted:
+            await w.operator.market.account()  # raises what a person has to mend, such as a refused key
             await self.bell.wait(PAUSE_S)
             return
         with w.database.read() as c:

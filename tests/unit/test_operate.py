@@ -31,6 +31,7 @@ from daemon.errors import (
     AccessDenied,
     BoxError,
     CredentialsRefused,
+    LinkLost,
     LostRace,
     MarketRefused,
     MarketUnreachable,
@@ -267,6 +268,23 @@ class DeadEnd:
         raise self.error
 
 
+def acts_of(bench: Bench, link: DeadEnd) -> Acts:
+    async def silent(title: str, text: str) -> None:
+        return None
+
+    world = World(bench.database, bench.operator, bench.clock, bench.operator.settings, silent, Box, verify)  # type: ignore[arg-type]
+    spec = JobSpec.model_validate({"version": 1, "name": "n", "model": "any/m", "sft": {"data": "-"}})
+    return Acts(world, JOB, spec, {}, snapshot.Memory(), link, Bell(), Mirroring(world, JOB, None))  # type: ignore[arg-type]
+
+
+async def test_a_refused_key_does_not_wait_in_silence(bench: Bench) -> None:
+    """No listing can be trusted without a key that works: the job says so instead of looking for offers for ever."""
+    bench.market.answers["account"] = CredentialsRefused("bad key")
+
+    with pytest.raises(CredentialsRefused):
+        await acts_of(bench, DeadEnd(LinkLost("none")))._rent(None, actions.Rent())  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("error", "state", "unused"),
     [
@@ -278,14 +296,7 @@ class DeadEnd:
 async def test_a_stage_start_that_failed(bench: Bench, error: BoxError, state: OpState, unused: bool) -> None:
     """A box that was told to start may have started: its machine is not `unused` any more, whatever it answered."""
     lease = bench.rented()
-
-    async def silent(title: str, text: str) -> None:
-        return None
-
-    world = World(bench.database, bench.operator, bench.clock, bench.operator.settings, silent, Box, verify)  # type: ignore[arg-type]
-    spec = JobSpec.model_validate({"version": 1, "name": "n", "model": "any/m", "sft": {"data": "-"}})
-    memory, link = snapshot.Memory(), DeadEnd(error)
-    acts = Acts(world, JOB, spec, {}, memory, link, Bell(), Mirroring(world, JOB, None))  # type: ignore[arg-type]
+    acts = acts_of(bench, DeadEnd(error))
     with bench.database.read() as c:
         run = stages.of_attempt(c, bench.job)[0]
 
