@@ -129,6 +129,14 @@ def whole_pairs(tokenizer: Any, rows: list[Row], reasoning: str) -> list[Pair]:
     return made
 
 
+def texts(tokenizer: Any, row: Row) -> tuple[Text, ...]:
+    """What the model will read of a row: one text, or the two of a pair, chosen first.
+
+    Raises RowRefused, and TemplateError when the template refuses the row.
+    """
+    return _pair_texts(tokenizer, row) if "chosen" in row else (_sample_text(tokenizer, row),)
+
+
 def _sample_text(tokenizer: Any, row: Row) -> Text:
     if "text" in row:
         return Text(row["text"], [(0, len(row["text"]))], plain=True)
