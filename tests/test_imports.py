@@ -14,7 +14,7 @@ ROOTS = {"errors", "settings", "log", "clock", "platform", "notify"}  # single m
 # Folder -> what it may import of this project. Every folder may import itself.
 ALLOWED: dict[str, set[str]] = {
     "domain": {"errors", "clock"},
-    "rows": {"errors"},
+    "rows": {"errors", "remote_payload"},
     "store": {"domain", "errors", "clock", "platform", "settings"},
     "market": {"domain", "errors", "settings", "clock"},
     "box": {"domain", "errors", "platform", "settings", "remote_payload"},

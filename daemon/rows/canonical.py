@@ -9,6 +9,8 @@ import contextlib
 import hashlib
 import json
 import os
+from array import array
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -17,7 +19,6 @@ from daemon.errors import SpecError
 from daemon.rows import readers
 from daemon.rows.shapes import BadRow, Kind, Row, Shape, canonical, recognised
 from daemon.rows.survey import Survey, digest
-from daemon.rows.tokens import Tokens
 
 SHOWN = 20  # problems that are told; more of them rarely teach more
 
@@ -35,7 +36,8 @@ class Canonical:
 class RowFile:
     """What a file holds. `problems` are the first of `bad` rows, as 'file:line: message'; nothing is written then.
 
-    `sha256` is that of the file as it is, `unused` names columns that no row of the shape uses.
+    `sha256` is that of the file as it is, `unused` names columns that no row of the shape uses, `tokens` is the length
+    of each row where they were counted.
     """
 
     path: Path
@@ -47,12 +49,13 @@ class RowFile:
     unused: tuple[str, ...]
     survey: Survey
     canonical: Canonical | None
-    tokens: Tokens | None = None
+    tokens: array[int] | None = None
 
 
-def read(path: Path, kind: Kind, into: Path | None = None) -> RowFile:
+def read(path: Path, kind: Kind, into: Path | None = None, count: Callable[[Row], int] | None = None) -> RowFile:
     """Read every row of `path`; with a folder `into`, write the canonical rows there when all of them are sound.
 
+    `count` gives a canonical row's length in tokens, or raises BadRow.
     Raises SpecError when the file as a whole cannot be read, or changes meanwhile.
     """
     before, sha256 = _state(path), _sha256(path)
@@ -60,6 +63,7 @@ def read(path: Path, kind: Kind, into: Path | None = None) -> RowFile:
     problems: list[str] = []
     unused: set[str] = set()
     survey, bad = Survey(), 0
+    tokens: array[int] | None = array("Q") if count else None
     with contextlib.nullcontext() if into is None else _Writer(into) as writer:
         for line, raw in readers.read(path):
             try:
@@ -67,6 +71,8 @@ def read(path: Path, kind: Kind, into: Path | None = None) -> RowFile:
                 shape = shape or recognised(row, kind)
                 made = canonical(row, shape)
                 text = _dumped(made)
+                if count and tokens is not None:
+                    tokens.append(count(made))
             except BadRow as error:
                 bad += 1
                 if len(problems) < SHOWN:
@@ -81,7 +87,7 @@ def read(path: Path, kind: Kind, into: Path | None = None) -> RowFile:
         if _state(path) != before:
             raise SpecError([f"{path}:1: the file changed while it was being read"])
         written = writer.keep(survey.rows) if writer and not problems else None
-    return RowFile(path, kind, sha256, shape, bad, tuple(problems), tuple(sorted(unused)), survey, written)
+    return RowFile(path, kind, sha256, shape, bad, tuple(problems), tuple(sorted(unused)), survey, written, tokens)
 
 
 def kind_of(path: Path) -> Kind:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from daemon.rows.canonical import RowFile
+from daemon.rows.tokens import MAY_CUT
 
 LENGTH_BIAS = 1.5  # chosen to rejected; a judgement: from here on length alone tells most pairs apart
-CUT = {"sft": 0.02, "dpo": 0.01, "eval": 0.02}  # share of rows that may lose their end; a cut pair may lose its signal
 
 
 class Level(StrEnum):
@@ -48,9 +48,10 @@ class PairRule:
     mend: str
 
 
-def findings(files: Sequence[RowFile]) -> list[Finding]:
-    """Everything the tables say about `files`, refusals first."""
-    return sorted(_all(files), key=lambda found: found.level is not Level.REFUSED)
+def findings(files: Sequence[RowFile], max_length: int | None = None) -> list[Finding]:
+    """Everything the tables say about `files`, and about their tokens where `max_length` is known; refusals first."""
+    cut = [found for file in files if max_length and (found := _cut(file, max_length))]
+    return sorted([*cut, *_all(files)], key=lambda found: found.level is not Level.REFUSED)
 
 
 def _all(files: Sequence[RowFile]) -> Iterator[Finding]:
@@ -72,13 +73,22 @@ def common_prompts(a: RowFile, b: RowFile) -> tuple[int, int]:
     return len(found), found[0] if found else 0
 
 
-def _cut(file: RowFile) -> str | None:
-    tokens = file.tokens
-    if tokens is None or tokens.cut <= CUT[file.kind] * file.survey.rows:
+def over(file: RowFile, max_length: int) -> list[int]:
+    """The lines of the rows that are longer than `max_length` tokens."""
+    counted = zip(file.survey.lines, file.tokens or (), strict=False)
+    return [line for line, length in counted if length > max_length]
+
+
+def _cut(file: RowFile, max_length: int) -> Finding | None:
+    lines = over(file, max_length)
+    share = MAY_CUT.get(file.kind)
+    if share is None or len(lines) <= share * file.survey.rows:
         return None
-    return (
-        f"{file.path}:{tokens.first_cut}: {tokens.cut:,} of {file.survey.rows:,} rows are longer than max_length "
-        f"{tokens.max_length} and would lose their end (allowed: {CUT[file.kind]:.0%})"
+    return Finding(
+        Level.REFUSED,
+        f"{file.path}:{lines[0]}: {len(lines):,} of {file.survey.rows:,} rows are longer than max_length "
+        f"{max_length:,} and would lose their end, more than {share:.0%}",
+        "shorten them, raise max_length, or leave it out of the job file: then it fits",
     )
 
 
@@ -135,7 +145,6 @@ def _not_later(trained: RowFile, held_out: RowFile) -> str | None:
 
 
 RULES = (
-    Rule("cut", Level.REFUSED, _cut, "raise max_length in the job file, or shorten these rows"),
     Rule("duplicates", Level.WARNING, _duplicates, "take them out, unless they are meant to count more"),
     Rule("alike", Level.WARNING, _alike, "take them out, unless they are meant to count more"),
     Rule("marked", Level.WARNING, _marked, "write messages without them: the model's template adds its own"),

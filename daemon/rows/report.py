@@ -8,7 +8,7 @@ from itertools import combinations
 from typing import TypedDict
 
 from daemon.rows.canonical import RowFile
-from daemon.rows.findings import common_prompts, findings
+from daemon.rows.findings import Finding, common_prompts, findings, over
 from daemon.rows.shapes import Row
 from daemon.rows.survey import quantile
 
@@ -36,7 +36,6 @@ class FileReport(TypedDict):
     characters: Lengths
     tokens: Lengths | None  # null: no tokenizer is at hand
     cut: int | None  # rows longer than max_length
-    max_length: int | None
     repeated: int
     repeated_but_for_case_and_blanks: int
     chosen: float | None  # characters of an answer on average
@@ -61,27 +60,34 @@ class FindingView(TypedDict):
 class DataReport(TypedDict):
     schema: str
     sound: bool
+    max_length: int | None  # tokens: as given, or as the box will derive it; null: not counted
     files: list[FileReport]
     overlaps: list[Overlap]
     findings: list[FindingView]
+    example: str | None  # the first row as the model gets it, where its tokenizer is at hand
 
 
-def report(files: Sequence[RowFile]) -> DataReport:
-    found = findings(files)
+def report(
+    files: Sequence[RowFile], max_length: int | None = None, more: Sequence[Finding] = (), example: str | None = None
+) -> DataReport:
+    """`more` are findings that the rows alone do not show, `example` a row as the model would get it."""
+    found = [*findings(files, max_length), *more]
     return DataReport(
         schema="homeport.data/2",
         sound=not any(file.problems for file in files) and not any(f.level == "REFUSED" for f in found),
-        files=[_file(file) for file in files],
+        max_length=max_length,
+        files=[_file(file, max_length) for file in files],
         overlaps=[
             Overlap(file=str(a.path), other=str(b.path), prompts=common_prompts(a, b)[0])
             for a, b in combinations(files, 2)
         ],
         findings=[FindingView(level=f.level.value, text=f.text, mend=f.mend) for f in found],
+        example=example,
     )
 
 
-def _file(file: RowFile) -> FileReport:
-    survey, tokens = file.survey, file.tokens
+def _file(file: RowFile, max_length: int | None) -> FileReport:
+    survey = file.survey
     pairs = file.kind == "dpo" and survey.rows
     return FileReport(
         file=str(file.path),
@@ -95,9 +101,8 @@ def _file(file: RowFile) -> FileReport:
         problems=list(file.problems),
         sha256=file.sha256,
         characters=_lengths(survey.lengths),
-        tokens=_lengths(tokens.lengths) if tokens else None,
-        cut=tokens.cut if tokens else None,
-        max_length=tokens.max_length if tokens else None,
+        tokens=_lengths(file.tokens) if file.tokens else None,
+        cut=len(over(file, max_length)) if file.tokens and max_length else None,
         repeated=survey.exact.count,
         repeated_but_for_case_and_blanks=survey.alike.count - survey.exact.count,
         chosen=survey.chosen / survey.rows if pairs else None,

@@ -1,22 +1,71 @@
-"""How long the rows are in tokens, and how many would lose their end, where the model's tokenizer is at hand."""
+"""How long the rows are in tokens, and which max_length fits them, where the model's tokenizer is at hand.
+
+The texts that are counted are made by the payload's own code, so what is counted here is what is trained there.
+"""
 
 from __future__ import annotations
 
-from array import array
-from dataclasses import dataclass, field
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from daemon.errors import SpecError
+from daemon.rows.readers import INSTALL
+from daemon.rows.shapes import BadRow, Row
+from daemon.rows.tokenizer import Tokenizer
+from remote_payload import lengths
+from remote_payload.contract import Stage
+
+if TYPE_CHECKING:
+    from remote_payload.tokens import Text  # imports jinja2, an extra here
+
+MAY_CUT = {"sft": lengths.MAY_CUT[Stage.SFT], "dpo": lengths.MAY_CUT[Stage.DPO]}  # share of the rows
 
 
-@dataclass
-class Tokens:
-    """Tokens of the rows of one file, in file order; of a pair, those of its longer half."""
+class Counter:
+    """Rows as the model in `folder` would get them in training.
 
-    max_length: int
-    lengths: array[int] = field(default_factory=lambda: array("Q"))
-    cut: int = 0  # rows longer than max_length
-    first_cut: int = 0  # line
+    Raises SpecError when the packages or the tokenizer are missing.
+    """
 
-    def add(self, line: int, length: int) -> None:
-        self.lengths.append(length)
-        if length > self.max_length:
-            self.cut += 1
-            self.first_cut = self.first_cut or line
+    def __init__(self, folder: Path, reasoning: str = "keep") -> None:
+        try:
+            from remote_payload import tokens
+            from remote_payload.templates import for_training
+        except ImportError as error:
+            raise SpecError([f"counting tokens needs {error.name}, which is not installed"], hint=INSTALL) from error
+        self._folder, self._reasoning, self._payload = folder, reasoning, tokens
+        self._tokenizer = Tokenizer(folder)
+        self._tokenizer.chat_template = for_training(self._tokenizer)
+
+    def length(self, row: Row) -> int:
+        """Tokens of a canonical row, the end-of-text token included; of a pair, those of its longer half.
+
+        Raises BadRow when the chat template cannot say it.
+        """
+        return max(self._tokenizer.count(text.text, special=text.plain) + text.plain for text in self._texts(row))
+
+    def rendered(self, row: Row) -> str:
+        """The row's text; of a pair, that of the chosen half. Raises BadRow."""
+        return self._texts(row)[0].text
+
+    def fitting(self, stages: Iterable[Sequence[int]]) -> int | None:
+        """The max_length that the box will derive from the lengths of each stage's rows; None without any."""
+        counted = [list(stage) for stage in stages if stage]
+        return lengths.fitting(counted, self._longest()) if counted else None
+
+    def _longest(self) -> int:
+        config = self._folder / "config.json"
+        settings = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+        return int(settings.get("max_position_embeddings", lengths.LONGEST))
+
+    def _texts(self, row: Row) -> tuple[Text, ...]:
+        from jinja2 import TemplateError
+
+        from remote_payload.reasoning import with_reasoning
+
+        try:
+            return self._payload.texts(self._tokenizer, with_reasoning(row, self._reasoning))
+        except (self._payload.RowRefused, TemplateError) as error:
+            raise BadRow(str(error)) from error

@@ -63,32 +63,3 @@ def test_the_request_id_names_text_and_folder() -> None:
     """Same text and folder, same id; another text or folder, another id; no text can imitate a folder."""
     assert request_id("a", "/x") == request_id("a", "/x")
     assert len({request_id("a", "/x"), request_id("b", "/x"), request_id("a", "/y"), request_id("", "/x\0a")}) == 4
-
-
-ROWS = {
-    "sft": ['{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}'] * 2,
-    "dpo": ['{"prompt": "a", "chosen": "b", "rejected": "c"}'],
-}
-
-
-@pytest.mark.parametrize("kind", ROWS)
-def test_data_check_recognises_what_a_file_is_for(kind: str, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Counts and kind are found without being told."""
-    file = tmp_path_factory.mktemp("rows") / "rows.jsonl"
-    file.write_text("\n".join(ROWS[kind]))
-
-    result = CliRunner().invoke(jobctl, ["data-check", str(file)])
-
-    assert result.exit_code == 0
-    assert f"{len(ROWS[kind])} {kind.upper()} rows" in result.stdout
-
-
-def test_data_check_names_the_bad_line(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """A broken line is named by number, and the exit is that of invalid data."""
-    file = tmp_path_factory.mktemp("rows") / "rows.jsonl"
-    file.write_text(ROWS["sft"][0] + "\n{broken\n")
-
-    result = CliRunner().invoke(jobctl, ["data-check", str(file)])
-
-    assert result.exit_code == 2
-    assert f"{file}:2: " in result.stderr

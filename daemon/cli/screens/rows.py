@@ -14,16 +14,21 @@ LABEL = 13  # width of the left column
 TEXT_LINES = 6  # of one turn of the example
 
 
-def screen(report: DataReport, look: Look) -> str:
+def screen(report: DataReport, look: Look, uncounted: str) -> str:
+    """`uncounted` says why there are no tokens; empty when there are."""
     lines: list[str] = []
     for file in report["files"]:
-        lines += [*_file(file, look), ""]
+        lines += [*_file(file, report["max_length"], look), ""]
+    if uncounted:
+        lines += [*_wrapped("Tokens", f"not counted: {uncounted}", look), ""]
     for overlap in report["overlaps"]:
         asked = f"{overlap['prompts']:,} rows of {overlap['other']} ask what {overlap['file']} asks"
         lines += [*_wrapped("In common", asked, look)]
     lines += [""] * bool(report["overlaps"])
-    if example := next((file for file in report["files"] if file["example"]), None):
-        lines += [f"A row of {example['file']}, as it will be trained"]
+    if report["example"]:
+        lines += ["A row as the model gets it in training", *_said("", report["example"], look, TEXT_LINES * 3), ""]
+    elif example := next((file for file in report["files"] if file["example"]), None):
+        lines += [f"A row of {example['file']}, as it is sent"]
         lines += [*_row(example["example"] or {}, look), ""]
     for finding in report["findings"]:
         refused = finding["level"] == "REFUSED"
@@ -40,7 +45,7 @@ def _verdict(report: DataReport) -> tuple[str, str]:
     return ("Sound" + also, "warn" if warnings else "good") if report["sound"] else ("Refused" + also, "bad")
 
 
-def _file(file: FileReport, look: Look) -> Iterator[str]:
+def _file(file: FileReport, max_length: int | None, look: Look) -> Iterator[str]:
     bad = f", {file['bad']:,} bad" if file["bad"] else ""
     yield look.paint(f"{file['file']}   {file['rows']:,} {file['kind']} rows{bad}", "bold")
     form = file["shape"] or "nothing that is known"
@@ -50,8 +55,8 @@ def _file(file: FileReport, look: Look) -> Iterator[str]:
     if not file["rows"]:
         return
     yield from _wrapped("Characters", _lengths(file["characters"]), look)
-    if file["tokens"]:
-        cut = f"; {file['cut']:,} rows over max_length {file['max_length']:,}"
+    if file["tokens"] and max_length:
+        cut = f"; {file['cut']:,} rows over max_length {max_length:,}"
         yield from _wrapped("Tokens", _lengths(file["tokens"]) + cut, look)
     yield from _wrapped(
         "Repeated",
@@ -83,10 +88,10 @@ def _row(row: Row, look: Look) -> Iterator[str]:
             yield from _said(own, said if "role" in item else json.dumps(item), look)
 
 
-def _said(who: str, text: str, look: Look) -> list[str]:
+def _said(who: str, text: str, look: Look, most: int = TEXT_LINES) -> list[str]:
     lines = [line for part in text.strip().split("\n") for line in textwrap.wrap(part, look.width - LABEL - 2) or [""]]
-    if len(lines) > TEXT_LINES:
-        lines = [*lines[:TEXT_LINES], f"... {len(lines) - TEXT_LINES} more lines"]
+    if len(lines) > most:
+        lines = [*lines[:most], f"... {len(lines) - most} more lines"]
     return [f"  {who if i == 0 else '':<{LABEL}}{line}".rstrip() for i, line in enumerate(lines)]
 
 
