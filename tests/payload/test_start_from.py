@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
-import shutil
 from collections.abc import Callable
 
 from payload_box import Box
@@ -14,7 +14,24 @@ from remote_payload.contract import AdapterSource, Exit, Lora, Stage, StageTrain
 MakeBox = Callable[..., Box]
 STANDING_STILL = StageTraining(lr=1e-12, max_steps=1)
 
-# Prints the largest difference between the weights of two adapters.
+# Makes an adapter whose every weight is random, in the shape that the tests' jobs train.
+EARLIER = """
+import json, torch
+from pathlib import Path
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+torch.manual_seed(1)
+lora = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.05, target_modules="all-linear", task_type="CAUSAL_LM")
+model = get_peft_model(AutoModelForCausalLM.from_pretrained("model"), lora)
+for name, weight in model.named_parameters():
+    if "lora_" in name:
+        torch.nn.init.normal_(weight, std=0.02)
+folder = Path("adapters/earlier")
+model.save_pretrained(folder)
+config = folder / "adapter_config.json"
+config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": "tiny"}))
+"""
+# Prints the largest difference between the weights of the adapter that was trained and the earlier one.
 FURTHEST = """
 from safetensors.torch import load_file
 ours, theirs = (load_file(f"{folder}/adapter_model.safetensors") for folder in ("run/sft/adapter", "adapters/earlier"))
@@ -22,16 +39,17 @@ print(max(float((ours[name] - theirs[name]).abs().max()) for name in theirs))
 """
 
 
-def bring(box: Box, trained: Box) -> None:
-    """The SFT adapter of an earlier job as the workstation uploads it."""
-    shutil.copytree(trained.layout.adapter(Stage.SFT), box.layout.root / "adapters/earlier")
-    box.set(start_from=AdapterSource("adapters/earlier", trained.adapter_hash(Stage.SFT), "j00000"))
+def bring(box: Box) -> None:
+    """An adapter as the workstation uploads it, and the job that names it."""
+    box.evaluate(EARLIER)
+    weights = box.layout.root / "adapters/earlier/adapter_model.safetensors"
+    box.set(start_from=AdapterSource("adapters/earlier", hashlib.sha256(weights.read_bytes()).hexdigest(), "j00000"))
 
 
-def test_training_goes_on_with_the_earlier_adapter(make_box: MakeBox, trained: Box) -> None:
+def test_training_goes_on_with_the_earlier_adapter(make_box: MakeBox) -> None:
     """SFT starts from the weights of the adapter that the job names: where it hardly moves, it ends with them."""
     box = make_box(sft=STANDING_STILL)
-    bring(box, trained)
+    bring(box)
 
     box.prepare()
     box.train(Stage.SFT)
@@ -39,10 +57,10 @@ def test_training_goes_on_with_the_earlier_adapter(make_box: MakeBox, trained: B
     assert float(box.evaluate(FURTHEST)) < 1e-9
 
 
-def test_an_adapter_of_another_shape_is_refused(make_box: MakeBox, trained: Box) -> None:
+def test_an_adapter_of_another_shape_is_refused(make_box: MakeBox) -> None:
     """prepare ends before anything is trained, and says what to write in the job file."""
     box = make_box(lora=Lora(r=8, alpha=8, dropout=0.05))
-    bring(box, trained)
+    bring(box)
 
     done = box.call("prepare")
 
@@ -50,10 +68,10 @@ def test_an_adapter_of_another_shape_is_refused(make_box: MakeBox, trained: Box)
     assert "start_from: j00000: the job's lora is r: 8" in "".join(box.layout.read_prepared().problems)
 
 
-def test_an_adapter_of_another_model_is_refused(make_box: MakeBox, trained: Box) -> None:
+def test_an_adapter_of_another_model_is_refused(make_box: MakeBox) -> None:
     """An adapter for another base model changes layers that this one lacks, whatever its settings claim."""
     box = make_box()
-    bring(box, trained)
+    bring(box)
     config = box.layout.root / "adapters/earlier/adapter_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": "owner/other"}))
 
@@ -63,10 +81,9 @@ def test_an_adapter_of_another_model_is_refused(make_box: MakeBox, trained: Box)
     assert "it was trained on owner/other, the job's model is tiny" in "".join(box.layout.read_prepared().problems)
 
 
-def test_dpo_goes_on_with_what_comes_before_it(make_box: MakeBox, trained: Box) -> None:
+def test_dpo_goes_on_with_what_comes_before_it(make_box: MakeBox) -> None:
     """DPO goes on with the SFT of its own job, without one with the earlier adapter, without either afresh."""
-    box = make_box()
-    bring(box, trained)
+    box = make_box(start_from=AdapterSource("adapters/earlier", "0" * 64, "j00000"))
     both, alone = box.job, dataclasses.replace(box.job, sft=None)
 
     assert box.layout.parent(both, Stage.DPO) == box.layout.adapter(Stage.SFT)
