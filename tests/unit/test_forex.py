@@ -15,6 +15,7 @@ import pytest
 from daemon.domain.estimate import estimate
 from daemon.domain.spec import parse
 from daemon.rows import canonical
+from daemon.rows.findings import findings
 
 EXAMPLE = Path(__file__).parents[2] / "docs/examples/forex"
 FIGURES = re.compile(r"(\w{3}) for 1 EUR, from (\d{4}-\d\d-\d\d):\n([\d. ]+)\n")
@@ -125,13 +126,15 @@ def test_the_command_gives_the_same_bytes_each_time(tmp_path):
 
 
 def test_the_reference_job_can_be_read(tmp_path):
-    """Its data passes the check, and 15300 rows at batch 32 are 479 steps."""
+    """Its data passes the check with nothing to warn of, and 15300 rows at batch 32 are 479 steps."""
     folder = example(tmp_path, "--think")
     spec = parse((folder / "reference.yaml").read_text(), source="reference.yaml", base=folder)
 
-    reports = {kind: canonical.read(folder / spec.data[kind], kind) for kind in ("sft", "dpo")}
+    reports = {kind: canonical.read(folder / spec.data[kind], kind) for kind in ("sft", "dpo", "eval")}
 
-    assert [r.problems for r in reports.values()] == [(), ()]
+    assert [r.problems for r in reports.values()] == [(), (), ()]
+    assert findings(list(reports.values())) == []
+    assert all(len(r.survey.dates) == r.survey.rows for r in reports.values())
     assert (spec.integration.sft_rows, spec.integration.dpo_rows) == (
         reports["sft"].survey.rows,
         reports["dpo"].survey.rows,

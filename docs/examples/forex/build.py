@@ -92,6 +92,7 @@ def answer(run: Run, verb: str, think: bool) -> str:
 
 def sft_row(run: Run, wording: str, think: bool) -> Row:
     return {
+        "date": str(run.days[-1]),  # of the newest rate: what is evaluated must be later than what is trained
         "prompt": [{"role": "user", "content": question(run, wording)}],
         "completion": [{"role": "assistant", "content": answer(run, run.verb, think)}],
     }
@@ -102,6 +103,7 @@ def dpo_row(run: Run, wording: str, think: bool, misread: bool) -> Row:
     wrong = run.reversed() if misread else run
     opposite = FELL if run.verb == ROSE else ROSE
     return {
+        "date": str(run.days[-1]),
         "prompt": [{"role": "user", "content": question(run, wording)}],
         "chosen": [{"role": "assistant", "content": answer(run, run.verb, think)}],
         "rejected": [{"role": "assistant", "content": answer(wrong, opposite, think)}],
