@@ -196,6 +196,65 @@ def test_tokenizer_unlike_its_file_is_refused(make_box: MakeBox, tmp_path: Path)
     assert "unlike the model's tokenizer.json" in after
 
 
+def test_tokens_that_read_otherwise_are_refused(make_box: MakeBox) -> None:
+    """Where the tokenizer works on bytes, ids that decode to another text than they were made of are caught."""
+    box = make_box()
+    code = (
+        "from pathlib import Path; from transformers import AutoTokenizer;"
+        "from remote_payload.tokenizer_checks import parity_problems;"
+        "tokenizer = AutoTokenizer.from_pretrained('model');"
+        "right = tokenizer.decode; tokenizer.decode = lambda ids: right(ids).replace(' ', '');"
+        "print(parity_problems(Path('model/tokenizer.json'), tokenizer, ['the rate rose']))"
+    )
+
+    assert "the tokens of 'the rate rose' read 'theraterose'" in box.evaluate(code)
+
+
+# Special tokens by id, what the tokenizer pads with itself -> what it shall pad with; 1 ends a text, 0 begins it.
+PADDING = [
+    ({0: "<s>", 1: "</s>", 2: "<pad>"}, 2, "<pad>"),
+    ({0: "<s>", 1: "</s>", 2: "<|fim_pad|>"}, 1, "<|fim_pad|>"),
+    ({0: "<s>", 1: "</s>", 2: "<|other|>"}, None, "</s>"),
+]
+
+
+def test_padding_takes_a_token_that_is_free(make_box: MakeBox) -> None:
+    """Padding is the tokenizer's own, else a special token it has; the end of a text is the last resort."""
+    code = f"""
+from types import SimpleNamespace
+from remote_payload.tokenizer import padding
+for special, own, _ in {PADDING!r}:
+    added = {{i: SimpleNamespace(content=text, special=True) for i, text in special.items()}}
+    print(padding(SimpleNamespace(
+        pad_token=special.get(own), pad_token_id=own, bos_token_id=0, eos_token="</s>", unk_token=None,
+        added_tokens_decoder=added), {{1}}))
+"""
+
+    assert make_box().evaluate(code).split() == [wanted for _, _, wanted in PADDING]
+
+
+def test_max_length_is_derived_from_the_rows(make_box: MakeBox) -> None:
+    """Left to prepare, max_length fits the longest rows, and stage scripts read it from prepared.json."""
+    box = make_box(max_length=None)
+
+    box.prepare()
+
+    prepared = box.layout.read_prepared()
+    assert prepared.max_length == 64
+    assert 32 < prepared.lengths["SFT"]["max"] <= 64
+    assert box.layout.read_settled().max_length == 64
+
+
+def test_a_cut_that_costs_too_much_is_refused(make_box: MakeBox) -> None:
+    """Rows that would lose their end are not trained on in silence."""
+    box = make_box(rows=[*sft_rows(24), {"prompt": "one? ", "completion": "two " * 400}])
+
+    done = box.call("prepare")
+
+    assert done.returncode == Exit.BAD_DATA
+    assert "1 of 25 SFT rows are longer than 128 tokens and would lose their end" in done.stdout
+
+
 REASONED = [
     {"role": "user", "content": "Will the rate rise?"},
     {"role": "assistant", "content": "<think>\nIt rose before.\n</think>\n\nYes."},
