@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Makes ready what the image lacks; run in the image's root: bash payload/remote_payload/bootstrap.sh PYTHON
+# Makes ready what the image lacks; run in the image's root: bash payload/remote_payload/bootstrap.sh PYTHON [PIN...]
 #
+# A PIN (name==version) is one more requirement, of this job alone.
 # The last line of stdout is PYTHON=<the interpreter to use from now on>: the one given, when it has every requirement,
 # else ROOT/env, which sees the image's packages and adds the missing ones. torch is the image's and never reinstalled.
 # llama-cpp-python compiles for minutes; that goes on in the background while the model trains (llama.py waits for it).
@@ -8,6 +9,7 @@
 set -euo pipefail
 
 image=$1
+pins=("${@:2}")
 root=$PWD
 payload=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 requirements=$payload/requirements.txt
@@ -16,12 +18,12 @@ unfit() { echo "bootstrap: $*" >&2; exit 30; }
 
 # The requirements that the interpreter $1 does not have in exactly the pinned version, one a line.
 missing() {
-    "$1" - "$requirements" <<'PY'
+    "$1" - "$requirements" "${pins[@]}" <<'PY'
 import re
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
-for raw in open(sys.argv[1], encoding="utf-8"):
+for raw in [*open(sys.argv[1], encoding="utf-8"), *sys.argv[2:]]:
     if requirement := raw.partition("#")[0].strip():
         name, pin = re.fullmatch(r"([\w.-]+)==(\S+)", requirement).groups()
         try:

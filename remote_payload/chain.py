@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from remote_payload import away, contract, gpu, hashes, manifest, placement
+from remote_payload import away, contract, gpu, hashes, manifest, placement, reporting
 from remote_payload.contract import Done, Exit, Failed, JobFile, Phase, Stage, StagePlan, Started, Status
 from remote_payload.layout import Layout
 from remote_payload.placement import Placed
@@ -129,6 +129,7 @@ class Chain:
         command = [interpreter(), "-m", f"remote_payload.{step}", "--root", str(self.layout.root)]
         command += ["--stage", plan.stage] if step in ("place", "held_out") else []
         environment = os.environ | ENVIRONMENT | placed.environment
+        environment |= reporting.environment(self.layout, self.job, plan.stage, os.environ)
         with open(self.layout.log, "ab") as log:
             ranks = Ranks.start(command, placed.processes, environment, log, [self.lock])
         if not (markers / contract.STARTED_FILE).exists():

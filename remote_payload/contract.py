@@ -83,6 +83,20 @@ class Subject(StrEnum):
     COMPARED = "compared"  # the one that eval.compare_to names
 
 
+@dataclass(frozen=True)
+class Reporter:
+    """Where a training can be told beside events.jsonl. `key` is the environment variable that opens it."""
+
+    requirement: str
+    key: str | None = None
+
+
+REPORTERS = {
+    "tensorboard": Reporter("tensorboard==2.21.0"),
+    "wandb": Reporter("wandb==0.31.0", key="WANDB_API_KEY"),
+}
+
+
 class Exit(IntEnum):
     """Exit codes of every script."""
 
@@ -202,6 +216,7 @@ class JobFile:
     reasoning: str = "auto"  # keep, empty or none; auto: `prepare` decides where the rows are clear
     gates: dict[str, float] = field(default_factory=dict)  # limits other than those of gates.py, by its names
     choices: list[str] = field(default_factory=list)  # the words of which each held-out answer says one
+    report_to: str | None = None  # one of REPORTERS
     away_limit_s: float | None = None  # finished or failed and nobody called for so long: the box stops itself
     notify_url: str | None = None
     chunk_size: int = CHUNK_SIZE

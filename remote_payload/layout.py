@@ -85,6 +85,10 @@ class Layout:
         """What the models up to this stage made of the held-out rows (held_out.py); its folder is its own."""
         return self.stage(stage) / "held_out" / "scores.json"
 
+    def tensorboard(self, stage: Stage) -> Path:
+        """TensorBoard's files of a training stage, where the job wants them."""
+        return self.stage(stage) / "tensorboard"
+
     def result(self, stage: Stage) -> Path:
         """What a stage says it produced, written as its last act."""
         return self.stage(stage) / "result.json"

@@ -21,6 +21,7 @@ ROLES: list[tuple[str, Role]] = [
     ("*.gguf", Role.GGUF),
     ("reference.jsonl", Role.REFERENCE),
     ("metrics.jsonl", Role.METRICS),
+    ("tensorboard/*/*", Role.METRICS),
     ("log.txt", Role.LOG),
     ("report.json", Role.REPORT),
 ]
@@ -79,7 +80,7 @@ def _quality(path: Path) -> list[Quality]:
 
 def scores(layout: Layout, job: JobFile) -> list[Score]:
     """What the job's last training stage found on the held-out rows; nothing where it has none."""
-    file = layout.held_out(Stage.DPO if job.dpo else Stage.SFT)
+    file = layout.held_out(Stage.DPO if plan_of(job, Stage.DPO) else Stage.SFT)
     if not file.exists():
         return []
     return [contract.load(Score, json.dumps(score)) for score in json.loads(file.read_text())["scores"]]

@@ -35,6 +35,9 @@ def fill(layout: Layout, job: JobFile, adapter: Path) -> None:
     steps = [event for event in read_from(layout.events, 0)[0] if event["kind"] == "step"]
     write_whole(out / "metrics.jsonl", "".join(json.dumps(step, ensure_ascii=False) + "\n" for step in steps))
     write_whole(out / "report.json", json.dumps(_report(layout), ensure_ascii=False, indent=1))
+    for stage in (Stage.SFT, Stage.DPO):
+        if layout.tensorboard(stage).exists():
+            shutil.copytree(layout.tensorboard(stage), out / "tensorboard" / stage.lower(), dirs_exist_ok=True)
     if layout.log.exists():
         shutil.copyfile(layout.log, out / "log.txt")
 

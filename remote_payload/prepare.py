@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from remote_payload import adapters, contract, lengths, reasoning, script
+from remote_payload import adapters, contract, lengths, reasoning, reporting, script
 from remote_payload.contract import Exit, JobFile, Prepared, Stage, StageTraining
 from remote_payload.layout import Layout
 from remote_payload.progress import Events
@@ -62,6 +62,7 @@ def prepare(layout: Layout, job: JobFile, events: Events) -> Exit:
         log.write(f"{line}\n")
     print(line, flush=True)
     events.emit("integration", line=line, sft=len(found.sft.rows), dpo=len(found.dpo.rows))
+    found.object(Exit.BAD_CONFIG, reporting.problems(job))
     if found.code is Exit.OK:
         fetch_model(layout, job)
         found.object(Exit.BAD_CONFIG, adapter_problems(layout, job))
@@ -145,6 +146,7 @@ def tokenize(layout: Layout, job: JobFile, found: Findings) -> None:
         found.object(Exit.BAD_DATA, template_problems(tokenizer, found.reasoning))
         samples = tokens.whole_samples(tokenizer, found.sft.rows, found.reasoning) if job.sft else []
         pairs = tokens.whole_pairs(tokenizer, found.dpo.rows, found.reasoning) if job.dpo else []
+        tokens.whole_samples(tokenizer, found.eval.rows, found.reasoning)  # scored later, refused now
     except (reasoning.Unclear, tokens.RowRefused) as error:
         found.object(Exit.BAD_DATA, [str(error)])
         return

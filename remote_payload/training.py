@@ -114,7 +114,7 @@ def arguments(layout: Layout, job: JobFile, stage: Stage, training: StageTrainin
         "ddp_backend": None if on_card or rank.size == 1 else "gloo",
         "ddp_find_unused_parameters": False,  # every LoRA weight is used in every forward
         "ddp_broadcast_buffers": False,  # they are frozen, and equal from the start
-        "report_to": [],
+        "report_to": [job.report_to] if job.report_to else [],
         "disable_tqdm": True,
     }
 

@@ -108,9 +108,12 @@ class Box:
         """Replace run/job.json, whole or not at all."""
         await self._contact.write_whole(f"{contract.RUN_DIR}/{contract.JOB_FILE}", contract.dump(job).encode())
 
-    async def bootstrap(self) -> str:
-        """Make the environment over the image's; the absolute interpreter that is used from now on. Idempotent."""
-        script = shlex.join(["bash", f"{contract.PAYLOAD_DIR}/remote_payload/bootstrap.sh", self.address.python])
+    async def bootstrap(self, pins: Sequence[str] = ()) -> str:
+        """Make the environment over the image's; the absolute interpreter that is used from now on. Idempotent.
+
+        `pins` (name==version) are needed beside the payload's own requirements.
+        """
+        script = shlex.join(["bash", f"{contract.PAYLOAD_DIR}/remote_payload/bootstrap.sh", self.address.python, *pins])
         reply = await self._contact.shell(script, timeout_s=INSTALL_S)
         label, _, python = reply.last_line.partition("=")
         if label != "PYTHON" or not python.startswith("/"):
@@ -149,9 +152,12 @@ class Box:
                 output=(reply.complaint or reply.output)[-2000:],
             ) from error
 
-    async def start_stage(self, nonce: str) -> Status:
-        """Have the stages run from the one with `nonce`. Repeating it with the same nonce changes nothing."""
-        reply = await self._contact.payload("run", "start", "--nonce", nonce)
+    async def start_stage(self, nonce: str, env: Mapping[str, str] | None = None) -> Status:
+        """Have the stages run from the one with `nonce`. Repeating it with the same nonce changes nothing.
+
+        `env` (a reporter's key) goes to the processes of this start and is stored nowhere.
+        """
+        reply = await self._contact.payload("run", "start", "--nonce", nonce, env=env)
         return self._parsed(Status, reply.last_line, "run start")
 
     async def status(self) -> BoxStatus:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,7 +21,7 @@ from daemon.artifacts.receipt import Receipt
 from daemon.box.keys import own_key
 from daemon.box.lines import clean_line
 from daemon.box.upload import Upload
-from daemon.control import quotes, snapshot
+from daemon.control import quotes, reporters, snapshot
 from daemon.control.attempts import begin_again
 from daemon.control.bell import PAUSE_S, Bell
 from daemon.control.homecoming import Homecoming
@@ -195,7 +196,7 @@ class Acts:
         with w.database.write() as c:
             operations.set_state(c, operation, OpState.SENT, w.clock.wall_ms())
         try:
-            status = await (await self.link.to(lease)).start_stage(run.nonce)
+            status = await (await self.link.to(lease)).start_stage(run.nonce, reporters.key(self.spec, os.environ))
         except BoxError as error:
             # Only a box that never took the command certainly started nothing: any other end may come after the start.
             never_told = isinstance(error, AccessDenied | HostKeyChanged)

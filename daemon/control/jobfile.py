@@ -94,6 +94,7 @@ def build(job: Job, spec: JobSpec, lease: Lease, stages: tuple[StageRun, ...], s
         seed=spec.seed,
         reasoning=spec.reasoning,
         gates=spec.gates.model_dump(exclude_none=True),
+        report_to=spec.report_to,
         choices=list(spec.eval.choices) if spec.eval else [],
         away_limit_s=away_limit_s(spec.limits.hold, lease.price_per_hour),
         notify_url=settings.notify_url,

@@ -17,7 +17,7 @@ from daemon.artifacts import hashing
 from daemon.box.box import Box
 from daemon.box.lines import clean_line
 from daemon.box.upload import Upload
-from daemon.control import adapters
+from daemon.control import adapters, reporters
 from daemon.control.adapters import Adapter
 from daemon.control.jobfile import DataSet, build, canonical_path, data_sets, integration, local_model, remote_path
 from daemon.domain.records import Job, Lease, StageRun
@@ -56,7 +56,7 @@ async def provision(
     Raises RemoteFailed (preflight or bootstrap: another machine), DataRefused, IntegrationRefused, LinkLost.
     """
     await box.upload_payload()
-    python = await box.bootstrap()
+    python = await box.bootstrap(reporters.pins(spec))
     facts = await box.preflight()
     log.info("box.preflight", job=job.id, gpus=facts.get("gpus"), disk_free=facts.get("disk_free"))
     if not facts["ok"]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from daemon.artifacts import workstation
 from daemon.artifacts.workstation import Objection
+from daemon.control import reporters
 from daemon.control.jobfile import data_sets, model_folder
 from daemon.control.world import World
 from daemon.domain import money, units
@@ -35,9 +37,10 @@ def expected(spec: JobSpec, folder: Path, rows: Mapping[str, int], offer: Offer 
 
 
 async def objections(world: World, spec: JobSpec, estimated: Estimate) -> list[Objection]:
-    """Why this workstation cannot receive and verify the model."""
+    """Why this workstation cannot receive and verify the model, or tell the board that the job names."""
+    board = reporters.objections(spec, os.environ)
     needed = round((estimated.model_bytes + _promised(world)) * MARGIN)
-    return await workstation.check(
+    return board + await workstation.check(
         world.settings.paths.models, needed=needed, largest=estimated.model_bytes, depth=spec.verify.level
     )
 

@@ -141,6 +141,7 @@ class JobSpec(Block):
     eval: Eval | None = None
     gates: Gates = Gates()
     expect: Expect = Expect()
+    report_to: Literal["tensorboard", "wandb"] | None = None
     destroy: Literal["auto", "ask"] = "auto"
     machine: Machine = Machine()
     limits: Limits = Limits()

@@ -78,9 +78,9 @@ def root(tmp_path: Path) -> Path:
     return root
 
 
-def bootstrap(root: Path, python: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def bootstrap(root: Path, python: Path, *pins: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        ["bash", "payload/remote_payload/bootstrap.sh", python],
+        ["bash", "payload/remote_payload/bootstrap.sh", python, *pins],
         cwd=root,
         env={"PATH": os.environ["PATH"], "HOME": str(root), **environment},
         capture_output=True,
@@ -98,25 +98,29 @@ def test_bootstrap_leaves_a_complete_image_alone(root: Path, box_python: Path) -
 
 
 def test_bootstrap_adds_what_is_missing_over_the_images_torch(root: Path, box_python: Path, tmp_path: Path) -> None:
-    """Missing requirements go into ROOT/env over the image's own torch; llama-cpp-python does so in the background."""
+    """Missing requirements, the job's own too, go into ROOT/env over the image's own torch; llama-cpp-python does so in
+    the background."""
     wheels = tmp_path / "wheels"
     wheels.mkdir()
     make_wheel(wheels, "absentee", "1.0")
     make_wheel(wheels, "llama_cpp_python", "9.9")
+    make_wheel(wheels, "wanted", "2.0")
     requirements = root / "payload" / "remote_payload" / "requirements.txt"
     pinned = [line for line in requirements.read_text().splitlines() if not line.startswith("llama-cpp-python")]
     requirements.write_text("\n".join([*pinned, "absentee==1.0", "llama-cpp-python==9.9"]))
     shutil.copytree(box_python.parent.parent / "share" / "llama.cpp-converter", root / "converter")
 
-    done = bootstrap(root, box_python, PIP_NO_INDEX="1", PIP_FIND_LINKS=str(wheels))
+    done = bootstrap(root, box_python, "wanted==2.0", PIP_NO_INDEX="1", PIP_FIND_LINKS=str(wheels))
 
     assert done.returncode == Exit.OK, done.stderr
     python = root / "env/bin/python"
     assert done.stdout.splitlines()[-1] == f"PYTHON={python}"
     llama.wait_for_build(root)
-    ask = "import absentee, torch, importlib.metadata as m; print(m.version('llama-cpp-python'), torch.__file__)"
+    ask = (
+        "import absentee, wanted, torch, importlib.metadata as m; print(m.version('llama-cpp-python'), torch.__file__)"
+    )
     seen = subprocess.run([python, "-c", ask], capture_output=True, text=True, check=True).stdout
-    assert seen.startswith(f"9.9 {box_python.parent.parent}")
+    assert seen.startswith(f"9.9\n{box_python.parent.parent}")
 
 
 def make_wheel(folder: Path, name: str, version: str) -> None:

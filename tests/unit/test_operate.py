@@ -264,7 +264,7 @@ class DeadEnd:
     async def to(self, lease: Lease) -> DeadEnd:
         return self
 
-    async def start_stage(self, nonce: str) -> None:
+    async def start_stage(self, nonce: str, env: dict[str, str]) -> None:
         raise self.error
 
 

@@ -251,7 +251,7 @@ class FakeBox:
     async def upload_payload(self) -> None:
         await self._ask("upload_payload", lambda d: None)
 
-    async def bootstrap(self) -> str:
+    async def bootstrap(self, pins: Sequence[str] = ()) -> str:
         return await self._ask("bootstrap", lambda d: "/venv/main/bin/python", 10.0)
 
     async def preflight(self) -> dict[str, Any]:
@@ -291,7 +291,7 @@ class FakeBox:
 
         return await self._ask("prepare", read, 5.0)
 
-    async def start_stage(self, nonce: str) -> Status:
+    async def start_stage(self, nonce: str, env: Mapping[str, str]) -> Status:
         self.sim.wire("stage_start", self.address.instance_id, nonce=nonce)
         return await self._ask("start_stage", lambda d: d.start(nonce))
 
