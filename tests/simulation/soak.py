@@ -17,12 +17,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tests.chaos.ledger import commit
 from tests.simulation.decision import __main__ as decision
 from tests.simulation.full import __main__ as full
+from tests.simulation.full.simulation import aimed
 from tests.simulation.portion import Portion, portions
 
 LEDGER = Path(__file__).with_name("ledger.jsonl")
@@ -36,7 +38,11 @@ class Tier:
     size: int
 
 
-TIERS = {"decision": Tier(decision.run_range, decision.PORTION), "full": Tier(full.run_range, full.PORTION)}
+TIERS = {
+    "decision": Tier(decision.run_range, decision.PORTION),
+    "full": Tier(full.run_range, full.PORTION),
+    "aimed": Tier(partial(full.run_range, run=aimed), full.PORTION),  # the full tier, through its cells
+}
 
 
 def soak(tier: str, seeds: range, jobs: int, minutes: float | None) -> Portion:

@@ -1,22 +1,23 @@
-"""By hand: `python -m tests.simulation.full --seed 7`, `--seeds 0:500 --jobs 2`, `--sweep`, `--pairs`."""
+"""By hand: `python -m tests.simulation.full --seed 7`, `--seeds 0:500 --jobs 2`, `--aimed`, `--sweep`, `--pairs`."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
-from daemon.domain.lifecycle import MAIN_LINE
 from tests.simulation.portion import Portion, portions
 
+from .cells import report
 from .faults import FAULTS
-from .simulation import Result, simulate
+from .simulation import Result, aimed, simulate
 from .sweep import Case, happy_path, objections, pairs, singles
 
 PORTION = 10  # seeds a process takes at a time
+Run = Callable[[int], Result]
 
 
 def main() -> int:
@@ -25,6 +26,7 @@ def main() -> int:
     parser.add_argument("--seeds", default="0:100", help="from:to")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--first", action="store_true", help="end at the first seed that violates an invariant")
+    parser.add_argument("--aimed", action="store_true", help="every seed goes for one cell of the table of coverage")
     parser.add_argument("--family", nargs="+", default=(), help="every sky holds a fault of these, as F1 F13")
     parser.add_argument("--sweep", action="store_true", help="every boundary of the short job, each in every way")
     parser.add_argument("--pairs", type=int, default=0, help="so many pairs of boundaries, drawn by --draw")
@@ -35,16 +37,16 @@ def main() -> int:
         happy = happy_path()
         cases = pairs(happy, asked.pairs, asked.draw) if asked.pairs else list(singles(happy))[:: asked.every]
         return _sweep(happy, cases, asked.jobs)
+    run = aimed if asked.aimed else partial(simulate, families=asked.family)
     if asked.seed is not None:
-        return _one(asked.seed, asked.family)
+        return _one(run(asked.seed))
     first, last = (int(part) for part in asked.seeds.split(":"))
     if asked.first:
-        return _until_one(range(first, last), asked.family)
-    return _many(range(first, last), asked.jobs, asked.family)
+        return _until_one(range(first, last), run)
+    return _many(range(first, last), asked.jobs, run)
 
 
-def _one(seed: int, families: Sequence[str]) -> int:
-    result = simulate(seed, families)
+def _one(result: Result) -> int:
     print("\n".join(result.trace))
     for violation in result.violations:
         print(violation)
@@ -52,20 +54,20 @@ def _one(seed: int, families: Sequence[str]) -> int:
     return 1 if result.violations else 0
 
 
-def _until_one(seeds: range, families: Sequence[str]) -> int:
+def _until_one(seeds: range, run: Run) -> int:
     for seed in seeds:
-        if violations := simulate(seed, families).violations:
+        if violations := run(seed).violations:
             print(f"seed {seed}: {violations[0]}")
             return 1
     return 0
 
 
-def run_range(seeds: range, families: Sequence[str] = ()) -> Portion:
+def run_range(seeds: range, run: Run = simulate) -> Portion:
     """Every one of them, in this process. A seed that breaks the simulator itself is a finding too."""
     portion = Portion(len(seeds))
     for seed in seeds:
         try:
-            found = simulate(seed, families)
+            found = run(seed)
         except Exception as error:  # noqa: BLE001 - said, and counted
             portion.violations.append((seed, f"the simulator ends with {type(error).__name__}: {error}"))
             continue
@@ -74,18 +76,17 @@ def run_range(seeds: range, families: Sequence[str] = ()) -> Portion:
     return portion
 
 
-def _many(seeds: range, processes: int, families: Sequence[str]) -> int:
+def _many(seeds: range, processes: int, run: Run) -> int:
     began, whole = time.monotonic(), Portion()
-    for portion in portions(partial(run_range, families=families), seeds, PORTION, processes):
+    for portion in portions(partial(run_range, run=run), seeds, PORTION, processes):
         whole.add(portion)
         for seed, problem in portion.violations:
             print(f"seed {seed}: {problem}", flush=True)
-    took, cells = time.monotonic() - began, whole.cells
-    states = [str(s) for s in MAIN_LINE[:-1]]
-    reached = sum((state, fault) in cells for state in states for fault in FAULTS)
-    silent = [fault for fault in FAULTS if not any(name == fault for _, name in cells)]
+    took = time.monotonic() - began
+    print(report(whole.cells))
+    silent = [fault for fault in FAULTS if not any(cell.fault == fault for cell in whole.cells)]
+    print(f"faults that never struck: {silent}")
     print(f"{len(seeds)} seeds, {len(whole.violations)} bad, {took:.1f} s, {len(seeds) / took:.2f} seeds/s")
-    print(f"cells state x fault: {reached} of {len(states) * len(FAULTS)}; faults that never struck: {silent}")
     return 1 if whole.violations else 0
 
 

@@ -51,6 +51,7 @@ CHUNK = 2048
 STAGE_S = {Stage.SFT: 240.0, Stage.DPO: 120.0, Stage.GGUF: 60.0}
 PATIENCE_S = 60.0
 CHECKPOINT_S = 30.0
+HOSTILE = b'{"kind": "step", "stage": "SFT", "step": 1e400, "t": "x"}\n[[[[\n\x1b]0;pwned\x07\x00\xff\n'
 
 
 def sha256(content: bytes) -> str:
@@ -310,10 +311,13 @@ class FakeBox:
 
     async def read_lines(self, name: str, offset: int, limit: int) -> tuple[bytes, int]:
         lines = b'{"kind": "step", "stage": "SFT", "step": 1, "t": 1.0, "loss": 2.5}\n' if name == "events" else b"hi\n"
-        if self.sim.sky.strikes("hostile log"):
-            lines = b'{"kind": "step", "stage": "SFT", "step": 1e400, "t": "x"}\n[[[[\n\x1b]0;pwned\x07\x00\xff\n'
-        chunk = lines if offset == 0 else b""
-        return await self._ask(f"read {name}", lambda d: (chunk, offset + len(chunk)))
+
+        def read(disk: BoxDisk) -> tuple[bytes, int]:
+            hostile = self.sim.sky.strikes("hostile log")
+            chunk = b"" if offset else HOSTILE if hostile else lines
+            return chunk, offset + len(chunk)
+
+        return await self._ask(f"read {name}", read)
 
     async def stage_end(self, nonce: str) -> Done | Failed | None:
         def look(disk: BoxDisk) -> Done | Failed | None:

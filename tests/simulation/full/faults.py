@@ -91,6 +91,7 @@ class Sky:
     active: dict[str, float] = field(default_factory=dict)
     strokes: Counter[str] = field(default_factory=Counter)
     struck: Callable[[str], object] = lambda name: None
+    sure: str = ""  # strikes the next time it can
     most: int = 3  # of each fault in one seed: enough to hurt, few enough to come to an end
 
     @classmethod
@@ -104,10 +105,12 @@ class Sky:
 
     def strikes(self, name: str) -> bool:
         often = self.active.get(name, 0.0)
-        if not often or self.strokes[name] >= self.most or self.chance.random() >= often:
+        if name == self.sure:
+            self.sure = ""
+        elif not often or self.strokes[name] >= self.most or self.chance.random() >= often:
             return False
         self.struck(name)
         return True
 
     def clear(self) -> None:
-        self.active = {}
+        self.active, self.sure = {}, ""

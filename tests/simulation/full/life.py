@@ -21,7 +21,7 @@ from daemon.control.world import World
 from daemon.errors import Fenced
 from remote_payload.contract import Manifest
 
-from .loop import Life
+from .loop import AT, Life
 
 if TYPE_CHECKING:
     from .simulation import Simulation
@@ -65,7 +65,9 @@ def prover(sim: Simulation) -> Callable[[Path, Manifest, BaseIdentity, Depth, Sa
     """Stands for L0 to L5: presence and bytes are really read, what needs a true GGUF is decided by the sky."""
 
     async def verify(folder: Path, manifest: Manifest, base: BaseIdentity, depth: Depth, say: Say) -> Report:
+        AT.set("verify")
         await asyncio.sleep(5.0)
+        sim.at_boundary("verify")
         wrong = [f.path for f in manifest.files if not _whole(local_path(folder, f.path), f.sha256)]
         levels: list[Level] = [failed(BYTES, wrong[0]) if wrong else passed(BYTES, {})]
         if not wrong:

@@ -36,6 +36,7 @@ class Life:
 
 
 LIFE: ContextVar[Life | None] = ContextVar("life", default=None)
+AT: ContextVar[str] = ContextVar("at", default="")  # the boundary that this task met last
 
 
 class SimulatedClock:

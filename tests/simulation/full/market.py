@@ -78,7 +78,8 @@ class FakeMarket:
     async def listing(self) -> Listing:
         sky = self.sim.sky
         await self._pause()
-        if not self.key_works or sky.strikes("listing untrusted") or self.sim.ending("market", "listing") is not None:
+        ending = self.sim.ending("market", "listing")
+        if ending is not None or not self.key_works or sky.strikes("listing untrusted"):
             self.given.append(Given(self.sim.clock.boot(), False, frozenset()))
             return Listing(trusted=False, problem="HTTP 502")
         behind_s = self.sim.chance.choice((5.0, 20.0, 60.0)) if sky.strikes("listing behind") else 0.0

@@ -20,10 +20,11 @@ def _ours(sim: Simulation) -> Machine | None:
     return sim.chance.choice(there) if there else None
 
 
-def _to_machine(act: Callable[[Simulation, Machine], object]) -> Callable[[Simulation], None]:
-    def befall(sim: Simulation) -> None:
+def _to_machine(act: Callable[[Simulation, Machine], object]) -> Callable[[Simulation], bool]:
+    def befall(sim: Simulation) -> bool:
         if (machine := _ours(sim)) is not None:
             act(sim, machine)
+        return machine is not None
 
     return befall
 
@@ -95,13 +96,18 @@ def _swap(sim: Simulation, copy: dict[Path, bytes]) -> None:
 
 def person(sim: Simulation) -> None:
     if sim.job_ids:
-        word = sim.chance.choice(WORDS)
-        sim.loop.create_task(sim.person.command(word), context=Context())
+        sim.hear(sim.chance.choice(WORDS))
 
 
-def model_deleted(sim: Simulation) -> None:
-    for file in sim.settings.paths.models.glob("*/v*/*.gguf"):
+def _says(word: str) -> Callable[[Simulation], None]:
+    return lambda sim: sim.hear(word)
+
+
+def model_deleted(sim: Simulation) -> bool:
+    files = list(sim.settings.paths.models.glob("*/v*/*.gguf"))
+    for file in files:
         file.unlink()
+    return bool(files)
 
 
 def credit_gone(sim: Simulation) -> None:
@@ -111,7 +117,8 @@ def credit_gone(sim: Simulation) -> None:
             machine.power_off()
 
 
-MISHAPS: dict[str, Callable[[Simulation], None]] = {
+# Each says False when there was nothing that it could befall.
+MISHAPS: dict[str, Callable[[Simulation], bool | None]] = {
     "sleep": sleep,
     "wall step": wall_step,
     "power cut": power_cut,
@@ -132,4 +139,10 @@ MISHAPS: dict[str, Callable[[Simulation], None]] = {
     "person": person,
     "credit gone": credit_gone,
     "price changes": _to_machine(lambda sim, m: m.reprice(sim.chance.choice((1_000_000, 4_000_000)))),
+}
+# What only prepares another fault (cells.py).
+PREPARATIONS: dict[str, Callable[[Simulation], bool | None]] = {
+    "host lost": _to_machine(lambda sim, m: m.go_offline(3 * HOUR_S)),
+    "out of sight": _to_machine(lambda sim, m: m.hide(3 * HOUR_S)),
+    **{f"says {word}": _says(word) for word in WORDS},
 }

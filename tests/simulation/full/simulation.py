@@ -15,8 +15,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections import Counter
-from collections.abc import Callable, Collection, Coroutine, Iterator
+from collections.abc import Callable, Collection, Coroutine, Iterator, Sequence
 from contextvars import Context
 from dataclasses import dataclass
 from multiprocessing.util import Finalize
@@ -28,6 +27,7 @@ import structlog
 from daemon.box.keys import own_key
 from daemon.control.commands import Commands
 from daemon.domain import ids
+from daemon.domain.lifecycle import JobState
 from daemon.errors import HomeportError
 from daemon.market.permit import DestroyPermit
 from daemon.settings import Paths, Settings
@@ -36,17 +36,19 @@ from daemon.store.database import Database
 
 from . import boundaries
 from .box import Boxes, acting
+from .cells import Cell, Strike, cells, road
 from .disk import Disk
 from .faults import Sky
 from .invariants import Violation, Witness
 from .life import Daemon
-from .loop import LIFE, Crash, Life, SimulatedClock, VirtualLoop, bury, run
+from .loop import AT, LIFE, Crash, Life, SimulatedClock, VirtualLoop, bury, run
 from .market import FakeMarket
-from .mishaps import MISHAPS
+from .mishaps import MISHAPS, PREPARATIONS
 from .person import Person
 
 HEALED_WITHIN_S = 3 * 3600.0  # of a clear sky, until every job has ended or is held
 RESTART_S = 3.0
+WAY_S = 1.5 * 3600.0  # an aimed run waits so long for its last strike
 SPEC = """\
 version: 1
 name: {name}
@@ -66,18 +68,22 @@ class Result:
     violations: tuple[Violation, ...]
     trace: tuple[str, ...]
     boundaries: tuple[tuple[str, str], ...]
-    cells: frozenset[tuple[str, str]]
+    cells: frozenset[Cell]
     ledger: tuple[str, ...]
     steps: int
 
 
 class Simulation:
-    """`plan`: how the n-th boundary ends; `sky` and `mishaps_s` are the weather of the chaos."""
+    """`plan`: how the n-th boundary ends; `sky`: what strikes by chance; `way`: strikes to come in this order."""
 
-    def __init__(self, seed: int, sky: Sky | None = None, plan: dict[int, str] | None = None, *, dpo: bool = True):
+    def __init__(
+        self, seed: int, sky: Sky | None = None, plan: dict[int, str] | None = None, way: Sequence[Strike] = (), *,
+        dpo: bool = True,
+    ) -> None:  # fmt: skip
         self.chance = Random(seed)
         self.sky = sky if sky is not None else Sky(Random(seed))
-        self.plan, self.dpo = plan or {}, dpo
+        self.plan, self.way, self.dpo = plan or {}, list(way), dpo
+        self.aimed = bool(way)
         self.clock = SimulatedClock()
         self.loop = VirtualLoop(self.clock)
         self.lives: list[Life] = []
@@ -85,7 +91,7 @@ class Simulation:
         self.trace: list[str] = []
         self.met: list[tuple[str, str]] = []
         self.told: list[str] = []
-        self.cells: set[tuple[str, str]] = set()
+        self.cells: set[Cell] = set()
         self.healing = False
         self.over = False
         self.job_ids: list[str] = []
@@ -145,22 +151,27 @@ class Simulation:
     async def _main(self) -> None:
         self.begin_life()
         await self.person.submit()
-        ends_at = self.loop.time() + self.chance.choice((400.0, 900.0, 2400.0))
+        ends_at = self.loop.time() + (WAY_S if self.way else self.chance.choice((400.0, 900.0, 2400.0)))
         for name in sorted(self.sky.active):
             if (mishap := MISHAPS.get(name)) is not None:
                 for _ in range(self.chance.randint(1, self.sky.most)):
                     wait_s = self.chance.uniform(1.0, ends_at - self.loop.time())
                     self.loop.call_later(wait_s, self._befall, name, mishap, context=Context())
-        while self.loop.time() < ends_at and not (self.witness.all_over() and not self.sky.active):  # noqa: ASYNC110
+        while self.loop.time() < ends_at and not self._has_struck():  # noqa: ASYNC110
             await asyncio.sleep(20.0)  # simulated time costs nothing
         self._heal()
         await self._settle()
 
-    def _befall(self, name: str, mishap: object) -> None:
-        if not self.healing and not self.over:
-            self.strike(name)
+    def _has_struck(self) -> bool:
+        """Nothing more is to come: of an aimed run its last strike came, of another the job is over."""
+        return not self.way and (self.aimed or (self.witness.all_over() and not self.sky.active))
+
+    def _befall(self, name: str, mishap: Callable[[Simulation], bool | None], at: str = "") -> None:
+        if self.healing or self.over:
+            return
+        if mishap(self) is not False:
             self.say("world", name)
-            mishap(self)  # type: ignore[operator]
+            self.strike(name, at)
 
     def _heal(self) -> None:
         self.say("world", "the sky is clear")
@@ -277,6 +288,7 @@ class Simulation:
         number = len(self.met)
         self.met.append((kind, what))
         self.say(str(life), f"#{number} {kind}: {what}")
+        self.at_boundary(kind if kind in ("commit", "file") else f"{kind} {what}")
         ending = self.plan.get(number) or self._by_the_sky(kind)
         if ending is not None:
             self.say("world", f"at #{number}: {ending}")
@@ -285,8 +297,28 @@ class Simulation:
             raise Crash
         return ending
 
+    def at_boundary(self, name: str) -> None:
+        """What is to strike here next does. Raises Crash where that ends this life."""
+        AT.set(name)
+        if self.healing or not self.way:
+            return
+        first = self.way[0]
+        if name != first.boundary or first.state not in self.witness.states().values():
+            return
+        mishap = MISHAPS.get(first.fault) or PREPARATIONS.get(first.fault)
+        if mishap is None:
+            self.sky.sure = first.fault
+            return
+        Context().run(self._befall, first.fault, mishap, name)
+        if (life := LIFE.get()) is not None and life.dead:
+            raise Crash
+
+    def hear(self, word: str) -> None:
+        """The person says it, in a moment of their own."""
+        self.loop.create_task(self.person.command(word), context=Context())
+
     def _by_the_sky(self, kind: str) -> str | None:
-        if self.healing or not self.sky.active:
+        if self.healing or not (self.sky.active or self.sky.sure):
             return None
         if self.sky.strikes("kill"):
             return self.chance.choice(("crash before", "crash after"))
@@ -328,10 +360,12 @@ class Simulation:
         text = re.sub(rf"{os.getpid()}(-\d+)?", "PID", text)
         return re.sub(rf"(?<=[-/])[{ids.ALPHABET}]{{10}}\b", "NONCE", text)
 
-    def strike(self, name: str) -> None:
+    def strike(self, name: str, at: str = "") -> None:
+        """It did strike; where the task that met it stands, or `at` that boundary."""
         self.sky.strokes[name] += 1
-        for state in self.witness.states().values():
-            self.cells.add((state, name))
+        self.cells |= {Cell(state, name, at or AT.get()) for state in self.witness.states().values()}
+        if self.way and self.way[0].fault == name:
+            self.way.pop(0)
 
 
 def _paths(root: Path) -> Paths:
@@ -368,8 +402,16 @@ def simulate(seed: int, families: Collection[str] = ()) -> Result:
     return Simulation(seed, Sky.of_seed(chance, families), dpo=chance.random() < 0.7).run()
 
 
-def coverage(results: list[Result]) -> Counter[tuple[str, str]]:
-    return Counter(cell for result in results for cell in result.cells)
+def aim_of(seed: int) -> Cell:
+    """The seeds pass through the table of cells in a scattered order."""
+    return cells()[(seed * 7919) % len(cells())]
+
+
+def aimed(seed: int) -> Result:
+    """A run that goes for one cell, without any other fault than the road to it needs."""
+    chance, way = Random(seed), road(aim_of(seed))
+    dpo = chance.random() < 0.7 or any(strike.state == JobState.DPO for strike in way)
+    return Simulation(seed, Sky(chance), way=way, dpo=dpo).run()
 
 
 with contextlib.suppress(AttributeError):

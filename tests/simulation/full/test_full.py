@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import pytest
 
+from daemon.box.box import Box
+from daemon.market.port import Market
 from tests.simulation.invariants import INVARIANTS
 
+from .cells import BOUNDARIES, cells, road
+from .faults import FAULTS
 from .invariants import CHECKED
 from .pinned import PINNED, Pinned
-from .simulation import Simulation, simulate
+from .simulation import Simulation, aim_of, aimed, simulate
 
-SEEDS = range(1000, 1016)
+SEEDS = range(1000, 1004)
+FAMILIES = tuple(dict.fromkeys(fault.family for fault in FAULTS.values()))
 
 
 def test_a_clear_sky() -> None:
@@ -34,6 +39,31 @@ def test_chaos(seed: int) -> None:
     found = simulate(seed)
 
     assert not found.violations, "\n".join((*found.trace[-200:], *map(str, found.violations)))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_fires(family: str) -> None:
+    """A run that goes for a fault of this family meets it, and no invariant is violated."""
+    seeds = (n for n in range(len(cells())) if FAULTS[aim_of(n).fault].family == family)
+    seed = next(n for n in seeds if len(road(aim_of(n))) == 1)  # one that needs no preparation is quick
+
+    found = aimed(seed)
+
+    assert aim_of(seed) in found.cells
+    assert not found.violations, "\n".join((*found.trace[-200:], *map(str, found.violations)))
+
+
+def test_all_sixteen_families_are_here() -> None:
+    """F1 to F16, each with a fault of this tier."""
+    assert set(FAMILIES) == {f"F{n}" for n in range(1, 17)}
+
+
+def test_the_names_of_calls_are_those_of_the_ports() -> None:
+    """A boundary of the table of cells is a method of the market's port or of the box."""
+    named = {name for name in BOUNDARIES if name.split()[0] in ("market", "box")} - {"box block"}
+    ours = {f"market {call}" for call in vars(Market)} | {f"box {call}" for call in vars(Box)}
+
+    assert {name.replace("read events", "read_lines").replace("read log", "read_lines") for name in named} <= ours
 
 
 @pytest.mark.parametrize("pinned", PINNED, ids=lambda pinned: f"seed-{pinned.seed}")
