@@ -27,7 +27,7 @@ class Kind(StrEnum):
 class Deed:
     name: str
     kind: Kind
-    weight: int  # among its kind, or for other kinds than KILL among all of them
+    weight: int  # among the kills, or among all others
     longest_s: float = 0.0  # how long the daemon is away, or the network gone
 
 
@@ -47,6 +47,10 @@ DEEDS = (
     Deed("request_lost", Kind.ORDER, 1),
     Deed("gateway_page", Kind.ORDER, 1),
 )
+
+
+KILLS = tuple(deed for deed in DEEDS if deed.kind is Kind.KILL)
+OTHERS = tuple(deed for deed in DEEDS if deed.kind is not Kind.KILL)
 
 
 @dataclass(frozen=True)
@@ -124,29 +128,30 @@ def is_real(number: int) -> bool:
 
 
 def draw(number: int) -> Schedule:
-    """The schedule of run `number`: one to four kills, up to two other faults, in the order of the line."""
+    """The schedule of run `number`: one to four kills, one or two other faults, in the order of the line.
+
+    The first of the others goes through the table by turns, so that few runs meet them all.
+    """
     rng = random.Random(number)
     stretch = STRETCH if is_real(number) else 1.0
-    kills = [_stroke(rng, _pick(rng, Kind.KILL), MOMENTS, stretch) for _ in range(rng.randint(1, 4))]
-    others = [_other(rng, stretch) for _ in range(rng.choice((0, 1, 1, 2)))]
-    in_order = sorted([*others, *kills], key=lambda s: (_place(s.moment), s.after_s))
+    others = [OTHERS[number % len(OTHERS)], *_drawn(rng, OTHERS, rng.choice((0, 0, 0, 1)))]
+    strokes = [_dealt(rng, deed, stretch) for deed in (*others, *_drawn(rng, KILLS, rng.randint(1, 4)))]
+    in_order = sorted(strokes, key=lambda s: (_place(s.moment), s.after_s))
     return Schedule(number, tuple(_caught_starting(rng, in_order)))
 
 
-def _pick(rng: random.Random, *kinds: Kind) -> Deed:
-    deeds = [deed for deed in DEEDS if deed.kind in kinds]
-    return rng.choices(deeds, [deed.weight for deed in deeds])[0]
+def _drawn(rng: random.Random, deeds: tuple[Deed, ...], count: int) -> list[Deed]:
+    return rng.choices(deeds, [deed.weight for deed in deeds], k=count)
 
 
-def _other(rng: random.Random, stretch: float) -> Stroke:
-    deed = _pick(rng, Kind.BOX, Kind.MARKET, Kind.ORDER)
+def _dealt(rng: random.Random, deed: Deed, stretch: float) -> Stroke:
     match deed.kind:
         case Kind.BOX:
             return _stroke(rng, deed, WITH_A_BOX, stretch)
-        case Kind.MARKET:
-            return _stroke(rng, deed, MOMENTS, stretch)
-        case _:
+        case Kind.ORDER:
             return Stroke(deed, AT_ONCE, amount=rng.randint(1, 2), aim=rng.choice(tuple(AIMS)))
+        case _:
+            return _stroke(rng, deed, MOMENTS, stretch)
 
 
 def _stroke(rng: random.Random, deed: Deed, moments: tuple[Moment, ...], stretch: float) -> Stroke:
