@@ -30,13 +30,14 @@ def watch(root: Path, limit_s: float) -> None:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:  # the other one
             return
-        look_s = min(LOOK_S, limit_s / 4)
+        look_s = min(LOOK_S, limit_s / 8)
+        silence_s = limit_s - 2 * look_s  # one look late, and what passed before the first or passes until it is off
         seen, since = signs(run), time.monotonic()
         while True:
             time.sleep(look_s)
             if (now := signs(run)) != seen:
                 seen, since = now, time.monotonic()
-            elif time.monotonic() - since >= limit_s - look_s and stop_instance():
+            elif time.monotonic() - since >= silence_s and stop_instance():
                 return
 
 

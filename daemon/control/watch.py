@@ -40,7 +40,7 @@ class Seen:
 
 def away_limit_s(hold: int, price_per_hour: int) -> float:
     """How long a box stands idle and uncalled before it stops itself: what `limits.hold` pays for, never just a gap."""
-    return max(hold / max(price_per_hour, 1) * 3600, 2 * CALL_S)
+    return max(hold / max(price_per_hour, 1) * 3600, 3 * CALL_S)
 
 
 @asynccontextmanager

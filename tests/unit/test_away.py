@@ -14,8 +14,9 @@ from daemon.domain.money import MICRO
 from daemon.settings import Image
 from remote_payload import away
 
-LIMIT_S = 3600.0
 HOUR_S = 3600.0
+LIMIT_S = HOUR_S
+SILENCE_S = LIMIT_S - 2 * away.LOOK_S  # after so much it acts
 STARTED_AT = 1_000.0
 SCRIPT_LIMIT = 4096  # characters, the market's
 
@@ -58,7 +59,7 @@ def test_nobody_ever_calls(box: Box) -> None:
     """From the container's start on, with nothing uploaded: it is stopped before the limit is spent."""
     away.watch(box.root, LIMIT_S)
 
-    assert box.asked_at == [LIMIT_S - away.LOOK_S]
+    assert box.asked_at == [SILENCE_S]
 
 
 @pytest.mark.parametrize("name", away.SIGNS)
@@ -74,7 +75,7 @@ def test_signs_of_life_put_it_off(box: Box, name: str) -> None:
 
     away.watch(box.root, LIMIT_S)
 
-    assert box.asked_at == [worked_s + LIMIT_S - away.LOOK_S]
+    assert box.asked_at == [worked_s + SILENCE_S]
 
 
 def test_a_refusal_is_asked_again(box: Box) -> None:
@@ -82,15 +83,14 @@ def test_a_refusal_is_asked_again(box: Box) -> None:
     box.agrees = iter([False, False, True])
 
     def passes(elapsed_s: float) -> None:
-        if elapsed_s == LIMIT_S + away.LOOK_S:
+        if elapsed_s == LIMIT_S:
             box.sign("called")
 
     box.passes = passes
 
     away.watch(box.root, LIMIT_S)
 
-    late = LIMIT_S + away.LOOK_S
-    assert box.asked_at == [LIMIT_S - away.LOOK_S, LIMIT_S, late + LIMIT_S - away.LOOK_S]
+    assert box.asked_at == [SILENCE_S, SILENCE_S + away.LOOK_S, LIMIT_S + SILENCE_S]
 
 
 def test_one_watch_is_enough(box: Box) -> None:
@@ -114,7 +114,7 @@ def test_the_market_takes_the_script() -> None:
 
 @pytest.mark.parametrize(
     ("hold", "price", "expected_s"),
-    [(2 * MICRO, 2 * MICRO, HOUR_S), (2 * MICRO, 20 * MICRO, 360.0), (MICRO // 100, 20 * MICRO, 2 * CALL_S)],
+    [(2 * MICRO, 2 * MICRO, HOUR_S), (2 * MICRO, 20 * MICRO, 360.0), (MICRO // 100, 20 * MICRO, 3 * CALL_S)],
 )
 def test_the_limit_is_what_a_hold_may_cost(hold: int, price: int, expected_s: float) -> None:
     """Dollars by price; never less than the pause between two calls allows."""
