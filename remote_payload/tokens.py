@@ -130,10 +130,7 @@ def whole_pairs(tokenizer: Any, rows: list[Row], reasoning: str) -> list[Pair]:
 
 
 def texts(tokenizer: Any, row: Row) -> tuple[Text, ...]:
-    """What the model will read of a row: one text, or the two of a pair, chosen first.
-
-    Raises RowRefused, and TemplateError when the template refuses the row.
-    """
+    """What the model will read of a row: one text, or the two of a pair, chosen first. Raises RowRefused."""
     return _pair_texts(tokenizer, row) if "chosen" in row else (_sample_text(tokenizer, row),)
 
 
@@ -156,7 +153,7 @@ def _each(name: str, rows: list[Row], text: Callable[[Row], Made]) -> Iterator[M
     for number, row in enumerate(rows, start=1):
         try:
             yield text(row)
-        except (RowRefused, TemplateError) as error:
+        except RowRefused as error:
             raise RowRefused(f"{name} row {number}: {error}") from error
 
 
@@ -167,7 +164,7 @@ def _continued(prompt: str, answer: str) -> Text:
 def _conversation(tokenizer: Any, row: Row, prompt: list[Row], answer: list[Row]) -> Text:
     """Every assistant turn of `answer` is learned, its end-of-turn token included; what follows that is not."""
     messages = prompt + answer
-    render = partial(tokenizer.apply_chat_template, tools=row.get("tools"), tokenize=False)
+    render = partial(_rendered, tokenizer, row.get("tools"))
     whole = render(messages).rstrip()  # some templates write a line end after the last turn, which nobody generates
     learned = []
     for i in range(len(prompt), len(messages)):
@@ -178,6 +175,16 @@ def _conversation(tokenizer: Any, row: Row, prompt: list[Row], answer: list[Row]
             learned.append((start, end))
     _refuse_losses(whole, row, prompt, answer)
     return Text(whole, learned, plain=False)
+
+
+def _rendered(tokenizer: Any, tools: list[Row] | None, messages: list[Row], **asks: bool) -> str:
+    if tokenizer.chat_template is None:
+        raise RowRefused("the model has no chat template and cannot say messages; write prompt and completion as texts")
+    try:
+        text: str = tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, **asks)
+    except (TemplateError, TypeError) as error:  # TypeError: the template joins text with a content that is none
+        raise RowRefused(f"the chat template cannot say it: {error}") from error
+    return text
 
 
 def _start(prompt: str, whole: str) -> int:

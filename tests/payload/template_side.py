@@ -16,9 +16,9 @@ from transformers import AutoTokenizer
 from remote_payload import reasoning, templates, tokens
 
 
-def answer(shipped: str, asked: str, rows: list[dict[str, Any]], kind: str) -> list[Any] | str:
+def answer(name: str | None, asked: str, rows: list[dict[str, Any]], kind: str) -> list[Any] | str:
     tokenizer = AutoTokenizer.from_pretrained("model")
-    tokenizer.chat_template = shipped
+    tokenizer.chat_template = shipped(name) if name else None
     tokenizer.chat_template = templates.for_training(tokenizer)
     answers = [text for row in rows for text in reasoning.answers(row)]
     try:
@@ -58,7 +58,7 @@ asked = json.loads(Path("cases.json").read_text())
 print(
     json.dumps(
         {
-            "cases": [answer(shipped(case[0]), *case[1:]) for case in asked["cases"]],
+            "cases": [answer(*case) for case in asked["cases"]],
             "delivered": {name: delivered(name) for name in asked["delivered"]},
         }
     )

@@ -40,7 +40,7 @@ TURNS = ["<think>\nit rose\n</think>\n\nyes<|im_end|>", "<think>\nit fell\n</thi
 CALLING = '<tool_call>\n{"name": "get_rate", "arguments": {}}\n</tool_call><|im_end|>'
 
 # Template, reasoning, rows -> the stretches of text that are trained, row by row; a text: the refusal holds it.
-TABLE: list[tuple[str, str, list[dict[str, Any]], Any]] = [
+TABLE: list[tuple[str | None, str, list[dict[str, Any]], Any]] = [
     # R1 and V3 delete reasoning and begin every answer with "<think>\n", which is therefore read, not trained.
     (R1, "auto", [REASONED], [[f"it rose\n</think>\n\nyes{END}"]]),
     (R1, "keep", [REASONED], [[f"it rose\n</think>\n\nyes{END}"]]),
@@ -67,11 +67,12 @@ TABLE: list[tuple[str, str, list[dict[str, Any]], Any]] = [
     ("llama3", "auto", [RULED], [["yes<|eot_id|>"]]),
     ("phi3", "auto", [TALK], [["yes<|end|>", "so<|end|>\n</s>"]]),
     ("gemma3", "auto", [RULED], [["yes<end_of_turn>"]]),
-    ("gemma", "auto", [RULED], "row 1: System role not supported"),
+    ("gemma", "auto", [RULED], "SFT row 1: the chat template cannot say it: System role not supported"),
     # Qwen3 itself writes an empty block where there is no reasoning, in the last turn alone: trained in every turn.
     ("qwen3", "auto", [PLAIN], [[f"{EMPTY}yes<|im_end|>"]]),
     ("qwen3", "auto", [TALK], [[f"{EMPTY}yes<|im_end|>", f"{EMPTY}so<|im_end|>"]]),
     ("qwen3", "auto", [REASONED_TALK], [TURNS]),
+    (None, "auto", [PLAIN], "SFT row 1: the model has no chat template"),
     # A conversation whose earlier turns cannot be trained as they were said is refused, one answer a row is not.
     ("glm4moe", "auto", [REASONED_TALK], "row 1: the chat template renders an earlier turn differently"),
     ("glm4moe", "auto", [HISTORY], [["\n<think>it fell</think>\nso"]]),

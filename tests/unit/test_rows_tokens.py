@@ -95,7 +95,7 @@ def test_a_row_the_template_cannot_say_is_refused_by_its_line(tmp_path):
 
     found = read(path, "sft", count=Counter(folder).length)
 
-    assert found.problems == (f"{path}:2: no system turns, please",)
+    assert found.problems == (f"{path}:2: the chat template cannot say it: no system turns, please",)
     assert len(found.tokens or ()) == 1
 
 
