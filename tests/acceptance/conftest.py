@@ -83,6 +83,7 @@ def write_job(recorded: Path, to: Path, name: str, **changes: str) -> Path:
         "lora": f"{{r: {job['lora']['r']}, alpha: {job['lora']['alpha']}}}",
         "batch_size": str(job["batch_size"]),
         "max_length": str(job["max_length"]),
+        "reasoning": job["reasoning"],
         "checkpoint": f"{{every: {job['checkpoint_every']}, keep: {job['checkpoint_keep']}}}",
         "integration": f"{{tag: {job['integration']['tag']}, sft_rows: {job['sft_data']['rows']}, "
         f"dpo_rows: {job['dpo_data']['rows']}}}",
