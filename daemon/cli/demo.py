@@ -47,7 +47,6 @@ dpo: {{data: dpo.jsonl, epochs: 1, lr: 5.0e-4}}
 lora: {{r: 8, alpha: 16}}
 batch_size: 4
 max_length: 192
-reasoning: keep
 checkpoint: {{every: 5, keep: 3}}
 integration: {{tag: DEMO INTEGRATION, sft_rows: {sft}, dpo_rows: {dpo}}}
 export: {{gguf: [Q8_0]}}
