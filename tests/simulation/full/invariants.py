@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 CHECKED: dict[str, str] = {
     "I1": "wire: a destroy of a machine that worked, without a whole model here or its typed id",
     "I2": "commit: a new receipt whose files are not the bytes that the boxes made",
-    "I3": "commit: two LIVE leases or open creates of one job",
+    "I3": "commit and listing: two LIVE leases or open creates of one job; a LOST machine that runs on",
     "I4": "end: a machine with our label that no lease knows",
     "I5": "commit and end: a job that ended while a machine of it that can be seen still bills",
     "I6": "wire: a create whose label is not in the database file",
@@ -51,6 +51,7 @@ CHECKED: dict[str, str] = {
     "I24": "sweep",
 }
 GONE_SPAN_S = 30.0
+PASSES, PASS_S = 4, 30.0  # until a LOST machine must have been told; between two passes of reconcile at most
 ABSENT_LISTINGS, ABSENT_SPAN_S = 5, 600.0 - 30.0  # the interval in which it was sent counts whole
 
 
@@ -82,6 +83,15 @@ class _Sent:
     judged: bool
 
 
+@dataclass(frozen=True)
+class _Running:
+    """A LOST machine that listings show running: since when, how many of them, and whether it was told to end."""
+
+    since: float
+    looks: int = 0
+    told: bool = False
+
+
 def known_first(known: _Absence | None, now: float) -> float:
     return known.first_at if known is not None else now
 
@@ -98,6 +108,7 @@ class Witness:
         self._gone: set[int] = set()
         self._absences: dict[int, _Absence] = {}
         self._sent: dict[int, _Sent] = {}  # creates, by operation
+        self._running: dict[int, _Running] = {}  # LOST machines, by id
         self._started: dict[str, int] = {}  # the machine, by nonce
         self._nonces: dict[tuple[str, int, str], str] = {}  # by job, attempt and stage
         self._connection: sqlite3.Connection | None = None
@@ -161,6 +172,8 @@ class Witness:
                 self.accuse("I6", "a create without a committed intent")
         if what in ("create", "stage_start") and self.sim.person.cancelled:
             self.accuse("I19", f"{what} after the job was cancelled")
+        if what in ("stop", "destroy") and (running := self._running.get(instance)) is not None:
+            self._running[instance] = replace(running, told=True)
         if what == "stage_start":
             self._starts_once(nonce, instance)
         if what == "destroy":
@@ -186,6 +199,18 @@ class Witness:
 
     def _is_true(self, path: Path, name: str) -> bool:
         return path.is_file() and sha256(path.read_bytes()) == sha256(made("tiny", name))
+
+    # -- at every trusted listing
+
+    def listed(self, running: set[int]) -> None:
+        """A LOST machine that runs is stopped in the pass that sees it; `PASSES` are forgiven for other listings."""
+        now = self.sim.loop.time()
+        lost = {row["instance_id"] for row in self._rows("SELECT instance_id FROM leases WHERE state = 'LOST'")}
+        self._running = {number: self._running.get(number, _Running(now)) for number in lost & running}
+        for number, known in self._running.items():
+            self._running[number] = replace(known, looks=known.looks + 1)
+            if not known.told and known.looks >= PASSES and now - known.since > PASSES * PASS_S:
+                self.accuse("I3", f"{number} is LOST and runs, and was not stopped in {known.looks} listings")
 
     # -- at every commit
 

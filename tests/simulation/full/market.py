@@ -85,6 +85,7 @@ class FakeMarket:
         behind_s = self.sim.chance.choice((5.0, 20.0, 60.0)) if sky.strikes("listing behind") else 0.0
         shown = [m for m in self.machines.values() if m.is_listed(behind_s)]
         self.given.append(Given(self.sim.clock.boot(), True, frozenset(m.id for m in shown)))
+        self.sim.witness.listed({m.id for m in shown if m.runs})
         return Listing(True, tuple(m.as_listed(behind_s) for m in shown), credit=self.credit)
 
     async def show(self, instance_id: int) -> Instance | None:

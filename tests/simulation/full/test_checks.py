@@ -105,6 +105,13 @@ def _machine_and_open_create(w: Ended) -> None:
     w.sim.witness.committed()
 
 
+def _lost_runs_on(w: Ended) -> None:
+    w.spoil("UPDATE leases SET state = 'LOST'")
+    for _ in range(6):
+        w.sim.witness.listed({RENTED})
+        w.sim.clock.run_until(w.sim.clock.mono() + 31.0)
+
+
 def _machine_of_nobody(w: Ended) -> None:
     w.sim.market.machines[5000] = Machine(
         w.sim, 5000, "hp-install-job-nonce", OFFER, ready_s=0.0, away_limit_s=math.inf
@@ -240,6 +247,7 @@ FIRES: tuple[tuple[str, Callable[[Ended], None]], ...] = (
     ("I2", _receipt_of_other_bytes),
     ("I3", _two_machines),
     ("I3", _machine_and_open_create),
+    ("I3", _lost_runs_on),
     ("I4", _machine_of_nobody),
     ("I5", _over_and_billing),
     ("I5", _gone_and_billing),
