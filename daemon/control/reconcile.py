@@ -20,7 +20,7 @@ from daemon.domain.holds import HoldReason
 from daemon.domain.lifecycle import JobState
 from daemon.domain.market import Instance, Listing
 from daemon.domain.plan import HALTED, UNREACHABLE
-from daemon.domain.records import Kind, Lease, LeaseState, Operation, OpState
+from daemon.domain.records import Job, Kind, Lease, LeaseState, Operation, OpState
 from daemon.errors import CredentialsRefused, LostRace, MarketError
 from daemon.settings import Timing
 from daemon.store import events, jobs, leader, leases, operations
@@ -157,17 +157,28 @@ class Reconciler:
             ]
 
     async def _confirm_absent(self, op: Operation) -> None:
-        """No charge may carry the label either; only then was nothing rented."""
+        """No charge may carry the label either; only then was nothing rented. A charge names the machine instead."""
         try:
             charges = await self.operator.market.charges(op.created_at - DAY_MS)
         except (MarketError, CredentialsRefused) as error:
             log.info("create.unconfirmed", label=op.label, error=str(error))
             return
-        if any(charge.label == op.label for charge in charges):
-            log.warning("create.charged_but_unlisted", label=op.label)
-            return
+        now = self.clock.wall_ms()
         with self.database.write() as c:
-            operations.set_state(c, op.id, OpState.ABSENT, self.clock.wall_ms(), error="never listed, never charged")
+            charged = [charge for charge in charges if charge.label == op.label]
+            if not charged:
+                operations.set_state(c, op.id, OpState.ABSENT, now, error="never listed, never charged")
+            for instance in {charge.instance_id for charge in charged if charge.instance_id is not None}:
+                log.warning("create.charged_but_unlisted", label=op.label, instance=instance)
+                self._hold_charged(c, op, instance, now)
+
+    def _hold_charged(self, c: Connection, create: Operation, instance: int, now: int) -> None:
+        """It was rented, and deleted by somebody or not listed yet: followed like any machine that is missing."""
+        job = jobs.get(c, create.job_id or "")
+        adopt(c, create.id, instance, _place(c, job, create), now)
+        if job.hold_reason is None and job.wish is None:
+            why = f"instance {instance} was charged for this job and is in no listing"
+            jobs.hold(c, job, HoldReason.GONE, why, now, self.database.epoch)
 
     async def _end_late_arrivals(self) -> None:
         """A machine that came after its job had another, or had ended: stopped in this pass, destroyed if permitted."""
@@ -207,11 +218,8 @@ def _recognise(c: Connection, instance: Instance, create: Operation | None, now:
         events.add(c, "lease.orphan", now, lease=orphan, instance=instance.id, label=instance.label)
         return leases.get(c, orphan)
     job = jobs.get(c, named)
-    others = {op.id for op in operations.open_ones(c, job.id) if op.kind is Kind.CREATE}
-    if create is not None:
-        others.discard(create.id)
-    wanted = not job.state.is_terminal and leases.live(c, job.id) is None and not others
-    state = LeaseState.LIVE if wanted else LeaseState.LOST
+    state = _place(c, job, create)
+    wanted = state is LeaseState.LIVE
     if create is not None:
         lease = adopt(c, create.id, instance.id, state, now)
     else:
@@ -223,6 +231,13 @@ def _recognise(c: Connection, instance: Instance, create: Operation | None, now:
         presume_work(c, lease, now, epoch)
     events.add(c, "lease.adopted" if wanted else "lease.late", now, job=job.id, lease=lease.id, instance=instance.id)
     return lease
+
+
+def _place(c: Connection, job: Job, create: Operation | None) -> LeaseState:
+    """What a machine becomes to the job whose label it has: LIVE if the job has no other, and none that may come."""
+    others = [op for op in operations.open_ones(c, job.id) if op.kind is Kind.CREATE]
+    taken = leases.live(c, job.id) is not None or any(create is None or op.id != create.id for op in others)
+    return LeaseState.LOST if taken or job.state.is_terminal else LeaseState.LIVE
 
 
 def _reopen(c: Connection, lease: Lease, now: int) -> None:

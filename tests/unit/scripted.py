@@ -31,6 +31,7 @@ class ScriptedMarket:
 
     answers: dict[str, Reply | Exception] = field(default_factory=dict)
     instances: list[Instance] = field(default_factory=list)
+    billed: list[Charge] = field(default_factory=list)
     asked: list[tuple[str, int]] = field(default_factory=list)
     gate: asyncio.Event | None = None
     called: asyncio.Event = field(default_factory=asyncio.Event)
@@ -75,7 +76,7 @@ class ScriptedMarket:
         return [OFFER]
 
     async def charges(self, since_ms: int) -> list[Charge]:
-        return []
+        return self.billed
 
     async def account(self) -> Account:
         if isinstance(error := self.answers.get("account"), Exception):

@@ -24,6 +24,7 @@ from daemon.control.reconcile import Reconciler
 from daemon.control.world import World
 from daemon.domain import actions
 from daemon.domain.holds import HoldReason
+from daemon.domain.market import Charge
 from daemon.domain.money import MICRO
 from daemon.domain.records import Job, Kind, Lease, LeaseState, Operation, OpState
 from daemon.domain.spec import JobSpec
@@ -189,6 +190,22 @@ async def test_a_create_is_not_absent_before_it_was_sent(bench: Bench) -> None:
 
     [create] = bench.operations(Kind.CREATE)
     assert (create.absent_count, create.absent_awake_s) == (1, 30.0)
+
+
+async def test_a_create_that_was_charged_and_never_listed(bench: Bench) -> None:
+    """Somebody deleted it before we saw it, or it is listed late: the job says so, and may be ended by its id."""
+    bench.market.answers["create"] = MarketUnreachable("timed out")
+    await bench.operator.rent(bench.job, OFFER, 10, HOLD)
+    [create] = bench.operations(Kind.CREATE)
+    bench.market.billed = [Charge(INSTANCE, create.label, 1_000, None, None)]
+
+    for _ in range(30):  # well beyond the listings and the time awake that a create is waited for
+        bench.clock.advance(60.0)
+        await bench.reconciler.run_once()
+
+    [lease] = bench.leases
+    assert (lease.instance_id, lease.state, bench.job.hold_reason) == (INSTANCE, LeaseState.GONE, HoldReason.GONE)
+    assert [op.state for op in bench.operations(Kind.CREATE)] == [OpState.DONE]
 
 
 async def test_a_lost_machine_that_worked_is_kept(bench: Bench) -> None:
