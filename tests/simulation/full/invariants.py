@@ -107,7 +107,7 @@ class Witness:
         self._receipts = 0
         self._gone: set[int] = set()
         self._absences: dict[int, _Absence] = {}
-        self._sent: dict[int, _Sent] = {}  # creates, by operation
+        self._sent: dict[str, _Sent] = {}  # creates, by label: a backup keeps what was seen before it
         self._running: dict[int, _Running] = {}  # LOST machines, by id
         self._started: dict[str, int] = {}  # the machine, by nonce
         self._nonces: dict[tuple[str, int, str], str] = {}  # by job, attempt and stage
@@ -317,12 +317,12 @@ class Witness:
     def _absent_by_evidence(self) -> None:
         """A create that may have left is ABSENT after 5 trusted listings and 600 s awake since then."""
         now, looks = self.sim.loop.time(), len(self.sim.market.given)
-        for row in self._rows("SELECT id, state FROM operations WHERE kind = 'create' AND sent_at > 0"):
-            known = self._sent.get(row["id"])
+        for row in self._rows("SELECT label, state FROM operations WHERE kind = 'create' AND sent_at > 0"):
+            known = self._sent.get(row["label"])
             if known is None:
-                self._sent[row["id"]] = _Sent(now, looks, row["state"] == "ABSENT")
+                self._sent[row["label"]] = _Sent(now, looks, row["state"] == "ABSENT")
             elif row["state"] == "ABSENT" and not known.judged:
-                self._sent[row["id"]] = replace(known, judged=True)
+                self._sent[row["label"]] = replace(known, judged=True)
                 trusted = sum(given.trusted for given in self.sim.market.given[known.looks :])
                 if trusted < ABSENT_LISTINGS or now - known.at < ABSENT_SPAN_S:
                     self.accuse("I16", f"a create is ABSENT after {trusted} listings and {now - known.at:.0f} s")
@@ -339,7 +339,6 @@ class Witness:
         self._gone.clear()
         self._absences.clear()
         self._nonces.clear()
-        self._sent.clear()
 
     def _files_whole(self) -> None:
         for folder in self.sim.settings.paths.models.glob("*/v*"):
