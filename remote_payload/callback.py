@@ -76,7 +76,7 @@ class Progress(TrainerCallback):
             f"learning rate {logs.get('learning_rate', 0.0):.2e}, {speed:.0f} tokens/s",
             flush=True,
         )
-        self._judge(state)
+        self._judge_step(state)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if collective.any_says(self.layout.stop.exists()):
@@ -93,24 +93,35 @@ class Progress(TrainerCallback):
         path = folder.relative_to(self.layout.root).as_posix()
         self.events.emit("checkpoint", step=state.global_step, path=path, bytes=sum(f.size for f in sealed.files))
 
-    def _judge(self, state: TrainerState) -> None:
-        """Every gate that this step can be held against. Raises ScriptFailed with the gate's own code."""
-        history = [line for line in state.log_history if "loss" in line]
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """DPO is judged after its last step was saved: what it came to is kept, whatever the gates say of it."""
+        over = state.is_world_process_zero and state.global_step == state.max_steps
+        if over and self.stage is Stage.DPO and self.job.dpo:
+            new = new_pairs(steps_of(state))
+            for name, value in pair_values(new, self.job.dpo.beta).items():
+                self._hold(name, value, len(new) * self.job.batch_size)
+
+    def _judge_step(self, state: TrainerState) -> None:
+        history = steps_of(state)
         for name, value in step_values(self.stage, history).items():
             self._hold(name, value, len(history), tell=False)
         if self.stage is Stage.DPO and state.global_step == 1:
             self._hold("first_dpo_loss", abs(history[-1]["loss"] - gates.LN_2), 1)
-        if self.stage is Stage.DPO and self.job.dpo and state.global_step == state.max_steps:
-            new = new_pairs(history)
-            for name, value in pair_values(new, self.job.dpo.beta).items():
-                self._hold(name, value, len(new) * self.job.batch_size)
 
     def _hold(self, name: str, value: float, count: int, tell: bool = True) -> None:
+        """Raises ScriptFailed with the gate's own code; `tell` also what passed."""
         verdict = gates.judge(name, value, count, self.job.gates)
         if verdict and (tell or not verdict.ok):
             self.events.emit("gate", **asdict(verdict))
         if verdict and not verdict.ok:
             raise ScriptFailed(gates.GATES[name].code, str(verdict))
+
+
+def steps_of(state: TrainerState) -> list[dict[str, float]]:
+    """What every step logged so far, those before a resume too."""
+    return [line for line in state.log_history if "loss" in line]
 
 
 def step_values(stage: Stage, history: list[dict[str, float]]) -> dict[str, float]:

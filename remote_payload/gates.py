@@ -1,7 +1,7 @@
 """When a training is ended because its numbers say that it goes wrong: one table, and the arithmetic of its values.
 
-Pure. The callback measures what a step logs, `score` what the held-out rows say; both ask `judge`. A gate that has too
-little to go by says nothing: a small data set must not be failed by noise. NaN passes no gate.
+Pure. The callback measures what the steps log, `held_out` what the held-out rows say; both ask `judge`. A gate that has
+too little to go by says nothing: a small data set must not be failed by noise. NaN passes no gate.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ GATES = {
         Gate("loss_rise", BOTH, "step", "the least of 20 losses in medians", at_most, 1.5, 40, STEPS, Exit.DIVERGED),
         Gate("grad_norm", BOTH, "step", "the gradient norm in medians", at_most, 100.0, 20, STEPS, Exit.DIVERGED),
         Gate("first_dpo_loss", DPO, "first step", "|loss - ln 2|", at_most, 0.001, 1, STEPS, Exit.DPO_GATE),
-        Gate("reward_accuracy", DPO, "last step", "share of pairs right", at_least, 0.6, 200, PAIRS, Exit.DPO_GATE),
-        Gate("reward_margin", DPO, "last step", "the mean margin", above, 0.0, 200, PAIRS, Exit.DPO_GATE),
-        Gate("chosen_fall", DPO, "last step", "log-probability lost, share", at_most, 0.3, 200, PAIRS, Exit.DPO_GATE),
+        Gate("reward_accuracy", DPO, "after", "share of pairs right", at_least, 0.6, 200, PAIRS, Exit.DPO_GATE),
+        Gate("reward_margin", DPO, "after", "the mean margin", above, 0.0, 200, PAIRS, Exit.DPO_GATE),
+        Gate("chosen_fall", DPO, "after", "log-probability lost, share", at_most, 0.3, 200, PAIRS, Exit.DPO_GATE),
         Gate("held_out_nll", SFT, "after", "fall in nats a token", at_least, 0.02, 16, ROWS, Exit.NOT_LEARNING),
         Gate("sft_perplexity", DPO, "after", "rise of perplexity, share", at_most, 0.05, 16, ROWS, Exit.DPO_GATE),
     )

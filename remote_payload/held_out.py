@@ -47,7 +47,7 @@ def held_out(layout: Layout, job: JobFile, events: Events) -> Exit:
     adapters = models(layout, job, stage)
     scored = known(layout, job, stage)
     scored |= score_models(layout, {name: path for name, path in adapters.items() if name not in scored}, questions)
-    report(layout, job, stage, scored)
+    report(layout, stage, scored)
     judge(stage, nll_gain(scored[stage], scored[parent(job, stage)]), len(questions), job, events)
     return Exit.OK
 
@@ -99,7 +99,7 @@ def score_models(layout: Layout, adapters: Mapping[str, Path | None], questions:
     return scored
 
 
-def report(layout: Layout, job: JobFile, stage: Stage, scored: Scored) -> None:
+def report(layout: Layout, stage: Stage, scored: Scored) -> None:
     """Write scores.json and name it in the stage's result, with the figures: so it goes home with the adapter."""
     found = scores(scored, stage)
     for score in found:

@@ -36,7 +36,7 @@ TIME_SCALE = 20.0  # the market's waits and the daemon's windows, divided
 START_S = 30.0  # for the sandbox and the daemon to answer
 POLL_S = 0.25
 QUICK_ROWS = {"sft": 64, "dpo": 32}
-FOREX_ROWS = {"sft": 240, "dpo": 96, "eval": 48}
+FOREX_ROWS = {"sft": 240, "dpo": 96, "eval": 24}
 
 QUICK_SPEC = """\
 version: 1

@@ -110,10 +110,11 @@ def test_every_gate_is_documented(gate: gates.Gate) -> None:
     """Its row in training.md names the stages, the limit, what it needs and the exit code of the table."""
     row = next(line for line in DOCUMENT.read_text().splitlines() if line.startswith(f"| `{gate.name}` |"))
 
-    _, _, stages, _, _, limit, needs, code, _ = (cell.strip() for cell in row.split("|"))
+    _, _, stages, when, _, limit, needs, code, _ = (cell.strip() for cell in row.split("|"))
     assert stages == ", ".join(gate.stages)
+    assert when == {"step": "every step", "after": "after it"}.get(gate.when, gate.when)
     assert limit.split()[-1] in (f"{gate.limit:g}", "number")
-    assert needs.startswith(f"{gate.least} ")
+    assert needs.startswith(f"{gate.least} {gate.unit[:-1]}")
     assert code == str(int(gate.code))
 
 

@@ -109,6 +109,38 @@ def test_other_reference_is_refused(make_box: MakeBox) -> None:
     assert verdicts == ["verdict passed", f"verdict {int(Exit.DPO_GATE)}"]
 
 
+# Prints the codes that DPO's end gets for the pairs' share told right: before the last quarter of the first epoch of 40
+# steps, in it, and in the second epoch.
+JUDGED = """
+from types import SimpleNamespace; from pathlib import Path; from remote_payload.callback import Progress
+from remote_payload.contract import Stage; from remote_payload.layout import Layout
+from remote_payload.progress import Events; from remote_payload.script import ScriptFailed
+layout = Layout(Path().resolve())
+for early, late, again in ((0.1, 0.9, 0.1), (0.9, 0.5, 0.9)):
+    history = [
+        {"loss": 0.5, "epoch": step / 40, "rewards/margins": 0.2, "rewards/chosen": 0.1, "logps/chosen": -50.0,
+         "rewards/accuracies": early if step <= 30 else late if step <= 40 else again}
+        for step in range(1, 81)
+    ]
+    state = SimpleNamespace(global_step=80, max_steps=80, log_history=history, is_world_process_zero=True)
+    try:
+        Progress(layout, layout.read_job(), Stage.DPO, Events(layout.events), "mark").on_train_end(None, state, None)
+        print("verdict passed")
+    except ScriptFailed as failure:
+        print("verdict", int(failure.code))
+"""
+
+
+def test_dpo_is_judged_by_pairs_that_it_had_not_learned_from(make_box: MakeBox) -> None:
+    """What counts is the end of the first epoch, where each pair was scored before anything was learned from it."""
+    box = make_box(batch_size=32)
+
+    verdicts = [line for line in box.evaluate(JUDGED).splitlines() if line.startswith("verdict")]
+
+    assert verdicts == ["verdict passed", f"verdict {int(Exit.DPO_GATE)}"]
+    assert [gate["name"] for gate in box.events("gate") if not gate["ok"]] == ["reward_accuracy"]
+
+
 def test_divergence_ends_the_stage(make_box: MakeBox) -> None:
     """A loss that is no number any more is reported as such and ends the stage with exit 40."""
     box = make_box(sft=StageTraining(epochs=2, lr=1e30))
