@@ -14,7 +14,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -22,8 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from tests.chaos.ledger import commit
+from tests.simulation import coverage
 from tests.simulation.decision import __main__ as decision
 from tests.simulation.full import __main__ as full
+from tests.simulation.full import cells as full_cells
 from tests.simulation.full.simulation import aimed
 from tests.simulation.portion import Portion, portions
 
@@ -32,16 +34,17 @@ LEDGER = Path(__file__).with_name("ledger.jsonl")
 
 @dataclass(frozen=True)
 class Tier:
-    """`size`: seeds that a process takes at a time, some ten seconds of work."""
+    """`size`: seeds that a process takes at a time, some ten seconds of work; `table`: the cells that it can reach."""
 
     run: Callable[[range], Portion]
     size: int
+    table: Callable[[], Collection[Any]]
 
 
 TIERS = {
-    "decision": Tier(decision.run_range, decision.PORTION),
-    "full": Tier(full.run_range, full.PORTION),
-    "aimed": Tier(partial(full.run_range, run=aimed), full.PORTION),  # the full tier, through its cells
+    "decision": Tier(decision.run_range, decision.PORTION, coverage.cells),
+    "full": Tier(full.run_range, full.PORTION, full_cells.cells),
+    "aimed": Tier(partial(full.run_range, run=aimed), full.PORTION, full_cells.cells),  # the full tier, cell by cell
 }
 
 
@@ -58,12 +61,13 @@ def soak(tier: str, seeds: range, jobs: int, minutes: float | None) -> Portion:
 
 def entry(tier: str, first: int, whole: Portion, jobs: int, seconds: float, name: str) -> dict[str, Any]:
     """The line of the ledger. `violated` names the first invariant of every bad seed."""
+    table = TIERS[tier].table()
     return {
         "commit": name,
         "tier": tier,
         "seeds": f"{first}:{first + whole.seeds}",
         "violated": {str(seed): problem.split(":")[0].split(" ")[0] for seed, problem in whole.violations},
-        "cells": len(whole.cells),
+        "cells": f"{len(whole.cells & set(table))}/{len(table)}",
         "seconds": round(seconds),
         "jobs": jobs,
         "date": datetime.now(UTC).date().isoformat(),
@@ -90,6 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes; one a core by default")
     parser.add_argument("--minutes", type=float, help="take no more seeds after so long")
     parser.add_argument("--record", action="store_true", help="add the line to the ledger; it is printed in any case")
+    parser.add_argument("--missing", action="store_true", help="list every cell that was not reached")
     parser.add_argument("--commit", help="what is run, where git cannot say it")
     asked = parser.parse_args(arguments)
     name = asked.commit or commit("tests/simulation")
@@ -99,9 +104,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     seconds = time.monotonic() - begun
     line = json.dumps(entry(asked.tier, seeds.start, whole, asked.jobs, seconds, name))
     print(line)
-    print(
-        f"{whole.seeds} seeds, {len(whole.violations)} bad, {whole.seeds / seconds / asked.jobs:.2f} a second and core"
-    )
+    if asked.missing:
+        print(*sorted(" | ".join(cell) for cell in set(TIERS[asked.tier].table()) - whole.cells), sep="\n")
+    speed = whole.seeds / seconds / asked.jobs
+    print(f"{whole.seeds} seeds, {len(whole.violations)} bad, {speed:.2f} a second and process")
     if asked.record:
         with LEDGER.open("a", encoding="utf-8") as ledger:
             ledger.write(line + "\n")

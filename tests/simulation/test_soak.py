@@ -20,7 +20,7 @@ def pretended(seeds: range) -> Portion:
 @pytest.fixture
 def ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(soak, "LEDGER", tmp_path / "ledger.jsonl")
-    monkeypatch.setitem(soak.TIERS, "decision", soak.Tier(pretended, 5))
+    monkeypatch.setitem(soak.TIERS, "decision", soak.Tier(pretended, 5, lambda: [0, 1]))
     return tmp_path / "ledger.jsonl"
 
 
@@ -30,9 +30,8 @@ def test_a_line_says_what_was_run(ledger: Path) -> None:
 
     line = json.loads(ledger.read_text())
     assert code == 1
-    assert (line["commit"], line["tier"], line["seeds"], line["violated"]) == (
-        "abc", "decision", "0:20", {"7": "I3", "17": "I3"},
-    )  # fmt: skip
+    assert (line["commit"], line["tier"], line["seeds"], line["cells"]) == ("abc", "decision", "0:20", "1/2")
+    assert line["violated"] == {"7": "I3", "17": "I3"}
 
 
 def test_nothing_is_recorded_unasked(ledger: Path) -> None:
