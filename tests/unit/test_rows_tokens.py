@@ -13,7 +13,7 @@ from daemon.errors import SpecError
 from daemon.rows import tokens
 from daemon.rows.canonical import read
 from daemon.rows.shapes import BadRow
-from daemon.rows.tokenizer import folder_of
+from daemon.rows.tokenizer import Tokenizer, folder_of
 from daemon.rows.tokens import Counter
 
 NANO = Path(tokens.__file__).parents[1] / "sandbox/models/nano"
@@ -53,6 +53,7 @@ def test_what_is_counted(counter):
     rose, fell = (counter.length({"prompt": [USER], "completion": [answer]}) for answer in (ROSE, FELL))
     plain = counter.length({"text": "The euro rose."})
 
+    assert plain == Tokenizer(NANO).count("The euro rose.", special=True) + 1
     assert rose < fell == counter.length({"prompt": [USER], "chosen": [ROSE], "rejected": [FELL]})
     assert counter.length({"prompt": "The euro", "completion": " rose."}) == plain
     assert counter.length({"messages": [USER, ROSE], "tools": None}) == rose
