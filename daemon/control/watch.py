@@ -39,7 +39,10 @@ class Seen:
 
 
 def away_limit_s(hold: int, price_per_hour: int) -> float:
-    """How long a box stands idle and uncalled before it stops itself: what `limits.hold` pays for, never just a gap."""
+    """How long a box stands idle and uncalled before it stops itself: as long as `limits.hold` pays for.
+
+    But never so short that one call which comes late would be an absence.
+    """
     return max(hold / max(price_per_hour, 1) * 3600, 3 * CALL_S)
 
 

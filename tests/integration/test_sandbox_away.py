@@ -13,6 +13,7 @@ from daemon.box import challenge, onstart
 from daemon.settings import Image
 
 LIMIT_S = 2.0
+PATIENCE_S = 120.0
 IMAGE = Image("light", "homeport", "bin/python", 0.0)
 
 
@@ -33,9 +34,9 @@ async def test_a_machine_that_nobody_calls_stops_itself(market: SandboxProcess) 
         asked = [r for r in await market.journal() if r["path"] == stops and r["body"] == {"state": "stopped"}]
         return len(asked) == times and await market.status(instance) == "exited"
 
-    await until(lambda: stopped_itself(1))
+    await until(lambda: stopped_itself(1), PATIENCE_S)
     assert (await market.put(instance, state="running"))["success"]
-    await until(lambda: stopped_itself(2))
+    await until(lambda: stopped_itself(2), PATIENCE_S)
 
     log = (market.home(instance) / "homeport/run/log.txt").read_text()
     assert log.splitlines() == ["away: nobody calls; stopping this instance, its disk is kept"] * 2
