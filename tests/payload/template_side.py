@@ -11,7 +11,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import SFTConfig, SFTTrainer
 
 from remote_payload import reasoning, templates, tokens
 
@@ -50,6 +52,21 @@ def delivered(name: str) -> dict[str, Any]:
     return found
 
 
+def beyond_ours(name: str, row: dict[str, Any]) -> str | None:
+    """What TRL's own SFTTrainer trains of a row after everything that we train; None where the rest differs."""
+    tokenizer = AutoTokenizer.from_pretrained("model")
+    tokenizer.chat_template = shipped(name)
+    settings = SFTConfig(output_dir="trl", use_cpu=True, bf16=False, report_to=[], disable_tqdm=True)
+    model = AutoModelForCausalLM.from_pretrained("model")
+    dataset = Dataset.from_list([row])
+    (theirs,) = SFTTrainer(model=model, args=settings, train_dataset=dataset, processing_class=tokenizer).train_dataset
+    (ours,) = tokens.whole_samples(tokenizer, [row], "keep")
+    length = len(ours.ids)
+    if (theirs["input_ids"][:length], theirs["labels"][:length]) != (ours.ids, ours.labels):
+        return None
+    return str(tokenizer.decode(theirs["input_ids"][length:]))
+
+
 def shipped(name: str) -> str:
     return (importlib.resources.files("trl") / "chat_templates" / f"{name}.jinja").read_text()
 
@@ -59,6 +76,7 @@ print(
     json.dumps(
         {
             "cases": [answer(*case) for case in asked["cases"]],
+            "beyond ours": [beyond_ours(*case) for case in asked["trl"]],
             "delivered": {name: delivered(name) for name in asked["delivered"]},
         }
     )

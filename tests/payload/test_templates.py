@@ -86,6 +86,9 @@ PAIRS: list[tuple[str, str, list[dict[str, Any]], Any]] = [
     (R1, "auto", [PLAIN_PAIR], "0 of 2 answers hold <think> reasoning"),
     ("qwen3", "auto", [PAIR], [TURNS]),
 ]  # fmt: skip
+# Template, row, and what TRL's own trainer trains of it beyond what we do: a line end that nobody generates.
+ASKED = {"prompt": [UP], "completion": [YES]}
+TRL = [("llama3", ASKED, ""), ("qwen2_5", ASKED, "\n"), ("llama3", {"prompt": "up?", "completion": " yes"}, "")]
 OPENING = [R1, V3, "nemotron_3_nano", "qwen3_5_think"]
 
 
@@ -95,7 +98,9 @@ def found(box_python: Path, warm: Path, tiny_model: Path, tmp_path_factory: pyte
     root = tmp_path_factory.mktemp("templates") / "box"
     box = build_box(root, box_python, warm, tiny_model, sft_rows(1), dpo_rows(1))
     cases = [[*row[:3], "sft"] for row in TABLE] + [[*row[:3], "dpo"] for row in PAIRS]
-    (root / "cases.json").write_text(json.dumps({"cases": cases, "delivered": OPENING}))
+    (root / "cases.json").write_text(
+        json.dumps({"cases": cases, "delivered": OPENING, "trl": [case[:2] for case in TRL]})
+    )
     return dict(json.loads(box.evaluate(Path(__file__).with_name("template_side.py").read_text())))
 
 
@@ -118,6 +123,11 @@ def test_delivered_without_opening(found: dict[str, Any], name: str) -> None:
     assert made["none prompt"] == made["shipped prompt"].removesuffix("<think>\n")
     assert made["none prompt"] != made["shipped prompt"]
     assert made["none turn"] == made["shipped turn"]
+
+
+def test_ids_and_labels_are_trls(found: dict[str, Any]) -> None:
+    """Token for token what TRL's trainer makes of the row itself, the line end after the last turn apart."""
+    assert found["beyond ours"] == [beyond for _, _, beyond in TRL]
 
 
 def test_every_choice_is_explained() -> None:
