@@ -35,6 +35,9 @@ def objections(folder: Path, model: str, lora: Lora | None) -> Iterator[str]:
     except ValueError as error:
         yield f"{CONFIG} is not JSON: {error}"
         return
+    if not isinstance(config, dict):
+        yield f"{CONFIG} is not a JSON object"
+        return
     yield from adapters.strangeness(config)
     yield from adapters.base_problems(config, model)
     if lora is not None:

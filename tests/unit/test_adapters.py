@@ -74,8 +74,14 @@ def test_settings_must_fit_the_job(tmp_path: Path, settings: dict[str, Any], mod
 
 
 def test_what_is_no_adapter_is_named(tmp_path: Path) -> None:
-    """A folder without the two files of PEFT is no adapter."""
-    assert list(adapter.objections(tmp_path, "o/Base-7B", LORA)) == [f"{WEIGHTS} and {CONFIG} missing in {tmp_path}"]
+    """A folder without the two files of PEFT is no adapter, nor is one whose settings are none."""
+    missing = list(adapter.objections(tmp_path, "o/Base-7B", LORA))
+    (tmp_path / WEIGHTS).touch()
+    (tmp_path / CONFIG).write_text("[]")
+    unreadable = list(adapter.objections(tmp_path, "o/Base-7B", LORA))
+
+    assert missing == [f"{WEIGHTS} and {CONFIG} missing in {tmp_path}"]
+    assert unreadable == [f"{CONFIG} is not a JSON object"]
 
 
 @pytest.mark.parametrize(
