@@ -9,16 +9,22 @@ import sys
 from typing import Any
 
 from datasets import Dataset
+from peft import PeftModel
 from trl import DPOConfig, DPOTrainer
+from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-from remote_payload import fingerprint, script, tokens, training
+from remote_payload import fingerprint, script, speed, tokens, training
 from remote_payload.contract import Exit, JobFile, Stage
 from remote_payload.layout import Layout
+from remote_payload.packing import PairSteps
 from remote_payload.progress import Events
 from remote_payload.ranks import Rank
+from remote_payload.recompute import Room
 from remote_payload.rows import read_dpo
 from remote_payload.script import ScriptFailed
+from remote_payload.steps import PackedDPO
 from remote_payload.tokenizer import load_tokenizer
+from remote_payload.tokens import Pair
 
 
 class PairTrainer(DPOTrainer):  # type: ignore[misc]  # trl is untyped
@@ -31,13 +37,26 @@ class PairTrainer(DPOTrainer):  # type: ignore[misc]  # trl is untyped
 def dpo(layout: Layout, job: JobFile, events: Events) -> Exit:
     if job.dpo is None or job.dpo_data is None:
         raise ScriptFailed(Exit.BAD_CONFIG, "job.json asks for DPO without its settings or data")
-    settings = training.arguments(layout, job, Stage.DPO, job.dpo)
     tokenizer = load_tokenizer(layout)
     pairs = tokens.pairs(tokenizer, read_dpo(layout, job.dpo_data).rows, job)
     parent = layout.parent(job, Stage.DPO)
-    trainer = PairTrainer(
-        model=training.attach_adapter(training.load_base(layout, job), job, parent),
-        args=DPOConfig(**settings, beta=job.dpo.beta, loss_type=["sigmoid"]),
+    model = training.attach_adapter(training.load_base(layout, job), job, parent)
+    longest = max(len(pair.prompt) + len(pair.chosen) + len(pair.rejected) for pair in pairs)
+    room = speed.quicken(model, job, longest, training.remembered_micro_batch(layout, Stage.DPO))
+    settings = training.arguments(layout, job, Stage.DPO, job.dpo, room) | {"beta": job.dpo.beta}
+    trainer = make_trainer(model, tokenizer, pairs, settings, room)
+    mark = fingerprint.of(layout, job, job.dpo, job.dpo_data.sha256, parent, Rank.own().size)
+    return training.train(trainer, layout, job, Stage.DPO, events, mark)
+
+
+def make_trainer(
+    model: PeftModel, tokenizer: Any, pairs: list[Pair], settings: dict[str, Any], room: Room | None
+) -> DPOTrainer:
+    padded = DataCollatorForPreference(tokenizer.pad_token_id)
+    return (PackedDPO if room else PairTrainer)(
+        model=model,
+        args=DPOConfig(**settings, loss_type=["sigmoid"]),
+        data_collator=PairSteps(padded, room.tokens) if room else padded,
         train_dataset=Dataset.from_dict(
             {
                 "prompt_ids": [p.prompt for p in pairs],
@@ -47,8 +66,6 @@ def dpo(layout: Layout, job: JobFile, events: Events) -> Exit:
         ),
         processing_class=tokenizer,
     )
-    mark = fingerprint.of(layout, job, job.dpo, job.dpo_data.sha256, parent, Rank.own().size)
-    return training.train(trainer, layout, job, Stage.DPO, events, mark)
 
 
 if __name__ == "__main__":

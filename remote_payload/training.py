@@ -21,6 +21,7 @@ from remote_payload.fingerprint import Fingerprint
 from remote_payload.layout import Layout
 from remote_payload.progress import Events
 from remote_payload.ranks import Rank
+from remote_payload.recompute import Room
 from remote_payload.script import ScriptFailed
 
 
@@ -79,12 +80,17 @@ def attach_adapter(model: Any, job: JobFile, adapter: Path | None) -> PeftModel:
     return peft
 
 
-def arguments(layout: Layout, job: JobFile, stage: Stage, training: StageTraining) -> dict[str, Any]:
-    """The settings SFTConfig and DPOConfig have in common."""
+def arguments(
+    layout: Layout, job: JobFile, stage: Stage, training: StageTraining, room: Room | None = None
+) -> dict[str, Any]:
+    """The settings SFTConfig and DPOConfig have in common; `room` is what a forward may take on the fast way."""
     on_card = device() == "cuda"
     rank = Rank.own()
     share = placement.share(job.batch_size, rank.size)
-    micro = placement.micro_batch(share, remembered_micro_batch(layout, stage) or job.micro_batch_size, device())
+    if room:
+        micro = share  # the loader's batch is a whole step; the trainer cuts it into rows by their tokens
+    else:
+        micro = placement.micro_batch(share, remembered_micro_batch(layout, stage) or job.micro_batch_size, device())
     accumulated = share // micro
     if rank.is_first:
         print(f"{stage}: global batch {job.batch_size} = {rank.size} x {micro} x {accumulated} accumulated", flush=True)
@@ -99,16 +105,20 @@ def arguments(layout: Layout, job: JobFile, stage: Stage, training: StageTrainin
         "warmup_steps": 0.03,  # below 1 it is a share of the steps
         "max_grad_norm": 1.0,
         "optim": "adamw_torch_fused" if on_card else "adamw_torch",
-        "bf16": on_card,
+        # Without autocast everything is bf16 but what rounds by itself: the fused adapter and the kernels' insides.
+        "bf16": on_card and not (room and job.lora.dropout == 0),
         "use_cpu": not on_card,
-        "activation_checkpointing": on_card,  # it buys card memory for time; a CPU run is small and short of time
+        # It buys card memory for time; a CPU run is small and short of time.
+        "activation_checkpointing": room.recompute if room else on_card,
         "activation_checkpointing_kwargs": {"use_reentrant": False},  # the reentrant kind loses gradients of LoRA
         "save_strategy": "steps",
         "save_steps": job.checkpoint_every,
         "save_total_limit": None,  # only sealed checkpoints may be counted, so the callback prunes
         "logging_steps": 1,
         "logging_nan_inf_filter": False,  # it would print a NaN as 0.0
-        "include_num_input_tokens_seen": "non_padding",
+        # The next step is packed and pinned while the card works; a CPU has nothing to spare for it.
+        "dataloader_num_workers": 1 if on_card else 0,
+        "include_num_input_tokens_seen": "all" if room else "non_padding",  # packed rows have no padding
         "seed": job.seed,
         "data_seed": job.seed,
         "ddp_backend": None if on_card or rank.size == 1 else "gloo",
@@ -134,9 +144,11 @@ def train(trainer: Any, layout: Layout, job: JobFile, stage: Stage, events: Even
     try:
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     except torch.OutOfMemoryError as error:
-        halved = max(1, trainer.args.per_device_train_batch_size // 2)
+        tokens = getattr(trainer.data_collator, "limit", None)  # on the fast way
+        halved = max(1, (tokens or trainer.args.per_device_train_batch_size) // 2)
         contract.write_whole(_micro_batch_file(layout, stage), str(halved))
-        raise ScriptFailed(Exit.OUT_OF_MEMORY, f"out of card memory; next try with {halved} rows a forward") from error
+        less = f"{halved} {'tokens' if tokens else 'rows'} a forward"
+        raise ScriptFailed(Exit.OUT_OF_MEMORY, f"out of card memory; next try with {less}") from error
     collective.leave()
     if trainer.state.global_step < trainer.args.max_steps:
         return Exit.STOPPED
@@ -192,6 +204,7 @@ def planned_steps(layout: Layout, stage: Stage) -> int:
 
 
 def remembered_micro_batch(layout: Layout, stage: Stage) -> int | None:
+    """What a forward may take since memory was short: rows, or tokens on the fast way."""
     file = _micro_batch_file(layout, stage)
     return int(file.read_text()) if file.exists() else None
 
