@@ -75,6 +75,7 @@ def test_a_lasting_rise_is_seen() -> None:
 
     assert loss_rise(calm + [1.6] * 20, floor=0.01) == pytest.approx(1.6)
     assert loss_rise(calm + [9.0] * 19, floor=0.01) == 1.0
+    assert loss_rise([1.0] * 20 + [1.6] * 20, floor=0.01) == pytest.approx(1.6)  # the median is of those before
     assert loss_rise([5.0] * 20, floor=0.01) == 1.0
 
 
