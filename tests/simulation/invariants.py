@@ -31,7 +31,7 @@ INVARIANTS = tuple(
         ("I8", "the state goes back only by a person's retry or by a lost artifact", "decision, full"),
         ("I9", "replaying the events yields state, hold and attempt", "full"),
         ("I10", "recorded cost never falls, and is never below the market's by more than 1 %", "decision, full"),
-        ("I11", "a hold, and an absence, cost limits.hold beyond the work at most", "decision"),
+        ("I11", "a hold, and an absence, cost limits.hold beyond the work at most", "decision, full"),
         ("I12", "nothing is written or sent under an old epoch", "full"),
         ("I13", "no account-wide secret leaves for a box, a log or an event",
          "full, tests/integration/test_vast.py"),

@@ -151,7 +151,7 @@ MUTANTS: tuple[Mutant, ...] = (
     # -- letting go
     _mutant(
         "gone without asking",
-        "F4 F5",
+        "F4 F13",
         "full",
         "an error of show-one is taken for its null",
         (

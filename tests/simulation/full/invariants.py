@@ -37,6 +37,7 @@ CHECKED: dict[str, str] = {
     "I8": "commit: a state that went backwards without the person or a lost artifact",
     "I9": "end: events that do not yield the row",
     "I10": "end: a lease that counts less than the market billed",
+    "I11": "listing: a start that was only queued and left so",
     "I12": "wire: a request of a life that was overtaken",
     "I13": "end: a key of an instance in the daemon's files",
     "I14": "wire: a nonce sent to two machines, or a stage of one attempt under two nonces",
@@ -51,7 +52,7 @@ CHECKED: dict[str, str] = {
     "I24": "sweep",
 }
 GONE_SPAN_S = 30.0
-PASSES, PASS_S = 4, 30.0  # until a LOST machine must have been told; between two passes of reconcile at most
+PASSES, PASS_S = 4, 30.0  # until a machine must have been told to stop; between two passes of reconcile at most
 ABSENT_LISTINGS, ABSENT_SPAN_S = 5, 600.0 - 30.0  # the interval in which it was sent counts whole
 
 
@@ -84,8 +85,8 @@ class _Sent:
 
 
 @dataclass(frozen=True)
-class _Running:
-    """A LOST machine that listings show running: since when, how many of them, and whether it was told to end."""
+class _ToStop:
+    """A machine that must be stopped: since when listings show it, how many of them, and whether it was told."""
 
     since: float
     looks: int = 0
@@ -108,7 +109,7 @@ class Witness:
         self._gone: set[int] = set()
         self._absences: dict[int, _Absence] = {}
         self._sent: dict[str, _Sent] = {}  # creates, by label: a backup keeps what was seen before it
-        self._running: dict[int, _Running] = {}  # LOST machines, by id
+        self._to_stop: dict[int, _ToStop] = {}  # by instance
         self._started: dict[str, int] = {}  # the machine, by nonce
         self._nonces: dict[tuple[str, int, str], str] = {}  # by job, attempt and stage
         self._connection: sqlite3.Connection | None = None
@@ -172,8 +173,8 @@ class Witness:
                 self.accuse("I6", "a create without a committed intent")
         if what in ("create", "stage_start") and self.sim.person.cancelled:
             self.accuse("I19", f"{what} after the job was cancelled")
-        if what in ("stop", "destroy") and (running := self._running.get(instance)) is not None:
-            self._running[instance] = replace(running, told=True)
+        if what in ("stop", "destroy") and (known := self._to_stop.get(instance)) is not None:
+            self._to_stop[instance] = replace(known, told=True)
         if what == "stage_start":
             self._starts_once(nonce, instance)
         if what == "destroy":
@@ -202,15 +203,16 @@ class Witness:
 
     # -- at every trusted listing
 
-    def listed(self, running: set[int]) -> None:
-        """A LOST machine that runs is stopped in the pass that sees it; `PASSES` are forgiven for other listings."""
+    def listed(self, running: set[int], queued: set[int]) -> None:
+        """What runs and is LOST, and what a start only queued, is stopped at once; some `PASSES` are forgiven."""
         now = self.sim.loop.time()
         lost = {row["instance_id"] for row in self._rows("SELECT instance_id FROM leases WHERE state = 'LOST'")}
-        self._running = {number: self._running.get(number, _Running(now)) for number in lost & running}
-        for number, known in self._running.items():
-            self._running[number] = replace(known, looks=known.looks + 1)
+        self._to_stop = {number: self._to_stop.get(number, _ToStop(now)) for number in lost & running | queued}
+        for number, known in self._to_stop.items():
+            self._to_stop[number] = replace(known, looks=known.looks + 1)
             if not known.told and known.looks >= PASSES and now - known.since > PASSES * PASS_S:
-                self.accuse("I3", f"{number} is LOST and runs, and was not stopped in {known.looks} listings")
+                invariant, what = ("I11", "is queued for a start") if number in queued else ("I3", "is LOST and runs")
+                self.accuse(invariant, f"{number} {what}, and was not stopped")
 
     # -- at every commit
 
@@ -307,6 +309,8 @@ class Witness:
                 self._absences[number] = _Absence(count, looks, now if known.count == 0 else known.first_at)
             if gone and number not in self._gone and count >= 2 and now - known_first(known, now) < GONE_SPAN_S - 2:
                 self.accuse("I16", f"{number} is GONE {now - known_first(known, now):.0f} s after it was first missed")
+            if gone and number not in self._gone and self.sim.market.machines[number].is_shown:
+                self.accuse("I16", f"{number} is GONE, and the market shows it to who asks by its id")
             (self._gone.add if gone else self._gone.discard)(number)
 
     def _refused_by_the_market(self) -> None:

@@ -17,6 +17,7 @@ from daemon.artifacts.verify import Depth, Report, Say
 from daemon.clock import SteadyClock
 from daemon.control.commands import Commands
 from daemon.control.operate import Operator
+from daemon.control.wake import Wakefulness
 from daemon.control.world import World
 from daemon.errors import Fenced
 from remote_payload.contract import Manifest
@@ -28,6 +29,11 @@ if TYPE_CHECKING:
 
 
 ADDRESSES = frozenset({"192.0.2.7"})  # ours towards the world; not those of the computer that simulates
+
+
+def _may_sleep(why: str) -> platform.KeptAwake:
+    """The true one starts a process, which ends in the time of this computer: no seed would replay."""
+    raise OSError("a simulated workstation may sleep")
 
 
 class Daemon:
@@ -47,6 +53,7 @@ class Daemon:
         world = World(self.database, operator, clock, settings, self._notify, sim.boxes.connect, prover(sim))
         supervisor = supervise(world)
         supervisor.addresses = lambda: ADDRESSES
+        supervisor.wakefulness = Wakefulness(_may_sleep)
         supervisor.knock = _answers
         self.commands = Commands(world, supervisor.changed)
         try:

@@ -29,7 +29,8 @@ class Machine:
     queued: bool = False
     ended_at: float | None = None
     ends_at: float | None = None  # a destroy that lingers
-    hidden_until: float = 0.0
+    hidden_until: float = 0.0  # for listings and for who asks by its id
+    unlisted_until: float = 0.0  # for listings alone
     listed_from: float = 0.0
     offline_until: float = 0.0
     port: int = 22_000
@@ -120,6 +121,9 @@ class Machine:
     def hide(self, seconds: float) -> None:
         self.hidden_until = self.sim.clock.boot() + seconds
 
+    def unlist(self, seconds: float) -> None:
+        self.unlisted_until = self.sim.clock.boot() + seconds
+
     def power_off(self) -> None:
         self.advance()
         self.sim.boxes.box(self.id).reboot()  # what ran until now is on its disk
@@ -155,9 +159,14 @@ class Machine:
     def is_listed(self, behind_s: float) -> bool:
         now = self.sim.clock.boot()
         self.advance()
-        if now < max(self.hidden_until, self.listed_from) or self.created > now - behind_s:
+        if now < max(self.hidden_until, self.unlisted_until, self.listed_from) or self.created > now - behind_s:
             return False
         return self.ended_at is None or self.ended_at > now - behind_s
+
+    @property
+    def is_shown(self) -> bool:
+        """To who asks by its id."""
+        return self.is_there and self.sim.clock.boot() >= max(self.hidden_until, self.listed_from)
 
     def as_listed(self, behind_s: float) -> Instance:
         self.advance()

@@ -85,13 +85,13 @@ class FakeMarket:
         behind_s = self.sim.chance.choice((5.0, 20.0, 60.0)) if sky.strikes("listing behind") else 0.0
         shown = [m for m in self.machines.values() if m.is_listed(behind_s)]
         self.given.append(Given(self.sim.clock.boot(), True, frozenset(m.id for m in shown)))
-        self.sim.witness.listed({m.id for m in shown if m.runs})
+        self.sim.witness.listed({m.id for m in shown if m.runs}, {m.id for m in shown if m.queued})
         return Listing(True, tuple(m.as_listed(behind_s) for m in shown), credit=self.credit)
 
     async def show(self, instance_id: int) -> Instance | None:
         def look() -> Instance | None:
             machine = self.machines.get(instance_id)
-            return machine.as_listed(0.0) if machine is not None and machine.is_listed(0.0) else None
+            return machine.as_listed(0.0) if machine is not None and machine.is_shown else None
 
         return await self._read("show", look)
 
@@ -253,6 +253,6 @@ class FakeMarket:
         now = self.sim.clock.boot()
         for machine in self.machines.values():
             machine.advance()
-            machine.hidden_until = machine.offline_until = 0.0
+            machine.hidden_until = machine.unlisted_until = machine.offline_until = 0.0
             machine.listed_from = min(machine.listed_from, now)
             self.sim.boxes.box(machine.id).silent_until = 0.0

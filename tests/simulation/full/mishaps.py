@@ -133,7 +133,7 @@ MISHAPS: dict[str, Callable[[Simulation], bool | None]] = {
     "model deleted": model_deleted,
     "console destroys": _to_machine(lambda sim, m: m.end()),
     "console stops": _to_machine(lambda sim, m: m.power_off()),
-    "vanishes": _to_machine(lambda sim, m: m.hide(sim.chance.choice((20.0, 90.0, 900.0, 30_000.0)))),
+    "vanishes": _to_machine(lambda sim, m: m.unlist(sim.chance.choice((20.0, 90.0, 900.0, 30_000.0)))),
     "label edited": _to_machine(label_edited),
     "restored": restored,
     "person": person,

@@ -108,7 +108,13 @@ def _machine_and_open_create(w: Ended) -> None:
 def _lost_runs_on(w: Ended) -> None:
     w.spoil("UPDATE leases SET state = 'LOST'")
     for _ in range(6):
-        w.sim.witness.listed({RENTED})
+        w.sim.witness.listed({RENTED}, set())
+        w.sim.clock.run_until(w.sim.clock.mono() + 31.0)
+
+
+def _start_left_queued(w: Ended) -> None:
+    for _ in range(6):
+        w.sim.witness.listed(set(), {RENTED})
         w.sim.clock.run_until(w.sim.clock.mono() + 31.0)
 
 
@@ -192,6 +198,14 @@ def _gone_too_soon(w: Ended) -> None:
     w.sim.witness.committed()
 
 
+def _gone_and_shown(w: Ended) -> None:
+    w.spoil("UPDATE leases SET state = 'LIVE', absent_count = 0")
+    w.sim.witness.committed()
+    w.comes_back()
+    w.spoil("UPDATE leases SET state = 'GONE'")
+    w.sim.witness.committed()
+
+
 def _absent_too_soon(w: Ended) -> None:
     w.sim.witness.committed()
     w.sim.market.given += [Given(w.sim.clock.boot(), True, frozenset())] * 9
@@ -257,12 +271,14 @@ FIRES: tuple[tuple[str, Callable[[Ended], None]], ...] = (
     ("I8", _backwards),
     ("I9", _events_say_otherwise),
     ("I10", _too_cheap),
+    ("I11", _start_left_queued),
     ("I12", _overtaken),
     ("I13", _key_in_a_file),
     ("I14", _nonce_on_two_machines),
     ("I14", _two_nonces_of_a_stage),
     ("I15", _done_nowhere),
     ("I16", _gone_too_soon),
+    ("I16", _gone_and_shown),
     ("I16", _absent_too_soon),
     ("I16", _absent_unseen),
     ("I16", _refused_by_nobody),
