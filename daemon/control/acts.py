@@ -414,7 +414,7 @@ class Acts:
         with_key = own_key(self.world.settings.paths.ssh_key)
         try:
             await self.world.operator.market.attach_key(s.lease.instance_id, with_key)
-        except MarketError as error:
+        except (MarketError, CredentialsRefused) as error:
             log.info("key.not_attached", job=self.job_id, error=str(error))
 
     def tell(self, title: str, text: str) -> None:

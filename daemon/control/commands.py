@@ -162,7 +162,10 @@ class Commands:
             if row.hold_reason is HoldReason.BUDGET:
                 raise Refused(f"limits.cost of job {row.id} is spent", hint=f"jobctl cancel {row.id}")
             artifacts.void_tokens(c, row.id, self._now)
-            if row.hold_reason is HoldReason.GONE and leases.live(c, row.id) is None:  # it may have come back
+            # What a restored database calls not begun may have begun on a machine that it never knew: other nonces.
+            anew = row.hold_reason is HoldReason.RESTORED and row.state is JobState.QUEUED
+            anew = anew or row.hold_reason is HoldReason.GONE
+            if anew and leases.live(c, row.id) is None:  # it may have come back
                 self._again(c, row, by, keep=False, fresh=True)
                 return
             jobs.release(c, row, self._now, self._database.epoch, by=by)

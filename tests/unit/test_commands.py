@@ -28,7 +28,10 @@ def database(tmp_path: Path) -> Iterator[Database]:
 
 
 def commands(database: Database) -> Commands:
-    return Commands(SimpleNamespace(database=database, clock=ManualClock()), lambda job: None)  # type: ignore[arg-type]
+    world = SimpleNamespace(
+        database=database, clock=ManualClock(), mirror_folder=lambda job: database.path.with_name(job)
+    )
+    return Commands(world, lambda job: None)  # type: ignore[arg-type]
 
 
 def job(database: Database) -> Job:
@@ -67,6 +70,19 @@ async def test_a_hold_that_answers_a_cancel_ends_it(database: Database, answer: 
     hold(database, answer)
 
     assert job(database).wish is None
+
+
+@pytest.mark.parametrize("rents", [True, False])
+async def test_after_a_restore_no_stage_is_begun_again_elsewhere(database: Database, rents: bool) -> None:
+    """Under its old nonce it may run on a machine that the backup never knew; on the one it knows nothing changes."""
+    if not rents:
+        with database.write() as c:
+            add_lease(c)
+    hold(database, HoldReason.RESTORED)
+
+    await commands(database).resume(JOB, "me")
+
+    assert job(database).attempt == (2 if rents else 1)
 
 
 async def test_a_destroy_that_is_out_is_waited_for(database: Database) -> None:
