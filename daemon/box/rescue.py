@@ -107,16 +107,19 @@ async def _list(contact: Contact, remote: str, only: tuple[str, ...]) -> list[_W
         if seen > contract.MAX_FILES:
             raise TransferFailed(f"{contact.name}: {remote} has more than {contract.MAX_FILES} entries")
         files: dict[str, int] = {}
+        below: list[PurePosixPath] = []
         for entry in entries:
             name = str(entry.filename)
             if name in (".", ".."):
                 continue
             path = here / contract.checked_path(name).name
             if entry.attrs.type == asyncssh.FILEXFER_TYPE_DIRECTORY and len(path.parts) <= MAX_DEPTH:
-                folders.append(path)
+                below.append(path)
             elif entry.attrs.type == asyncssh.FILEXFER_TYPE_REGULAR:
                 files[name] = entry.attrs.size or 0
         found += await _choose(contact, remote, here, files, only)
+        if not _is_checkpoint(remote, here):  # whose own manifest names what lies below it, or it is not finished
+            folders.extend(below)
     return found
 
 
@@ -126,7 +129,7 @@ async def _choose(
     """Of one folder: what a checkpoint's manifest names, or, where there is none, every file as it is now."""
     chosen = {name: size for name, size in files.items() if not only or name.endswith(only)}
     if contract.CHECKPOINT_MANIFEST not in files:
-        unfinished = here.name.startswith("checkpoint-") or PurePosixPath(remote, here).name.startswith("checkpoint-")
+        unfinished = _is_checkpoint(remote, here)
         return [] if unfinished else [_Wanted(here / name, size, None) for name, size in chosen.items()]
     text = await contact.read_whole(f"{remote}/{here}/{contract.CHECKPOINT_MANIFEST}")
     if text is None:
@@ -136,6 +139,10 @@ async def _choose(
         _Wanted(here / path, file.size, file.sha256) for path, file in promised if not only or path.name.endswith(only)
     ]
     return [*named, _Wanted(here / contract.CHECKPOINT_MANIFEST, len(text), hashlib.sha256(text).hexdigest())]
+
+
+def _is_checkpoint(remote: str, here: PurePosixPath) -> bool:
+    return PurePosixPath(remote, here).name.startswith("checkpoint-")
 
 
 async def _carry(

@@ -18,7 +18,7 @@ from daemon.errors import TransferFailed
 from remote_payload import contract
 from remote_payload.contract import Checkpoint, Done, Output, Phase, Stage, Status
 
-FILES = {"adapter_model.safetensors": b"weights", "optimizer.pt": b"opaque here"}
+FILES = {"adapter_model.safetensors": b"weights", "optimizer.pt": b"opaque here", "ref/adapter.bin": b"DPO has one"}
 
 
 @asynccontextmanager
@@ -51,6 +51,7 @@ def train(there: LoopbackBox, step: int) -> PurePosixPath:
     folder.mkdir(parents=True)
     contents = {name: content + str(step).encode() for name, content in FILES.items()}
     for name, content in contents.items():
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(content)
     whole = Checkpoint(Stage.SFT, step, "print", [output(name, content) for name, content in contents.items()])
     (folder / contract.CHECKPOINT_MANIFEST).write_text(contract.dump(whole))
