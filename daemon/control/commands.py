@@ -21,6 +21,7 @@ from daemon.control.adapters import Adapter
 from daemon.control.attempts import begin_again
 from daemon.control.homecoming import base_identity
 from daemon.control.jobfile import hub_name, model_folder
+from daemon.control.mirror import Mirror
 from daemon.control.world import World
 from daemon.domain import ids
 from daemon.domain.holds import HOLDS, HoldReason
@@ -166,7 +167,7 @@ class Commands:
             anew = row.hold_reason is HoldReason.RESTORED and row.state is JobState.QUEUED
             anew = anew or row.hold_reason is HoldReason.GONE
             if anew and leases.live(c, row.id) is None:  # it may have come back
-                self._again(c, row, by, keep=False, fresh=True)
+                self._again(c, row, by, fresh=False)
                 return
             jobs.release(c, row, self._now, self._database.epoch, by=by)
 
@@ -182,15 +183,17 @@ class Commands:
             runs = [run.stage for run in stages.of_attempt(c, row)]
             if stage is not None and stage.upper() not in runs:
                 raise Refused(f"{stage!r} is not a stage of job {row.id}", hint=f"--from {'|'.join(runs).lower()}")
-            self._again(c, row, by, keep=True, fresh=stage is not None, redo=stage.upper() if stage else None)
+            self._again(c, row, by, fresh=stage is not None, redo=stage.upper() if stage else None)
 
         return self._change(job, act)
 
-    def _again(self, c: Connection, row: Job, by: str, *, keep: bool, fresh: bool, redo: str | None = None) -> None:
+    def _again(self, c: Connection, row: Job, by: str, *, fresh: bool, redo: str | None = None) -> None:
+        """A new attempt. Finished stages before `redo` stay: on the machine, or, when that is gone, from the mirror."""
         runs = stages.of_attempt(c, row)
         names = [run.stage for run in runs]
         upto = names.index(redo) if redo else len(names)
-        kept = [run for run in runs[:upto] if run.done_json] if keep and leases.live(c, row.id) else []
+        mirrored = Mirror(self.world.mirror_folder(row.id)).kept(runs[:upto])
+        kept = [run for run in runs[:upto] if run.done_json] if leases.live(c, row.id) else mirrored
         if redo is None and len(kept) == len(runs):
             kept = kept[:-1]  # everything is done: what can be repeated is the conversion
         changes = begin_again(c, row, runs, self._now, keep=kept, fresh=fresh)

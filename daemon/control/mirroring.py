@@ -34,7 +34,7 @@ class Mirroring:
 
     @property
     def mirror(self) -> Mirror:
-        return Mirror(self.world.settings.paths.models / f".rescue-{self.job_id}")
+        return Mirror(self.world.mirror_folder(self.job_id))
 
     def follow(self, box: Box, runs: Sequence[StageRun], report: BoxReport | None) -> None:
         """Begin to bring what is new there, unless that is under way. What ails it is noted, and tried again."""

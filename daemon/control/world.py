@@ -39,3 +39,7 @@ class World:
 
     def job_folder(self, job: str) -> Path:
         return self.settings.paths.job_folders / job
+
+    def mirror_folder(self, job: str) -> Path:
+        """Where what training has made so far is kept here; see mirror.py."""
+        return self.settings.paths.models / f".rescue-{job}"

@@ -154,9 +154,14 @@ def _no_machine(s: Snapshot) -> Action:
 
 
 def _attempt_began_on(s: Snapshot, lease: Lease) -> bool:
-    """Stages of this attempt ran there: without the machine they have to be begun again, which a person decides."""
+    """Stages of this attempt ran there: without the machine they have to be begun again, which a person decides.
+
+    One kept from an earlier attempt has its nonce and ran elsewhere, so the machine must have been made ready for this.
+    """
     nonces = {run.nonce for run in s.stages}
-    return any(op.may_have_begun_work and op.lease_id == lease.id and op.nonce in nonces for op in s.operations)
+    return lease.provisioned == s.job.attempt and any(
+        op.may_have_begun_work and op.lease_id == lease.id and op.nonce in nonces for op in s.operations
+    )
 
 
 def _returned_unused(s: Snapshot) -> int:
