@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from daemon.rows.canonical import RowFile, read
-from daemon.rows.findings import PAIR_RULES, RULES, findings
+from daemon.rows.findings import PAIR_RULES, RULES, common_prompts, findings
 from daemon.rows.shapes import Kind
+from daemon.rows.survey import quantile
 
 DAY = {"sft": "2024-01-0{}", "dpo": "2024-01-0{}", "eval": "2024-02-0{}T00:00:00Z"}
 
@@ -77,6 +78,23 @@ def test_rows_beyond_max_length_are_refused_from_a_share_on(tmp_path):
     assert said.text.endswith(
         "dpo.jsonl:7: 2 of 102 rows are longer than max_length 64 and would lose their end, more than 1%"
     )
+
+
+def test_a_question_is_the_same_whatever_its_answer(tmp_path):
+    """Evaluation that asks what training asks is a leak, also in another shape and with another answer."""
+    asked, up, down = (
+        {"role": r, "content": c} for r, c in (("user", "Up?"), ("assistant", "Yes"), ("assistant", "No"))
+    )
+    trained = checked(tmp_path, "sft", [{"messages": [asked, up]}])
+    held_out = checked(tmp_path, "eval", [{"prompt": [asked], "completion": [down]}])
+
+    assert common_prompts(trained, held_out) == (1, 1)
+
+
+def test_lengths_by_share():
+    """The value that so many of all do not exceed."""
+    assert [quantile([3, 1, 2, 4], share) for share in (0.0, 0.5, 0.995)] == [1, 3, 4]
+    assert quantile([], 0.5) == 0
 
 
 def test_every_rule_has_its_case():

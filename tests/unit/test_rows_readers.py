@@ -67,6 +67,14 @@ def test_an_array_keeps_its_lines_however_it_is_read(tmp_path, monkeypatch, size
     assert found == [(2, {"text": "ä"}), (3, {"text": "b"}), (4, {"text": ""}), (5, {"text": "c"})]
 
 
+def test_a_value_ends_where_it_ends_not_where_a_piece_of_the_file_does(tmp_path, monkeypatch):
+    """A number can be read before its last digit is there."""
+    monkeypatch.setattr(window, "READ", 1)
+    (tmp_path / "a.json").write_text("[12, 345]")
+
+    assert [value for _, value in readers.read(tmp_path / "a.json")] == [12, 345]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "rows", "line", "message"),
     [
