@@ -244,9 +244,8 @@ def _reopen(c: Connection, lease: Lease, now: int) -> None:
     """It was confirmed gone, or written off, and is listed again."""
     if lease.state is LeaseState.WRITTEN_OFF:
         return  # watched for ever, shown by the command line; the person said it is theirs to deal with
-    rival = lease.job_id is not None and leases.live(c, lease.job_id) is not None
-    over = lease.job_id is not None and jobs.get(c, lease.job_id).state.is_terminal
-    leases.set_state(c, lease, LeaseState.LOST if rival or over else LeaseState.LIVE, now, why="reappeared")
+    state = LeaseState.LIVE if lease.job_id is None else _place(c, jobs.get(c, lease.job_id), None)
+    leases.set_state(c, lease, state, now, why="reappeared")
     events.add(c, "lease.reappeared", now, job=lease.job_id, lease=lease.id, instance=lease.instance_id)
 
 

@@ -208,6 +208,20 @@ async def test_a_create_that_was_charged_and_never_listed(bench: Bench) -> None:
     assert [op.state for op in bench.operations(Kind.CREATE)] == [OpState.DONE]
 
 
+async def test_a_machine_that_comes_back_while_another_may_come(bench: Bench) -> None:
+    """The job had it confirmed gone and asked for the next: whatever the answer, it works on one machine at most."""
+    gone = bench.rented()
+    with bench.database.write() as c:
+        leases.set_state(c, gone, LeaseState.GONE, bench.clock.wall_ms(), why="vanished")
+    bench.market.answers["create"] = MarketUnreachable("timed out")
+    await bench.operator.rent(bench.job, OFFER, 10, HOLD)
+    bench.market.instances = [instance(INSTANCE)]
+
+    await bench.reconciler.run_once()
+
+    assert [lease.state for lease in bench.leases] == [LeaseState.LOST]
+
+
 async def test_a_lost_machine_that_worked_is_kept(bench: Bench) -> None:
     """It reappears: stopped in the same pass, and never destroyed without its job's receipt."""
     lease = bench.rented(state=LeaseState.LOST)
