@@ -49,7 +49,7 @@ def test_files_are_told_one_by_one_and_together(folder):
     result = check(folder / "sft.jsonl", folder / "dpo.jsonl", "--eval", folder / "eval.jsonl")
 
     assert result.exit_code == 0
-    told = " ".join(result.stdout.split())
+    told = "".join(result.stdout.split())  # the folder of this test is long, so lines break where they like
     for part in (
         "sft.jsonl 8 SFT rows Read as prompt and completion Characters",
         "dpo.jsonl 3 DPO rows Read as Alpaca pairs, written as prompt, chosen, rejected",
@@ -58,7 +58,7 @@ def test_files_are_told_one_by_one_and_together(folder):
         f"2 rows of {folder / 'eval.jsonl'} ask what {folder / 'sft.jsonl'} asks",
         f"! {folder / 'eval.jsonl'}:1: 2 of 2 evaluation rows ask what rows of {folder / 'sft.jsonl'} ask too",
     ):
-        assert part in told
+        assert "".join(part.split()) in told
     assert result.stdout.endswith("Sound, 1 warning\n")
 
 
@@ -67,13 +67,13 @@ def test_a_job_file_is_checked_with_all_it_says(folder):
     result = check(folder / "job.yaml")
 
     assert result.exit_code == 0
-    told = " ".join(result.stdout.split())
+    told = "".join(result.stdout.split())  # the folder of this test is long, so lines break where they like
     for part in (
         "; 0 rows over max_length 64",
         "A row as the model gets it in training <|begin|><|im_start|>user Which way did",
         "! 1 SFT steps of 4 rows reach 4 of 8: 4 rows are never trained Try: leave max_steps out",
     ):
-        assert part in told
+        assert "".join(part.split()) in told
 
 
 def test_json_holds_the_same(folder):
