@@ -12,13 +12,11 @@ from remote_payload.contract import Exit, JobFile, Stage
 from remote_payload.layout import Layout, plan_of
 from remote_payload.placement import Placed
 from remote_payload.progress import Events
+from remote_payload.ranks import WAYS
 from remote_payload.trial import Trial, TrialFailed, difference
 
 # Ranks of a machine without cards, where one is the rule; a test, or a demonstration on a CPU, may want more.
 CPU_RANKS = "HOMEPORT_CPU_RANKS"
-
-# Rented machines may be wired so that cards cannot reach each other directly; through the host's memory they can.
-WAYS: tuple[dict[str, str], ...] = ({}, {"NCCL_P2P_DISABLE": "1"})
 
 
 def place(layout: Layout, job: JobFile, events: Events) -> Exit:

@@ -11,6 +11,7 @@ import os
 import random
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,10 @@ from remote_payload.contract import Exit
 
 GRACE_S = 10.0  # for the other ranks to end by themselves, once one has failed or the first has finished
 PORTS = range(15000, 30000)  # below what the kernel gives to outgoing connections, which come and go
+
+# How cards may reach each other, the fastest first. On some rented machines they cannot do so directly, but through the
+# host's memory.
+WAYS: tuple[dict[str, str], ...] = ({}, {"NCCL_P2P_DISABLE": "1"})
 
 
 @dataclass(frozen=True)
@@ -88,12 +93,33 @@ class Ranks:
             self.end()
         return None
 
+    def finish(self, limit_s: float) -> int | None:
+        """The verdict; None when it took longer, and they were killed."""
+        deadline = time.monotonic() + limit_s
+        while (code := self.wait(0.2)) is None and time.monotonic() < deadline:
+            pass
+        self.end()
+        return code
+
     def end(self) -> None:
         """Kill what still runs."""
         for rank, process in enumerate(self.processes):
             if process.poll() is None:
                 self.stragglers.add(rank)
                 process.kill()
+
+
+def conclude(code: Exit) -> Exit:
+    """`code` again. A rank among several ends with it here and now.
+
+    To free what torch holds of a process group can block for ever: a thread of the group waits for the interpreter,
+    which waits for the thread. So the last words are flushed, and nothing is freed.
+    """
+    if Rank.own().size > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 def verdict(codes: Sequence[int]) -> int:

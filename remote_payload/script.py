@@ -12,6 +12,7 @@ from pathlib import Path
 from remote_payload.contract import ContractError, Exit, JobFile, Stage
 from remote_payload.layout import Layout, plan_of
 from remote_payload.progress import Events
+from remote_payload.ranks import conclude
 
 
 class ScriptFailed(Exception):
@@ -57,4 +58,4 @@ def run(stage: Stage | None, body: Body) -> int:
 def _report(events: Events, code: Exit, message: str) -> int:
     print(f"exit {code} ({code.name}): {message}", file=sys.stderr, flush=True)
     events.emit("error", code=int(code), msg=message)
-    return code
+    return conclude(code)

@@ -11,7 +11,6 @@ import hashlib
 import math
 import os
 import shutil
-import time
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import islice
@@ -68,8 +67,7 @@ class Trial:
             placement.decide(root, job, Placed("ddp", processes))
         command = [interpreter(), "-m", f"remote_payload.{self.stage.lower()}", "--root", str(root.root)]
         with open(root.log, "wb") as log:
-            ranks = Ranks.start(command, processes, {**os.environ, **environment}, log, [])
-            code = finish(ranks)
+            code = Ranks.start(command, processes, {**os.environ, **environment}, log, []).finish(LIMIT_S)
         steps = [line for line in read_from(root.events, 0)[0] if line["kind"] == "step"]
         if len(steps) < STEPS:
             ended = "did not end in time" if code is None else f"ended with {code}"
@@ -97,15 +95,6 @@ class Trial:
 
 class TrialFailed(Exception):
     """The processes did not come to the end; the message says what they said last."""
-
-
-def finish(ranks: Ranks) -> int | None:
-    """The verdict, None when they took too long and were ended."""
-    deadline = time.monotonic() + LIMIT_S
-    while (code := ranks.wait(0.2)) is None and time.monotonic() < deadline:
-        pass
-    ranks.end()
-    return code
 
 
 def difference(one: Curve, several: Curve, device: str) -> str | None:

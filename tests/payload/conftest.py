@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from payload_box import REPOSITORY, Box, build_box, dpo_rows, sft_rows, wait_for
+from payload_box import REPOSITORY, SAME_ANYWHERE, Box, build_box, dpo_rows, sft_rows, wait_for
 
+from remote_payload import placement
 from remote_payload.contract import Stage
+from remote_payload.placement import Placed
 
 
 @pytest.fixture(scope="session")
@@ -67,4 +69,16 @@ def trained(box_python: Path, warm: Path, tiny_model: Path, tmp_path_factory: py
     box.start("nonce-sft")
     wait_for(lambda: box.status()["status"]["phase"] in ("DONE", "FAILED"), "both stages over")
     assert box.done("nonce-dpo").stage is Stage.DPO
+    return box
+
+
+@pytest.fixture(scope="session")
+def alone(box_python: Path, warm: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Box:
+    """A box where both stages ran undisturbed in one process, with settings that any number of processes must equal."""
+    root = tmp_path_factory.mktemp("alone") / "box"
+    box = build_box(root, box_python, warm, tiny_model, sft_rows(24), dpo_rows(16), **SAME_ANYWHERE)
+    placement.decide(box.layout, box.job, Placed("ddp", 1))
+    box.prepare()
+    for stage in (Stage.SFT, Stage.DPO):
+        box.train(stage)
     return box

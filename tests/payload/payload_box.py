@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from typing import Any
 import pytest
 from warm_client import PATIENCE_S, Running
 
-from remote_payload import contract
+from remote_payload import contract, placement
 from remote_payload.contract import (
     DataFile,
     Done,
@@ -33,6 +34,8 @@ from remote_payload.contract import (
     StageTraining,
 )
 from remote_payload.layout import Layout
+from remote_payload.placement import Placed
+from remote_payload.ranks import free_port, rank_environments
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TAG = "V2 FOREX INTEGRATION"
@@ -191,6 +194,26 @@ def build_box(
     box = Box(Layout(root), python, warm, dataclasses.replace(job, **changes))
     box.write_job()
     return box
+
+
+# What does not depend on who computes it: dropout draws other numbers on every rank, packing adds up other groups.
+SAME_ANYWHERE: dict[str, Any] = {"placement": "ddp", "speed": "plain", "lora": Lora(r=4, alpha=8)}
+
+
+def before(make_box: Callable[..., Box], alone: Box, stage: Stage, processes: int, **changes: Any) -> Box:
+    """A box that stands before `stage`, to run in so many processes; `alone` went through what comes before it."""
+    box = make_box(**SAME_ANYWHERE, **changes)
+    box.layout.prepared.write_bytes(alone.layout.prepared.read_bytes())
+    placement.decide(box.layout, box.job, Placed("ddp", processes))
+    if stage is Stage.DPO:
+        shutil.copytree(alone.layout.adapter(Stage.SFT), box.layout.adapter(Stage.SFT))
+    return box
+
+
+def begin_ranks(box: Box, stage: Stage, processes: int, module: str | None = None) -> list[Running]:
+    """The processes of `stage`, started as the chain starts them; `module` stands for the stage's own script."""
+    places = rank_environments(processes, free_port(), {}) if processes > 1 else [{}]
+    return [box.begin(module or f"remote_payload.{stage.lower()}", **place) for place in places]
 
 
 def write_rows(root: Path, rows: list[Any]) -> DataFile:
