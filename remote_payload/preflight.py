@@ -16,10 +16,11 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from remote_payload.check import Check
 from remote_payload.contract import Exit
 from remote_payload.processes import boot_id
 
@@ -27,20 +28,11 @@ OLDEST_PYTHON = (3, 11)
 COMPILED_LATER = frozenset(
     {"llama-cpp-python"}
 )  # bootstrap.sh builds it beside the training; GGUF is the first to need it
-MATMUL = 2048  # rows and columns; small enough for a second on one CPU core
-DRIVER = Path("/proc/driver/nvidia/version")
-
-
-@dataclass(frozen=True)
-class Check:
-    name: str
-    ok: bool
-    detail: str
 
 
 def preflight(root: Path) -> dict[str, Any]:
     """Everything the report says, `ok` first."""
-    checks = [python_check(), *requirement_checks(), disk_check(root), *torch_checks()]
+    checks = [python_check(), *requirement_checks(), disk_check(root), *card_checks()]
     report: dict[str, Any] = {
         "ok": all(check.ok for check in checks),
         "checks": [asdict(check) for check in checks],
@@ -49,7 +41,7 @@ def preflight(root: Path) -> dict[str, Any]:
         "ram": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "python": platform.python_version(),
     }
-    return report | cards()
+    return report | found_cards()
 
 
 def python_check() -> Check:
@@ -84,23 +76,17 @@ def disk_check(root: Path) -> Check:
     return Check("disk", True, "writable")
 
 
-def torch_checks() -> Iterator[Check]:
-    """A driver without usable torch is a broken host; then one product on every device, which must be right."""
+def card_checks() -> Iterator[Check]:
+    """Those of cards.py; a driver without usable torch is a broken host."""
     try:
-        import torch
+        from remote_payload import cards
     except ImportError as error:
         yield Check("torch", False, str(error))
         return
-    count = torch.cuda.device_count()
-    if DRIVER.exists():
-        yield Check("cards", count > 0, f"a driver is loaded and torch sees {count} cards")
-    for device in [f"cuda:{i}" for i in range(count)] or ["cpu"]:
-        ones = torch.ones(MATMUL, MATMUL, device=device)
-        ok = bool(((ones @ ones) == MATMUL).all())
-        yield Check(f"matmul {device}", ok, f"{MATMUL} x {MATMUL}")
+    yield from cards.checks()
 
 
-def cards() -> dict[str, Any]:
+def found_cards() -> dict[str, Any]:
     """What torch says of itself and the cards; memory in bytes."""
     try:
         import torch
