@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 import transformers
+from accelerate import infer_auto_device_map
+from accelerate.utils import get_balanced_memory
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, set_seed
+from transformers import AutoConfig, AutoModelForCausalLM, set_seed
 
 from remote_payload import checkpoints, collective, contract, placement
 from remote_payload.callback import Progress
@@ -42,6 +44,8 @@ def load_base(layout: Layout, job: JobFile) -> Any:
     cards = torch.cuda.device_count()
     spread = placement.device_map(placed.mode, cards, rank.number)
     dtype = torch.bfloat16 if cards else torch.float32
+    if spread == "auto" and cards > 1:
+        spread = head_on_first(layout.model, dtype)
     model = AutoModelForCausalLM.from_pretrained(
         layout.model, dtype=dtype, device_map=spread, attn_implementation="sdpa", local_files_only=True
     )
@@ -49,6 +53,22 @@ def load_base(layout: Layout, job: JobFile) -> Any:
         placement.refuse_replicas(getattr(model, "hf_device_map", None), cards)
     print(f"base model: {dtype}, {cards} cards, device map {spread}, {model.num_parameters():,} parameters", flush=True)
     return model
+
+
+def head_on_first(folder: Path, dtype: torch.dtype, memory: dict[int, int] | None = None) -> dict[str, int | str]:
+    """What device_map="auto" makes of the cards, but with the head on the first one.
+
+    There the rows are and the trainer counts; a loss that lies on the last card ends the first step with "expected all
+    tensors to be on the same device" (trl 1.16.0 on two H100). `memory`: bytes by card, else what the cards have free.
+    """
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=dtype)
+    model.tie_weights()
+    whole = list(model._no_split_modules or [])
+    balanced = memory or get_balanced_memory(model, dtype=dtype, no_split_module_classes=whole)
+    found = infer_auto_device_map(model, max_memory=balanced, dtype=dtype, no_split_module_classes=whole)
+    head = next(name for name, module in model.named_modules() if module is model.get_output_embeddings())
+    return {**found, head: 0}
 
 
 def attach_adapter(model: Any, job: JobFile, adapter: Path | None) -> PeftModel:
