@@ -72,6 +72,7 @@ def usable_token(c: Connection, job: Job, instance_id: int, now_ms: int) -> Toke
             _T.attempt == job.attempt,
             _T.void_at.is_(None),
             _T.used_by.is_(None),
+            _T.created_at <= now_ms,  # typed in what is the future now: before the clock was set back
             _T.expires_at >= now_ms,
         )
         .order_by(_T.id.desc())

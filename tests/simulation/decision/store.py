@@ -184,7 +184,12 @@ class Store:
     def usable_token(self, instance: int, now: int) -> TokenRow | None:
         for token in reversed(self.tokens):
             meant = token.instance_id == instance and token.attempt == self.job.attempt
-            if meant and token.void_at is None and token.used_by is None and token.expires_at >= now:
+            if (
+                meant
+                and token.void_at is None
+                and token.used_by is None
+                and token.created_at <= now <= token.expires_at
+            ):
                 return token
         return None
 
