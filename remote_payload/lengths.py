@@ -22,7 +22,7 @@ def spread(lengths: list[int]) -> dict[str, int]:
 
 def fitting(stages: Iterable[list[int]], longest: int) -> int:
     """The max_length for rows of these lengths, stage by stage; never above `longest` or LONGEST."""
-    fitted = max(_quantile(lengths, FITTED) for lengths in stages if lengths)
+    fitted = max((_quantile(lengths, FITTED) for lengths in stages if lengths), default=LONGEST)  # none: nothing is cut
     return min(math.ceil(fitted / STEP) * STEP, longest, LONGEST)
 
 
