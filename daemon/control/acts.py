@@ -32,7 +32,7 @@ from daemon.control.watch import calling, look
 from daemon.control.world import World
 from daemon.domain import actions, ids
 from daemon.domain.holds import HoldReason
-from daemon.domain.lifecycle import Trigger
+from daemon.domain.lifecycle import JobState, Trigger
 from daemon.domain.machine import Facts, fire
 from daemon.domain.records import Kind, Lease, LeaseState, OpState, StageRun
 from daemon.domain.snapshot import Snapshot
@@ -334,6 +334,8 @@ class Acts:
         to = fire(s.job.state, action.trigger, self._facts(s))
         if to.is_terminal:
             await self._settle(s)
+        if to is JobState.DESTROYED:
+            await asyncio.to_thread(self.mirroring.mirror.forget_checkpoints)
         with w.database.write() as c:
             jobs.move(c, s.job, to, w.clock.wall_ms(), w.database.epoch)
         log.info("job.moved", job=self.job_id, to=to.value)
