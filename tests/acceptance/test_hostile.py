@@ -79,12 +79,12 @@ def test_noise_does_not_hurt(court: Home) -> None:
 
 
 def test_nothing_outside_the_incoming_folder(court: Home) -> None:
-    """However a manifest names its files, here they lie under .incoming-JOB or nowhere; the daemon lives on."""
+    """However a manifest names its files, here they lie under .incoming-JOB, .rescue-JOB or nowhere."""
     for name in CONTRADICTED:
         court.reach(name, "HELD", within_s=WITHIN_S)
     made = {path.name for path in (court.folder / "models").iterdir()}
-    jobs = {court.job(name)["id"] for name in [*COVERED_UP, *CONTRADICTED]}
-    assert made <= {"noise"} | {f".incoming-{job}" for job in jobs}
+    jobs = {court.job(name)["id"] for name in ["noise", *COVERED_UP, *CONTRADICTED]}
+    assert made <= {"noise"} | {f".{kind}-{job}" for kind in ("incoming", "rescue") for job in jobs}
     outside = court.folder.parent.parent
     assert not [p for p in outside.rglob("*") if p.name in ("escaped.gguf", "elsewhere.gguf")]
     assert not Path("/tmp/escaped.gguf").exists()

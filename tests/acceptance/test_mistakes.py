@@ -80,7 +80,7 @@ def test_the_same_submit_twice_is_one_job(home: MakeHome, job_file: MakeJob) -> 
 
 
 def test_keys(home: MakeHome, job_file: MakeJob) -> None:
-    """Without a key the daemon says where it looked (5); a refused key is never shown, and mended the job goes on."""
+    """Without a key the daemon says where it looked (5); a refused key is never shown; mended, resume goes on."""
     one = home()
     key = one.folder / "config" / "vast_api_key"
     right = key.read_text()
@@ -96,6 +96,7 @@ def test_keys(home: MakeHome, job_file: MakeJob) -> None:
     assert one.jobctl("doctor", check=1).stdout.count("FAIL")
     job = one.submit(job_file())
     until(lambda: "invalid user key" in one.jobctl("status").stdout, "status says that the key is refused")
+    assert one.reach(job, "HELD")["hold"]["reason"] == "CREDENTIALS"
     shown = one.jobctl("status").stdout + one.jobctl("doctor", check=1).stdout
     assert creates(one) == 0 and one.job(job)["state"] == "QUEUED"
     assert wrong not in shown and wrong not in (one.folder / "state" / "jobd.log").read_text()
@@ -103,6 +104,7 @@ def test_keys(home: MakeHome, job_file: MakeJob) -> None:
     one.kill(signal.SIGTERM)
     key.write_text(right)
     one.start()
+    one.jobctl("resume", job)
     one.reach(job, "DESTROYED")
     assert creates(one) == 1
 
@@ -141,8 +143,9 @@ def _set_revision(path: Path, revision: str) -> None:
         db.execute("UPDATE alembic_version SET version_num = ?", (revision,))
 
 
-def test_a_backup_put_back_rents_nothing_twice(home: MakeHome, job_file: MakeJob) -> None:
-    """A database from before the create: HELD(RESTORED), the machine is reported, and resume does not rent a second."""
+def test_a_backup_put_back_rents_nothing_by_itself(home: MakeHome, job_file: MakeJob) -> None:
+    """A database from before the create: HELD(RESTORED). Only resume rents again; the first machine keeps what it has
+    until the model is verified."""
     one = home()
     one.start("create.intent", "before")
     one.jobctl("submit", "-y", str(job_file(destroy="ask")), check=None)
@@ -163,11 +166,16 @@ def test_a_backup_put_back_rents_nothing_twice(home: MakeHome, job_file: MakeJob
     assert (view["state"], view["hold"]["reason"]) == ("QUEUED", "RESTORED")
     one.jobctl("leases", "--check", check=11)
 
-    one.jobctl("resume", job)
-    until(lambda: one.job(job)["hold"], "the stranger on the market stops it")
-    assert str(one.ledger()[0]["id"]) in one.job(job)["hold"]["detail"]
     assert creates(one) == len(one.ledger()) == 1
-    assert one.ledger()[0]["destroyed_at"] is None
+
+    one.jobctl("resume", job)
+    until(lambda: one.events(job, "job.released"), "it goes on")
+    until(lambda: (one.job(job)["hold"] or {}).get("reason") == "ASK_DESTROY", "verified, and asks before it destroys")
+    assert creates(one) == 2
+    assert [instance["destroyed_at"] for instance in one.ledger()] == [None, None]
+    one.jobctl("accept", job)
+    one.reach(job, "DESTROYED")
+    assert None not in [instance["destroyed_at"] for instance in one.ledger()]
 
 
 @pytest.fixture
