@@ -43,10 +43,9 @@ def undisturbed() -> dict[str, str]:
     return {}
 
 
-@pytest.mark.parametrize("returns", [pytest.param(False, marks=pytest.mark.full), True], ids=["for ever", "returns"])
-@pytest.mark.parametrize(
-    "moment", [*(pytest.param(m, marks=pytest.mark.full) for m in ("in SFT", "in GGUF")), "in DPO"]
-)
+@pytest.mark.full
+@pytest.mark.parametrize("returns", [False, True], ids=["for ever", "returns"])
+@pytest.mark.parametrize("moment", MOMENTS)
 def test_another_machine_goes_on(
     home: MakeHome, job_file: MakeJob, undisturbed: dict[str, str], moment: str, returns: bool
 ) -> None:
