@@ -320,12 +320,13 @@ class Acts:
         """The host went away: a new machine, a new attempt from what is mirrored here, the same budget."""
         w = self.world
         await self.mirroring.stop()
+        kept = self.mirroring.mirror.kept(s.stages)
         with w.database.write() as c:
             now = w.clock.wall_ms()
             leases.set_state(c, action.lease, LeaseState.LOST, now, why=action.why)
             if action.lease.machine_id is not None:
                 machines.add_bad(c, action.lease.machine_id, action.why, now)
-            changes = begin_again(c, s.job, s.stages, now, keep=self.mirroring.mirror.kept(s.stages), fresh=False)
+            changes = begin_again(c, s.job, s.stages, now, keep=kept, fresh=False)
             jobs.change(c, s.job, now, w.database.epoch, **changes)
         await self.link.drop()
 
@@ -334,10 +335,10 @@ class Acts:
         to = fire(s.job.state, action.trigger, self._facts(s))
         if to.is_terminal:
             await self._settle(s)
-        if to is JobState.DESTROYED:
-            await asyncio.to_thread(self.mirroring.mirror.forget_checkpoints)
         with w.database.write() as c:
             jobs.move(c, s.job, to, w.clock.wall_ms(), w.database.epoch)
+        if to is JobState.DESTROYED:
+            await asyncio.to_thread(self.mirroring.forget_checkpoints)
         log.info("job.moved", job=self.job_id, to=to.value)
         if to.is_terminal:
             await w.notify(f"{s.job.name}: {to.value}", action.why)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
@@ -26,6 +26,8 @@ from daemon.errors import TransferFailed
 from remote_payload.contract import (
     CHECKPOINT_MANIFEST,
     DONE_FILE,
+    MANIFEST_FILE,
+    OUT_DIR,
     RUN_DIR,
     STAGES_DIR,
     Checkpoint,
@@ -39,6 +41,7 @@ from remote_payload.contract import (
 )
 
 TRAINING = (Stage.SFT, Stage.DPO)  # what they make is small and dear, and trained on; the GGUF can be made again
+CHECKPOINT = "checkpoint-"
 KEEP = 2  # checkpoints here: the older one is the answer to damage of the newer
 
 
@@ -65,7 +68,7 @@ class Mirror:
         if status is None or status.nonce != run.nonce or not status.checkpoint:
             return None
         path = PurePosixPath(status.checkpoint)
-        if not re.fullmatch(rf"{RUN_DIR}/{run.stage.lower()}/checkpoint-[0-9]+", str(path)):
+        if not re.fullmatch(rf"{RUN_DIR}/{run.stage.lower()}/{CHECKPOINT}[0-9]+", str(path)):
             return None  # no path of a checkpoint: nothing to ask for
         here = self._of(run.stage, run.nonce) / path / CHECKPOINT_MANIFEST
         return None if here.is_file() else path
@@ -76,8 +79,7 @@ class Mirror:
         Raises LinkLost, TransferFailed, OSError of the local disk; may be called again.
         """
         into = self._of(run.stage, run.nonce)
-        done = load(Done, run.done_json or "")
-        promised = {o.path: o.sha256 for o in done.outputs if PurePosixPath(o.path).parent != PurePosixPath(RUN_DIR)}
+        promised = _promised(run)
         found: dict[str, str] = {}
         for folder in _roots(promised):
             brought = await box.fetch_folder(str(folder), into / folder, pace=pace)
@@ -111,9 +113,9 @@ class Mirror:
         for run in runs:
             top = self._of(run.stage, run.nonce)
             if run.done_json and self.has_outputs(run):
-                done = load(Done, run.done_json)
-                paths = [*(checked_path(output.path) for output in done.outputs), _marker(run)]
-                yield from (_upload(top / path, str(path)) for path in paths)
+                yield from (
+                    _upload(top / path, str(path)) for path in [*map(PurePosixPath, _promised(run)), _marker(run)]
+                )
             elif run.stage in TRAINING:
                 checkpoint = self.newest(run.stage, earlier)
                 for file in sorted(checkpoint.rglob("*")) if checkpoint else []:
@@ -124,7 +126,7 @@ class Mirror:
 
     def forget_checkpoints(self) -> None:
         """The model is verified: what could only have helped to train it again makes room."""
-        for folder in self.folder.glob(f"*/{RUN_DIR}/*/checkpoint-*"):
+        for folder in self.folder.glob(f"*/{RUN_DIR}/*/{CHECKPOINT}*"):
             shutil.rmtree(folder)
 
     def _of(self, stage: str, nonce: str) -> Path:
@@ -135,19 +137,38 @@ def _marker(run: StageRun) -> PurePosixPath:
     return PurePosixPath(RUN_DIR, STAGES_DIR, run.nonce, DONE_FILE)
 
 
-def _roots(paths: Sequence[str] | dict[str, str]) -> list[PurePosixPath]:
-    """The folders that hold `paths`, without those that lie in another of them. Raises ContractError."""
-    folders = {PurePosixPath(checked_path(path)).parent for path in paths}
+def _promised(run: StageRun) -> dict[str, str]:
+    """Path on the box -> sha256 of what the finished stage left, but for the manifest, which is stored elsewhere.
+
+    Raises ContractError for a path outside the stage's own folder: what a box names goes up to the next machine, where
+    it must replace neither payload nor job.
+    """
+    folder = PurePosixPath(RUN_DIR, run.stage.lower() if run.stage in TRAINING else OUT_DIR)
+    found = {}
+    for output in load(Done, run.done_json or "").outputs:
+        path = checked_path(output.path)
+        if path == PurePosixPath(RUN_DIR, MANIFEST_FILE):
+            continue
+        if folder not in path.parents or any(part.startswith(CHECKPOINT) for part in path.parts):
+            raise ContractError(f"done.json of {run.stage} names {path}, which is not under {folder}")
+        found[str(path)] = output.sha256
+    return found
+
+
+def _roots(paths: Iterable[str]) -> list[PurePosixPath]:
+    """The folders that hold `paths`, without those that lie in another of them."""
+    folders = {PurePosixPath(path).parent for path in paths}
     return sorted(folder for folder in folders if not folders & set(folder.parents))
 
 
 def _newest_first(stage_folder: Path) -> list[Path]:
     """Checkpoints that came home to the end: their manifest is brought last."""
-    return sorted((f.parent for f in stage_folder.glob(f"checkpoint-*/{CHECKPOINT_MANIFEST}")), key=_step, reverse=True)
+    whole = (f.parent for f in stage_folder.glob(f"{CHECKPOINT}*/{CHECKPOINT_MANIFEST}"))
+    return sorted((f for f in whole if f.name.removeprefix(CHECKPOINT).isdigit()), key=_step, reverse=True)
 
 
 def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("checkpoint-"))
+    return int(checkpoint.name.removeprefix(CHECKPOINT))
 
 
 def _is_whole(checkpoint: Path) -> bool:

@@ -68,6 +68,13 @@ class Mirroring:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
+    def forget_checkpoints(self) -> None:
+        """The job is over. What cannot be deleted stays, and is said."""
+        try:
+            self.mirror.forget_checkpoints()
+        except OSError as error:
+            log.warning("mirror.kept", job=self.job_id, error=str(error))
+
     async def _try(self, box: Box, runs: Sequence[StageRun], status: Status | None) -> None:
         try:
             await self.bring(box, runs, status, pace=Pace.on_line(self.line, SHARE))

@@ -16,7 +16,7 @@ from daemon.control.mirror import Mirror
 from daemon.domain.records import StageRun
 from daemon.errors import TransferFailed
 from remote_payload import contract
-from remote_payload.contract import Checkpoint, Done, Output, Phase, Stage, Status
+from remote_payload.contract import Checkpoint, ContractError, Done, Output, Phase, Stage, Status
 
 FILES = {"adapter_model.safetensors": b"weights", "optimizer.pt": b"opaque here", "ref/adapter.bin": b"DPO has one"}
 
@@ -127,6 +127,27 @@ async def test_outputs_that_are_not_what_was_promised(tmp_path: Path) -> None:
         with pytest.raises(TransferFailed, match=r"adapter_model.safetensors is not what SFT's done.json promises"):
             await mirror.bring_outputs(box, sft)
     assert not mirror.has_outputs(sft)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "payload/remote_payload/sft.py",
+        "run/job.json",
+        "run/dpo/adapter/x",
+        "run/sft/checkpoint-x/a",
+        "../a",
+        "/etc/passwd",
+    ],
+)
+async def test_a_done_json_that_names_what_is_not_its_own(tmp_path: Path, path: str) -> None:
+    """What one box says it made goes up to the next: nothing outside the stage's own folder is taken from it."""
+    mirror = Mirror(tmp_path / "mirror")
+    async with proven(tmp_path / "first") as (_, box):
+        sft = run(Stage.SFT, "one", Done(Stage.SFT, "one", 1, [output(path, b"forged")], 1.0))
+        with pytest.raises(ContractError):
+            await mirror.bring_outputs(box, sft)
+    assert mirror.kept([sft]) == []
 
 
 @pytest.mark.parametrize("path", ["run/sft/../../etc", "/etc", "run/dpo/checkpoint-1", "run/sft/checkpoint-x", ""])
