@@ -192,8 +192,10 @@ class Commands:
         runs = stages.of_attempt(c, row)
         names = [run.stage for run in runs]
         upto = names.index(redo) if redo else len(names)
-        mirrored = Mirror(self.world.mirror_folder(row.id)).kept(runs[:upto])
-        kept = [run for run in runs[:upto] if run.done_json] if leases.live(c, row.id) else mirrored
+        if leases.live(c, row.id):
+            kept = [run for run in runs[:upto] if run.done_json]
+        else:
+            kept = Mirror(self.world.mirror_folder(row.id)).kept(runs[:upto])
         if redo is None and len(kept) == len(runs):
             kept = kept[:-1]  # everything is done: what can be repeated is the conversion
         changes = begin_again(c, row, runs, self._now, keep=kept, fresh=fresh)

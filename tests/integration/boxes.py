@@ -13,6 +13,7 @@ from pathlib import Path
 
 from daemon.box import challenge
 from daemon.box.address import BoxAddress
+from daemon.box.box import Box
 from daemon.box.keys import own_key
 from remote_payload.contract import ArtifactFile, Manifest, Role
 
@@ -69,6 +70,17 @@ async def loopback_box(folder: Path, *, secret: str | None = SECRET, noise: str 
     finally:
         server.stdin.close()
         await server.wait()
+
+
+@asynccontextmanager
+async def ready_box(folder: Path) -> AsyncIterator[tuple[LoopbackBox, Box]]:
+    """A box that has proven itself and has the payload."""
+    async with loopback_box(folder) as there:
+        box = Box(there.address(), there.key)
+        await box.prove()
+        await box.upload_payload()
+        yield there, box
+        await box.aclose()
 
 
 async def _start_script(home: Path, secret: str) -> None:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from boxes import LoopbackBox, loopback_box, manifest_of
+from boxes import manifest_of, ready_box
 
-from daemon.box.box import Box
 from daemon.box.lines import clean_line
 from daemon.errors import RemoteFailed, TransferFailed
 from remote_payload import contract
@@ -39,16 +36,6 @@ JOB = JobFile(
     lora=Lora(),
     gguf=["Q8_0"],
 )
-
-
-@asynccontextmanager
-async def ready_box(folder: Path) -> AsyncIterator[tuple[LoopbackBox, Box]]:
-    async with loopback_box(folder) as there:
-        box = Box(there.address(), there.key)
-        await box.prove()
-        await box.upload_payload()
-        yield there, box
-        await box.aclose()
 
 
 async def test_a_stage_is_started_watched_and_its_failure_read(tmp_path: Path) -> None:

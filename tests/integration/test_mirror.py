@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path, PurePosixPath
 
 import pytest
-from boxes import LoopbackBox, loopback_box
+from boxes import LoopbackBox, ready_box
 
-from daemon.box.box import Box
 from daemon.box.pace import Pace
 from daemon.control.mirror import Mirror
 from daemon.domain.records import StageRun
@@ -19,16 +16,6 @@ from remote_payload import contract
 from remote_payload.contract import Checkpoint, ContractError, Done, Output, Phase, Stage, Status
 
 FILES = {"adapter_model.safetensors": b"weights", "optimizer.pt": b"opaque here", "ref/adapter.bin": b"DPO has one"}
-
-
-@asynccontextmanager
-async def proven(folder: Path) -> AsyncIterator[tuple[LoopbackBox, Box]]:
-    async with loopback_box(folder) as there:
-        box = Box(there.address(), there.key)
-        await box.prove()
-        await box.upload_payload()
-        yield there, box
-        await box.aclose()
 
 
 def output(path: str, content: bytes) -> Output:
@@ -73,7 +60,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 async def test_newest_two_checkpoints_stay_and_the_newest_goes_up(tmp_path: Path) -> None:
     """Three checkpoints come home, two stay; a machine that never saw them gets the newest, byte for byte."""
     mirror, sft = Mirror(tmp_path / "mirror"), run(Stage.SFT, "one")
-    async with proven(tmp_path / "first") as (there, box):
+    async with ready_box(tmp_path / "first") as (there, box):
         for step in (100, 200, 300):
             path = train(there, step)
             assert mirror.lacks_checkpoint(sft, status("one", str(path))) == path
@@ -83,7 +70,7 @@ async def test_newest_two_checkpoints_stay_and_the_newest_goes_up(tmp_path: Path
     steps = sorted(p.name for p in (tmp_path / "mirror").rglob("checkpoint-*") if p.is_dir())
     assert steps == ["checkpoint-200", "checkpoint-300"]
 
-    async with proven(tmp_path / "second") as (there, box):
+    async with ready_box(tmp_path / "second") as (there, box):
         await box.upload(list(mirror.uploads([run(Stage.SFT, "two")], ["two", "one"])))
         assert tree(there.root / "run/sft") == {f"checkpoint-300/{name}": text for name, text in source.items()}
 
@@ -91,7 +78,7 @@ async def test_newest_two_checkpoints_stay_and_the_newest_goes_up(tmp_path: Path
 async def test_damaged_at_home_is_not_sent_up(tmp_path: Path) -> None:
     """A checkpoint that rotted on this disk is passed over for the one before it."""
     mirror, sft = Mirror(tmp_path / "mirror"), run(Stage.SFT, "one")
-    async with proven(tmp_path / "first") as (there, box):
+    async with ready_box(tmp_path / "first") as (there, box):
         for step in (100, 200):
             await mirror.bring_checkpoint(box, sft, train(there, step))
     newest = mirror.newest(Stage.SFT, ["one"])
@@ -106,13 +93,13 @@ async def test_damaged_at_home_is_not_sent_up(tmp_path: Path) -> None:
 async def test_finished_stage_goes_up_with_its_marker(tmp_path: Path) -> None:
     """The adapter of a finished stage and its done.json stand on the next machine where they stood on the first."""
     mirror = Mirror(tmp_path / "mirror")
-    async with proven(tmp_path / "first") as (there, box):
+    async with ready_box(tmp_path / "first") as (there, box):
         sft = run(Stage.SFT, "one", finish(there, "one"))
         assert mirror.kept([sft]) == [] and mirror.lacks_outputs([sft]) == [sft]
         assert await mirror.bring_outputs(box, sft) == 1
     assert mirror.kept([sft, run(Stage.DPO, "two")]) == [sft] and mirror.lacks_outputs([sft]) == []
 
-    async with proven(tmp_path / "second") as (there, box):
+    async with ready_box(tmp_path / "second") as (there, box):
         await box.upload(list(mirror.uploads([sft, run(Stage.DPO, "two")], ["two"])))
         assert tree(there.root / "run/sft") == {"adapter/adapter_model.safetensors": b"trained"}
         assert tree(there.root / "run/stages") == {"one/done.json": (sft.done_json or "").encode()}
@@ -121,7 +108,7 @@ async def test_finished_stage_goes_up_with_its_marker(tmp_path: Path) -> None:
 async def test_outputs_that_are_not_what_was_promised(tmp_path: Path) -> None:
     """A box that changes an adapter after its done.json gives nothing that counts as mirrored."""
     mirror = Mirror(tmp_path / "mirror")
-    async with proven(tmp_path / "first") as (there, box):
+    async with ready_box(tmp_path / "first") as (there, box):
         sft = run(Stage.SFT, "one", finish(there, "one"))
         (there.root / "run/sft/adapter/adapter_model.safetensors").write_bytes(b"swapped")
         with pytest.raises(TransferFailed, match=r"adapter_model.safetensors is not what SFT's done.json promises"):
@@ -143,7 +130,7 @@ async def test_outputs_that_are_not_what_was_promised(tmp_path: Path) -> None:
 async def test_a_done_json_that_names_what_is_not_its_own(tmp_path: Path, path: str) -> None:
     """What one box says it made goes up to the next: nothing outside the stage's own folder is taken from it."""
     mirror = Mirror(tmp_path / "mirror")
-    async with proven(tmp_path / "first") as (_, box):
+    async with ready_box(tmp_path / "first") as (_, box):
         sft = run(Stage.SFT, "one", Done(Stage.SFT, "one", 1, [output(path, b"forged")], 1.0))
         with pytest.raises(ContractError):
             await mirror.bring_outputs(box, sft)
