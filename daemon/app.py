@@ -26,21 +26,22 @@ from daemon.box.meter import CountBytes
 from daemon.clock import SteadyClock, SystemClock
 from daemon.control.commands import Commands
 from daemon.control.leadership import hold_lock
+from daemon.control.moving import refuse_moved
 from daemon.control.operate import Operator, presume_work, recover
 from daemon.control.reconcile import Reconciler
 from daemon.control.supervisor import Supervisor
 from daemon.control.world import Connect, World
-from daemon.domain import ids
 from daemon.domain.holds import HoldReason
-from daemon.errors import HomeportError
+from daemon.errors import HomeportError, StoreError
 from daemon.market.vast import Vast
 from daemon.service import notify_socket
 from daemon.service.program import read_environment
 from daemon.settings import Paths, Settings, api_key, load
-from daemon.store import events, jobs, leader, leases, migrate
+from daemon.store import backups, events, jobs, leader, leases, migrate
 from daemon.store.database import Database
 
 log = structlog.get_logger()
+COPY_LOOK_S = 60.0
 PATIENCE_S = 5.0  # of a transfer without a block moved, at least, whatever the time scale
 
 
@@ -48,6 +49,7 @@ async def lead(settings: Settings) -> None:
     """Lead, reconcile, drive, answer. Returns on SIGTERM or SIGINT; raises HomeportError when it cannot begin."""
     clock, paths = SteadyClock(SystemClock()), settings.paths
     with closing(hold_lock(paths.lock)), closing(open_store(paths, clock.wall_ms())) as database:
+        refuse_moved(database)
         take_leadership(database, platform.machine_id(), clock.wall_ms())
         own_key(paths.ssh_key)
         async with aclosing(Vast(settings.market_url, api_key(paths), clock, settings.time_scale)) as market:
@@ -69,9 +71,6 @@ def open_store(paths: Paths, now_ms: int) -> Database:
 def take_leadership(database: Database, machine: str, now_ms: int) -> None:
     """Fence whoever led before, and settle what they left open. The caller holds the lock."""
     leader.take(database, machine, now_ms, lambda c, epoch, why: _hold_all(c, now_ms, epoch, why))
-    with database.write() as c:
-        if leader.get_meta(c, "install_id") is None:
-            leader.put_meta(c, "install_id", ids.job_id())
     recover(database, now_ms)
 
 
@@ -90,11 +89,27 @@ async def run(world: World) -> None:
             loop.add_signal_handler(number, supervisor.stop)
     api = Server(world.settings, Commands(world, supervisor.changed), version("homeport"))
     await api.start()
+    copying = asyncio.create_task(_keep_copies(world))
     log.info("daemon.ready", epoch=world.database.epoch, market=world.settings.market_url)
     try:
         await supervisor.run()
     finally:
+        copying.cancel()
         await api.stop()
+
+
+async def _keep_copies(world: World) -> None:
+    """A copy of the database every hour in which it changed."""
+    database, folder = world.database.path, world.settings.paths.backups
+    while True:
+        try:
+            if backups.is_due(database, folder, world.clock.wall_ms()):
+                await asyncio.to_thread(backups.copy, database, folder, world.clock.wall_ms())
+        except (StoreError, OSError) as error:  # a full disk: the jobs go on, and the copy is due again
+            log.warning("backup.failed", error=str(error))
+        except Exception:  # without this loop no copy is made any more: it never ends
+            log.exception("backup.crashed")
+        await asyncio.sleep(COPY_LOOK_S)
 
 
 def _connect(settings: Settings) -> Connect:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 
 import httpx
 import structlog
@@ -13,45 +15,100 @@ import structlog
 from daemon.settings import Settings
 
 log = structlog.get_logger()
-LIMIT_S = 2.0  # a desktop without a notification service may hang
+DESKTOP_S = 2.0  # a desktop without a notification service may hang
+POST_S = 10.0
 
-Notify = Callable[[str, str], Awaitable[None]]
+Notify = Callable[[str, str, bool], Awaitable[bool]]
+
+_MACOS = "on run {t, m}\ndisplay notification m with title t\nend run"
+# Title and text come in the environment, where PowerShell takes nothing in them for code. Not run by us.
+_WINDOWS = """
+$kind = [Windows.UI.Notifications.ToastNotificationManager, Windows.UI.Notifications, ContentType = WindowsRuntime]
+$page = $kind::GetTemplateContent([Windows.UI.Notifications.ToastTemplateType]::ToastText02)
+$texts = $page.GetElementsByTagName('text')
+$null = $texts.Item(0).AppendChild($page.CreateTextNode($env:HOMEPORT_TITLE))
+$null = $texts.Item(1).AppendChild($page.CreateTextNode($env:HOMEPORT_TEXT))
+$toast = [Windows.UI.Notifications.ToastNotification, Windows.UI.Notifications, ContentType = WindowsRuntime]
+$kind::CreateToastNotifier('homeport').Show($toast::new($page))
+"""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one message on one channel; `detail` says how, or why not."""
+
+    channel: str
+    delivered: bool
+    detail: str
 
 
 def sender(settings: Settings) -> Notify:
-    """A function that sends (title, text); what cannot be delivered is logged."""
+    """A function that sends (title, text, whether it is a second try). True once nothing more is to be done.
 
-    async def send(title: str, text: str) -> None:
-        await asyncio.gather(_desktop(title, text), _post(settings.notify_url, title, text))
+    Only the URL is tried again: a computer without a desktop stays one. What cannot be delivered is logged.
+    """
+
+    async def send(title: str, text: str, again: bool) -> bool:
+        if not again:
+            await desktop(title, text)
+        if settings.notify_url is None:
+            return True
+        posted = await post(settings.notify_url, title, text)
+        if not posted.delivered:
+            log.warning("notify.undelivered", why=posted.detail)
+        return posted.delivered
 
     return send
 
 
-async def _desktop(title: str, text: str) -> None:
-    if sys.platform == "darwin":
-        script = "on run {t, m}\ndisplay notification m with title t\nend run"
-        command = ["osascript", "-e", script, title, text]
-    else:
-        command = ["notify-send", "--app-name=homeport", title, text]
+async def desktop(title: str, text: str) -> Outcome:
+    """A notification on this computer's screen."""
+    command = desktop_command(sys.platform, title, text)
     if shutil.which(command[0]) is None:
-        return
+        return Outcome("desktop", False, f"{command[0]} is not installed")
     process = await asyncio.create_subprocess_exec(
-        *command, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL
+        *command,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, "HOMEPORT_TITLE": title, "HOMEPORT_TEXT": text},
     )
     try:
-        await asyncio.wait_for(process.wait(), LIMIT_S)
-    except TimeoutError:
+        async with asyncio.timeout(DESKTOP_S):
+            _, said = await process.communicate()
+    except TimeoutError:  # the outcome says so
         process.kill()
-        log.info("notify.desktop_hung")
+        await process.wait()
+        return Outcome("desktop", False, f"{command[0]} did not answer within {DESKTOP_S:g} s")
+    if process.returncode:
+        reason = said.decode("utf-8", "replace").strip().splitlines() or [f"ended with {process.returncode}"]
+        return Outcome("desktop", False, f"{command[0]}: {reason[-1]}")
+    return Outcome("desktop", True, f"shown by {command[0]}")
 
 
-async def _post(url: str | None, title: str, text: str) -> None:
-    if url is None:
-        return
+def desktop_command(system: str, title: str, text: str) -> Sequence[str]:
+    """What shows a notification on `system` (a value of sys.platform)."""
+    if system == "darwin":
+        return ("osascript", "-e", _MACOS, title, text)
+    if system == "win32":
+        return ("powershell", "-NoProfile", "-NonInteractive", "-Command", _WINDOWS)
+    return ("notify-send", "--app-name=homeport", "--", title, text)
+
+
+async def post(url: str, title: str, text: str) -> Outcome:
+    """One POST of two lines; ntfy takes its title from the header. The URL may be a secret: only its host is said."""
+    headers = {"Title": title.encode("ascii", "replace").decode()}
     try:
-        async with httpx.AsyncClient(timeout=10) as client:
-            await client.post(
-                url, content=f"{title}\n{text}".encode(), headers={"Title": title.encode("ascii", "replace").decode()}
-            )
-    except httpx.HTTPError as error:
-        log.info("notify.undelivered", error=type(error).__name__)
+        async with httpx.AsyncClient(timeout=POST_S) as client:
+            reply = await client.post(url, content=f"{title}\n{text}".encode(), headers=headers)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        return Outcome("notify_url", False, f"{type(error).__name__}: {_host(url)} cannot be reached")
+    detail = f"{_host(url)} answered {reply.status_code}"
+    return Outcome("notify_url", reply.is_success, detail)
+
+
+def _host(url: str) -> str:
+    try:
+        return httpx.URL(url).host or "the address"
+    except httpx.InvalidURL:  # what is no address has no host
+        return "the address"

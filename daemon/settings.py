@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -39,6 +40,7 @@ class Timing:
     offer_retry: float = 60.0  # between searches that found nothing
     offer_patience: float = 3_600.0  # of searches that find nothing, before the person is asked
     token_life: float = 900.0
+    silence: float = 600.0  # out of contact for so long, and the person is told
 
     def scaled(self, by: float) -> Timing:
         counts = {"create_absent_listings"}
@@ -133,6 +135,7 @@ class Settings:
     demo: bool = False  # marks every screen
     notify_url: str | None = None
     hub: str = "https://huggingface.co"
+    box_python: Path = Path(sys.executable)  # has the `[box]` extra, where files are to be rebuilt here
 
     @property
     def loopback_market(self) -> bool:
@@ -157,7 +160,7 @@ def paths(env: Mapping[str, str] = os.environ) -> Paths:
     )
 
 
-_TOP = {"market_url", "models_dir", "time_scale", "demo", "notify_url", "image"}
+_TOP = {"market_url", "models_dir", "time_scale", "demo", "notify_url", "image", "box_python"}
 
 
 def load(env: Mapping[str, str] = os.environ) -> Settings:
@@ -167,8 +170,9 @@ def load(env: Mapping[str, str] = os.environ) -> Settings:
     if where.config_file.exists():
         try:
             raw = tomllib.loads(where.config_file.read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise HomeportError(f"{where.config_file}: {error}", hint=f"edit {where.config_file}") from error
+        except (OSError, ValueError) as error:  # unreadable, not UTF-8, not TOML
+            why = error.strerror if isinstance(error, OSError) else error
+            raise HomeportError(f"{where.config_file}: {why}", hint=f"edit {where.config_file}") from error
     if unknown := sorted(raw.keys() - _TOP):
         raise HomeportError(
             f"{where.config_file}: unknown key {unknown[0]!r}; known are {', '.join(sorted(_TOP))}",
@@ -187,6 +191,7 @@ def load(env: Mapping[str, str] = os.environ) -> Settings:
         demo=bool(raw.get("demo", False)),
         notify_url=str(raw["notify_url"]) if raw.get("notify_url") else None,
         hub=env.get("HF_ENDPOINT") or Settings.hub,
+        box_python=Path(str(raw.get("box_python", sys.executable))).expanduser().absolute(),
     )
 
 

@@ -1,7 +1,7 @@
 """Computing the tensors of a GGUF on every core, while the converter's writer takes them in their order.
 
 The converter holds a tensor as a promise and keeps it until the moment of writing, one after another: the merge and
-numpy's quantisation of a 7B then take a single core over a minute. The arithmetic stays the converter's own, tensor by
+quantisation of a 7B then take a single core over a minute. The arithmetic stays the converter's own, tensor by
 tensor, so the file has the same bytes; only who computes it and when is different.
 """
 
@@ -16,8 +16,10 @@ from typing import Any, BinaryIO
 
 import torch
 
-# As many tensors are in memory at once, the largest of a 7B at about 4 GB while it is computed, most under 0.6.
+# So many tensors are computed at once, the largest of a 7B at about 4 GB, most under 0.6; and so many for each thread
+# may be under way or wait for the writer, who must not find the others idle while he waits for a large one.
 THREADS = min(16, len(os.sched_getaffinity(0)))
+WAITING = 2
 
 
 class Early:
@@ -49,7 +51,7 @@ def computed_ahead(entries: Iterable[Any], compute: Callable[[Any], Any]) -> Ite
                 entry.tensor = Early(entry.tensor.nbytes, pool.submit(compute, entry.tensor), start_next)
 
         try:
-            for _ in range(THREADS):
+            for _ in range(WAITING * THREADS):
                 start_next()
             yield
         finally:

@@ -2,7 +2,8 @@
 
 Runs from the container's start on. The start script carries this very file, before anything is uploaded, so it is whole
 in itself and short: the market takes 4096 characters. It can stop its own instance, which keeps the disk, and nothing
-more. The key is the market's, given to each container for itself, and never printed.
+more. The key is the market's, given to each container for itself, and never printed. Before it stops, it tells the
+owner twice, at the address in job.json.
 """
 
 from __future__ import annotations
@@ -19,6 +20,10 @@ MARKET = "https://console.vast.ai"
 SIGNS = ("called", "status.json", "events.jsonl")  # of a caller, of a runner that beats, of a stage that outlived it
 LOOK_S = 15.0
 REQUEST_TIMEOUT_S = 20.0
+TOLD = (  # after which share of the silence, and what
+    (0.5, "waiting for home: its work has ended and nobody has called for {quiet:.0f} minutes. Next: jobctl up"),
+    (0.9, "stopping soon: in {left:.0f} minutes this machine stops itself and keeps its disk. Next: jobctl up"),
+)
 
 
 def watch(root: Path, limit_s: float) -> None:
@@ -30,15 +35,28 @@ def watch(root: Path, limit_s: float) -> None:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:  # the other one
             return
-        look_s = min(LOOK_S, limit_s / 8)
-        silence_s = limit_s - 2 * look_s  # one look late, and what passed before the first or passes until it is off
-        seen, since = signs(run), time.monotonic()
+        seen, since, told = signs(run), time.monotonic(), 0
         while True:
+            allowed_s = allowed(run, limit_s)
+            look_s = min(LOOK_S, allowed_s / 8)
+            silence_s = allowed_s - 2 * look_s  # one look late, and what passed before the first or until it is off
             time.sleep(look_s)
+            quiet_s = time.monotonic() - since
             if (now := signs(run)) != seen:
-                seen, since = now, time.monotonic()
-            elif time.monotonic() - since >= silence_s and stop_instance():
+                seen, since, told = now, time.monotonic(), 0
+            elif quiet_s >= silence_s and stop_instance():
                 return
+            elif told < len(TOLD) and quiet_s >= TOLD[told][0] * silence_s:
+                tell(run, TOLD[told][1].format(quiet=quiet_s / 60, left=max(0, silence_s - quiet_s) / 60))
+                told += 1
+
+
+def allowed(run: Path, limit_s: float) -> float:
+    """Seconds of silence that the last caller allowed: the price may be another than at the container's start."""
+    try:
+        return float((run / "called").read_text())
+    except (OSError, ValueError):  # nobody has called yet, or who did says nothing of it
+        return limit_s
 
 
 def signs(run: Path) -> list[int]:
@@ -68,12 +86,31 @@ def stop_instance() -> bool:
     return True
 
 
+def tell(run: Path, text: str) -> None:
+    """POST one line to the owner's address, if a job with one is here. Whether it arrives changes nothing."""
+    if not (run / "job.json").exists():
+        return
+    try:
+        job = json.loads((run / "job.json").read_text())
+        if job["notify_url"]:
+            line = f"homeport {job['name']} ({job['job']}): {text}"
+            text_plain = {"Content-Type": "text/plain; charset=utf-8"}
+            request = urllib.request.Request(job["notify_url"], line.encode(), text_plain)  # noqa: S310
+            urllib.request.urlopen(request, timeout=REQUEST_TIMEOUT_S).close()  # noqa: S310
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        say(f"the owner was not told: {type(error).__name__}")
+
+
 def container_environment(init: Path = Path("/proc/1/environ")) -> dict[str, str]:
     """This process's environment, completed from the container's first process: not every shell inherits that."""
     found: dict[str, str] = {}
-    if "CONTAINER_API_KEY" not in os.environ and os.access(init, os.R_OK):
-        pairs = (pair.partition("=") for pair in init.read_bytes().decode(errors="replace").split("\0") if pair)
-        found = {name: value for name, _, value in pairs}
+    if "CONTAINER_API_KEY" not in os.environ:
+        try:
+            text = init.read_bytes().decode(errors="replace")
+        except OSError as error:  # our own has to do
+            say(f"the container's environment cannot be read: {error}")
+            text = ""
+        found = {name: value for name, _, value in (pair.partition("=") for pair in text.split("\0") if pair)}
     return found | dict(os.environ)
 
 

@@ -5,6 +5,7 @@
 # The last line of stdout is PYTHON=<the interpreter to use from now on>: the one given, when it has every requirement,
 # else ROOT/env, which sees the image's packages and adds the missing ones. torch is the image's and never reinstalled.
 # llama-cpp-python compiles for minutes; that goes on in the background while the model trains (llama.py waits for it).
+# HOMEPORT_MODEL and HOMEPORT_REVISION name a base model on the hub: its download begins here, beside the installing.
 # Everything else is said on stderr. Exit 30: this machine cannot be made ready. May be called again.
 set -euo pipefail
 
@@ -51,11 +52,30 @@ if [[ -n $lacking ]]; then
     fi
     echo "torch==$torch" >"$root/env/constraints.txt"
     pip=("$python" -m pip install --quiet --disable-pip-version-check --constraint "$root/env/constraints.txt")
-    now=$(missing "$python" | grep -v '^llama-cpp-python==' || true)
+fi
+
+PYTHONPATH=$(dirname "$payload") "$python" -m remote_payload.converter --root "$root" >&2 &
+converter=$!
+
+# Installs those of the requirements that are missing and whose names the pattern $1 matches.
+install() {
+    local now
+    now=$(missing "$python" | grep -v '^llama-cpp-python==' | grep "$1" || true)
     if [[ -n $now ]]; then
         echo "bootstrap: installing" $now >&2
         "${pip[@]}" $now >&2 || unfit "pip could not install" $now
     fi
+}
+
+if [[ -n ${HOMEPORT_MODEL:-} ]]; then
+    install '^huggingface_hub=='
+    echo "bootstrap: fetching $HOMEPORT_MODEL in the background, see model-fetch.log" >&2
+    PYTHONPATH=$(dirname "$payload") setsid "$python" -m remote_payload.fetch --root "$root" \
+        --repo "$HOMEPORT_MODEL" ${HOMEPORT_REVISION:+--revision "$HOMEPORT_REVISION"} \
+        >"$root/model-fetch.log" 2>&1 </dev/null &
+fi
+if [[ -n $lacking ]]; then
+    install .
     later=$(missing "$python" | grep '^llama-cpp-python==' || true)
     if [[ -n $later ]]; then
         # The build inherits the lock and holds it until it ends, however it ends; a second one is not begun beside it.
@@ -68,7 +88,6 @@ if [[ -n $lacking ]]; then
     fi
 fi
 
-PYTHONPATH=$(dirname "$payload") "$python" -m remote_payload.converter --root "$root" >&2 ||
-    unfit "llama.cpp's converter could not be fetched"
+wait "$converter" || unfit "llama.cpp's converter could not be fetched"
 
 echo "PYTHON=$(cd "$(dirname "$python")" && pwd)/$(basename "$python")"

@@ -96,10 +96,15 @@ class Progress(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """DPO is judged after its last step was saved: what it came to is kept, whatever the gates say of it."""
-        over = state.is_world_process_zero and state.global_step == state.max_steps
-        if over and self.stage is Stage.DPO and self.job.dpo:
-            new = new_pairs(steps_of(state))
+        """Judged once the last step was saved: what the stage came to is kept, whatever the gates say of it."""
+        if not state.is_world_process_zero or state.global_step < state.max_steps:
+            return
+        history = steps_of(state)
+        if self.stage is Stage.SFT and self.job.start_from is None:  # an earlier adapter may know these rows already
+            fall = gates.loss_fall([line["loss"] for line in history], gates.FLOORS[Stage.SFT])
+            self._hold("loss_fall", fall, len(history))
+        if self.stage is Stage.DPO and self.job.dpo:
+            new = new_pairs(history)
             for name, value in pair_values(new, self.job.dpo.beta).items():
                 self._hold(name, value, len(new) * self.job.batch_size)
 

@@ -30,6 +30,8 @@ MEDIAN_TFLOPS = {
 }  # fmt: skip
 LEAST_SHARE = 0.6  # below it the card is throttled, or somebody else computes on it
 LEAST_FREE = 0.9  # of a card's memory; below it somebody else is there
+LENGTHS, HEADS, SHARED, WIDTH = (37, 128, 91), 8, 2, 64  # of the sequences whose attention is checked
+APART = {"cuda": 0.02, "cpu": 1e-5}  # of bf16's own rounding, and of fp32's
 EXCHANGE_S = 20.0  # for the ranks to start, meet and add up; a broken link shows as a hang
 ECC = ("nvidia-smi", "--query-gpu=index,ecc.errors.uncorrected.volatile.total", "--format=csv,noheader,nounits")
 
@@ -41,6 +43,8 @@ def checks() -> Iterator[Check]:
         yield Check("cards", count > 0, f"a driver is loaded and torch sees {count} cards")
     for device in [f"cuda:{i}" for i in range(count)] or ["cpu"]:
         yield product_check(device)
+    if count:
+        yield attention_check("cuda")
     for i in range(count):
         yield rate_check(f"matmul rate cuda:{i}", torch.cuda.get_device_name(i), measured_tflops(i))
         yield memory_check(i, *torch.cuda.mem_get_info(i))
@@ -53,6 +57,32 @@ def checks() -> Iterator[Check]:
 def product_check(device: str) -> Check:
     ones = torch.ones(RIGHT, RIGHT, device=device)
     return Check(f"matmul {device}", bool(((ones @ ones) == RIGHT).all()), f"{RIGHT} x {RIGHT}")
+
+
+def attention_check(device: str) -> Check:
+    """Packed attention, forward and backward, against the definition of attention in fp32, sequence by sequence."""
+    from remote_payload.attention import attend
+
+    kind = torch.bfloat16 if device == "cuda" else torch.float32
+    draw = torch.Generator().manual_seed(0)
+    total = sum(LENGTHS)
+    made = [torch.randn(1, heads, total, WIDTH, generator=draw).to(kind) for heads in (HEADS, SHARED, SHARED, HEADS)]
+    bounds = torch.tensor([0, *LENGTHS]).cumsum(0)
+    *inputs, upstream = (tensor.to(device).requires_grad_() for tensor in made)
+    ends = bounds.to(device, torch.int32)
+    told = {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": max(LENGTHS), "max_length_k": max(LENGTHS)}
+    out, _ = attend(None, *inputs, None, scaling=WIDTH**-0.5, **told)
+    found = [out, *torch.autograd.grad(out, inputs, upstream.detach().transpose(1, 2))]
+
+    q, k, v = (tensor.float().requires_grad_() for tensor in made[:3])
+    scores = q @ k.repeat_interleave(HEADS // SHARED, 1).mT * WIDTH**-0.5
+    sequence = torch.repeat_interleave(torch.arange(len(LENGTHS)), torch.tensor(LENGTHS))
+    seen = (sequence[:, None] == sequence).tril()
+    read = scores.masked_fill(~seen, -torch.inf).softmax(-1) @ v.repeat_interleave(HEADS // SHARED, 1)
+    right = [read.transpose(1, 2), *torch.autograd.grad(read, (q, k, v), made[3].float())]
+    pairs = [(ours.detach().float().cpu(), theirs.detach()) for ours, theirs in zip(found, right, strict=True)]
+    off = max(float((ours - theirs).norm() / theirs.norm()) for ours, theirs in pairs)
+    return Check("attention", off <= APART[device], f"off by {off:.1e}, {APART[device]:g} is rounding")
 
 
 def measured_tflops(card: int) -> float:

@@ -44,8 +44,8 @@ ENVIRONMENT = {
 BEAT_S = 1.0
 GPU_BEAT_S = 10.0  # nvidia-smi takes a noticeable fraction of a second
 LAST_LINES = 40  # of the log, into failed.json
-# Automatic resumes of one step, by what ended it. A kill may be chance, once; lack of memory halves the micro batch,
-# and four times lead from the largest default, 16 rows, to one.
+# Automatic resumes of one step, by what ended it. A kill or a silent rank may be chance, once; lack of memory halves
+# the micro batch, and four times lead from the largest default, 16 rows, to one.
 KILL_RETRIES = 1
 MEMORY_RETRIES = 4
 
@@ -100,9 +100,10 @@ class Chain:
                     continue  # somebody asked to stop and then to start again
                 if code == Exit.STOPPED:
                     return self.end(Phase.STOPPED, "stopped on request; the newest checkpoint is whole")
-                kills -= code < 0
+                lost = code < 0 or code == Exit.RANK_LOST
+                kills -= lost
                 shortages -= code == Exit.OUT_OF_MEMORY
-                if (code < 0 and kills >= 0) or (code == Exit.OUT_OF_MEMORY and shortages >= 0):
+                if (lost and kills >= 0) or (code == Exit.OUT_OF_MEMORY and shortages >= 0):
                     events.emit("warn", msg=f"{step}: {describe(code)}; resuming")
                     continue
                 return self.fail(plan, markers, code, log_began)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TypeVar
 
 import torch
 from torch import distributed
 
+from remote_payload.contract import Exit
 from remote_payload.ranks import Rank
+from remote_payload.script import ScriptFailed
 
 # A rank that does not answer for so long is lost, and the others end. The library's own half an hour would cost more
 # than the stage; sealing the largest checkpoint, the longest that one rank lets the others wait, takes seconds.
-PATIENCE_S = 90
+PATIENCE_S = 75
 
 T = TypeVar("T")
 
@@ -31,9 +35,40 @@ def any_says(flag: bool) -> bool:
     """Whether it is true on any rank; every rank must ask."""
     if not distributed.is_initialized():
         return flag
-    said = torch.tensor(int(flag), device="cuda" if torch.cuda.is_available() else "cpu")
-    distributed.all_reduce(said, distributed.ReduceOp.MAX)
-    return bool(said.item())
+    return total(flag) > 0
+
+
+@contextmanager
+def exchanging() -> Iterator[None]:
+    """Raises ScriptFailed (72) for an exchange in it that failed because another rank is gone or silent."""
+    try:
+        yield
+    except RuntimeError as error:  # gloo's have no type of their own
+        if not isinstance(error, distributed.DistError) and "gloo" not in str(error):
+            raise
+        lost = f"another rank is gone, or did not answer for {PATIENCE_S} s"
+        raise ScriptFailed(Exit.RANK_LOST, lost) from error
+
+
+def total(number: int) -> int:
+    """Its sum over all ranks; every rank must ask."""
+    return round(sum_of([number])[0])
+
+
+def mean(numbers: Sequence[float]) -> list[float]:
+    """Of each, over all ranks; every rank must ask."""
+    ranks = distributed.get_world_size() if distributed.is_initialized() else 1
+    return [number / ranks for number in sum_of(numbers)]
+
+
+def sum_of(numbers: Sequence[float]) -> list[float]:
+    """Of each, over all ranks; every rank must ask. In 64 bits, which hold a count of tokens to the last one."""
+    if not distributed.is_initialized():
+        return list(numbers)
+    sums = torch.tensor(numbers, dtype=torch.float64, device=_device())
+    distributed.all_reduce(sums)
+    found: list[float] = sums.tolist()
+    return found
 
 
 def from_first(value: T) -> T:
@@ -49,6 +84,10 @@ def wait_for_all() -> None:
     """Every file that a rank has written before is there once this returns."""
     if distributed.is_initialized():
         distributed.barrier()
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def leave() -> None:

@@ -15,17 +15,12 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils.logging import disable_progress_bar
+from transformers import AutoTokenizer
 
-from remote_payload import llama, outbox, prompts, reference, script
+from remote_payload import answers, llama, outbox, prompts, reference, script
 from remote_payload.contract import Exit, JobFile, Quality, Stage, write_whole
-from remote_payload.gguf import final_adapter
-from remote_payload.layout import Layout
-from remote_payload.merge import Delta, merge_into, read_deltas
+from remote_payload.layout import Layout, final_adapter
 from remote_payload.progress import Events
-from remote_payload.prompts import Prompt
 from remote_payload.reference import Answer, Logs
 from remote_payload.script import ScriptFailed
 
@@ -60,52 +55,18 @@ def main() -> int:
 def evaluate(layout: Layout, job: JobFile, events: Events) -> Exit:
     work = layout.stage(Stage.GGUF)
     tokenizer = AutoTokenizer.from_pretrained(work / "base")
-    questions = prompts.choose(layout, job, tokenizer)
-    if not questions:
-        raise ScriptFailed(Exit.BAD_DATA, "no row gives a prompt to test the model with")
-
-    answers, base = _answers(layout, job, tokenizer, questions)
+    reference_answers, base = answers.known(layout, job)
     header = {
         "bos": tokenizer.bos_token_id,
         "eos": tokenizer.eos_token_id,
         "probes": [{"text": text, "ids": prompts.encode(tokenizer, text)} for text in PROBES],
     }
-    reference.write(layout.out / "reference.jsonl", header, answers, base, tokenizer.decode)
+    reference.write(layout.out / "reference.jsonl", header, reference_answers, base, tokenizer.decode)
 
-    quality = _score_files(layout, job, header["probes"], answers, base, events)
+    quality = _score_files(layout, job, header["probes"], reference_answers, base, events)
     write_whole(work / "quality.json", json.dumps([dataclasses.asdict(q) for q in quality], allow_nan=False))
     outbox.fill(layout, job, final_adapter(layout, job))
     return Exit.OK
-
-
-def _answers(layout: Layout, job: JobFile, tokenizer: Any, questions: list[Prompt]) -> tuple[list[Answer], list[Logs]]:
-    """The merged model's answers, and the base model's view of the same ids; one model in memory at a time."""
-    work = layout.stage(Stage.GGUF)
-    if (work / "merged").exists():
-        merged = _load(work / "merged", {})
-    else:
-        merged = _load(work / "base", read_deltas(final_adapter(layout, job)))
-    ends = merged.generation_config.eos_token_id
-    stops = frozenset([tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])])
-    answers = reference.answer_all(merged, questions, stops)
-    del merged
-    model = _load(work / "base", {})
-    return answers, [reference.log_probabilities(model, answer.ids, answer.start) for answer in answers]
-
-
-def _load(folder: Path, deltas: dict[str, Delta]) -> Any:
-    """float32 where it fits: the weights are then those that were converted, to the last bit."""
-    dtype, place = torch.float32, None
-    if torch.cuda.is_available():
-        free = sum(torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count()))
-        stored = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-        place = "auto"
-        dtype = torch.float32 if free > 3 * stored else torch.bfloat16  # twice the stored 16 bits, and room to work
-    disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map=place).eval()
-    merge_into(model, deltas)
-    print(f"evaluate: {folder.name} with {len(deltas)} merged weights, {dtype}", flush=True)
-    return model
 
 
 def _score_files(

@@ -55,6 +55,7 @@ GATES = {
         Gate("reward_accuracy", DPO, "after", "share of pairs right", at_least, 0.6, 200, PAIRS, Exit.DPO_GATE),
         Gate("reward_margin", DPO, "after", "the mean margin", above, 0.0, 200, PAIRS, Exit.DPO_GATE),
         Gate("chosen_fall", DPO, "after", "log-probability lost, share", at_most, 0.3, 200, PAIRS, Exit.DPO_GATE),
+        Gate("loss_fall", SFT, "after", "fall of the loss, share", at_least, 0.0, 200, STEPS, Exit.NOT_LEARNING),
         Gate("held_out_nll", SFT, "after", "fall in nats a token", at_least, 0.02, 16, ROWS, Exit.NOT_LEARNING),
         Gate("sft_perplexity", DPO, "after", "rise of perplexity, share", at_most, 0.05, 16, ROWS, Exit.DPO_GATE),
     )
@@ -98,6 +99,13 @@ def norm_rise(norms: Sequence[float]) -> float:
     """The last gradient norm in medians of those before; 1 where there are none."""
     before = norms[:-1]
     return norms[-1] / max(statistics.median(before), SMALL_NORM) if before else 1.0
+
+
+def loss_fall(losses: Sequence[float], floor: float) -> float:
+    """The share by which the median loss of the last tenth of the steps lies below that of the first tenth."""
+    tenth = max(1, len(losses) // 10)
+    first, last = (max(statistics.median(part), floor) for part in (losses[:tenth], losses[-tenth:]))
+    return 1 - last / first
 
 
 def chosen_fall(reward: float, logps: float, beta: float) -> float:

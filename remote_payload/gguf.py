@@ -13,12 +13,14 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from remote_payload import converter, script, templates
+from remote_payload import answers, converter, llama, script, templates
 from remote_payload.contract import Exit, JobFile, Stage, write_whole
 from remote_payload.converter import ConverterUnavailable
-from remote_payload.layout import Layout, plan_of
+from remote_payload.layout import Layout, final_adapter, plan_of
 from remote_payload.llama import Quantiser
 from remote_payload.merge import Delta, merge_with_peft, read_deltas, why_not_plain
 from remote_payload.progress import Events
@@ -35,33 +37,54 @@ def main() -> int:
 
 def make(layout: Layout, job: JobFile, events: Events) -> Exit:
     """Write the GGUF files that the job asks for, then run/gguf/result.json and tools.json."""
-    wanted = [_quant(name) for name in job.gguf]
+    conversion = begin(layout, job)
+    outputs, metrics = [], {}
+    with answers.beside(layout):
+        for file in written(conversion, layout, job):
+            name, seconds = file.quant.name, file.seconds
+            print(f"gguf: {file.path.name} {file.size} bytes in {seconds} s", flush=True)
+            events.emit("gguf", quant=name, bytes=file.size, seconds=seconds)
+            outputs.append(file.path.relative_to(layout.root).as_posix())
+            metrics |= {f"{name}_bytes": float(file.size), f"{name}_seconds": seconds}
+    write_whole(layout.stage(Stage.GGUF) / "tools.json", json.dumps(conversion.tools()))
+    write_whole(layout.result(Stage.GGUF), json.dumps({"outputs": outputs, "steps": 0, "metrics": metrics}))
+    return Exit.OK
+
+
+@dataclass(frozen=True)
+class Written:
+    """A finished file: size in bytes, and the seconds it took."""
+
+    quant: Quant
+    path: Path
+    size: int
+    seconds: float
+
+
+def begin(layout: Layout, job: JobFile) -> Conversion:
+    """An empty run/out and run/gguf, and the conversion of base model and adapter. Raises ScriptFailed."""
     work = layout.stage(Stage.GGUF)
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     shutil.rmtree(layout.out, ignore_errors=True)  # what an earlier try left must not go home with this one
     layout.out.mkdir()
-
     source, deltas = merge_source(layout, job)
-    conversion = Conversion(_converter(layout), source, deltas, job.name)
-    outputs, metrics = [], {}
+    return Conversion(_converter(layout), source, deltas, job.name, llama.available(layout.root, patience_s=0))
+
+
+def written(conversion: Conversion, layout: Layout, job: JobFile) -> Iterator[Written]:
+    """The job's files, each as soon as it lies in run/out. Raises ScriptFailed."""
+    work = layout.stage(Stage.GGUF)
     # K-quants last: llama-cpp-python may still be compiling in the background.
-    for quant in sorted(wanted, key=lambda q: q.needs_quantiser):
+    for quant in sorted(map(_quant, job.gguf), key=lambda q: q.needs_quantiser):
         began = time.monotonic()
         path = layout.out / f"{job.name}-{quant.name}.gguf"
         if quant.needs_quantiser:
             size = _quantised(conversion, quant, path, work, layout.root)
         else:
             size = conversion.write(quant, path)
-        seconds = round(time.monotonic() - began, 1)
-        print(f"gguf: {path.name} {size} bytes in {seconds} s", flush=True)
-        events.emit("gguf", quant=quant.name, bytes=size, seconds=seconds)
-        outputs.append(path.relative_to(layout.root).as_posix())
-        metrics |= {f"{quant.name}_bytes": float(size), f"{quant.name}_seconds": seconds}
+        yield Written(quant, path, size, round(time.monotonic() - began, 1))
     (work / SIXTEEN).unlink(missing_ok=True)
-    write_whole(work / "tools.json", json.dumps(conversion.tools()))
-    write_whole(layout.result(Stage.GGUF), json.dumps({"outputs": outputs, "steps": 0, "metrics": metrics}))
-    return Exit.OK
 
 
 def problems(layout: Layout, job: JobFile) -> list[str]:
@@ -69,18 +92,13 @@ def problems(layout: Layout, job: JobFile) -> list[str]:
     if plan_of(job, Stage.GGUF) is None:
         return []
     try:
-        for name in job.gguf:
-            _quant(name)
+        wanted = [_quant(name) for name in job.gguf]
         with tempfile.TemporaryDirectory(dir=layout.run, prefix="convertible-") as scratch:
-            Conversion(_converter(layout), clean_copy(layout.model, Path(scratch) / "base"), {}, job.name).check()
+            base = clean_copy(layout.model, Path(scratch) / "base")
+            need_space(layout.run, Conversion(_converter(layout), base, {}, job.name).check(wanted))
     except ScriptFailed as failure:
         return [f"the base model cannot become a GGUF: {failure}"]
     return []
-
-
-def final_adapter(layout: Layout, job: JobFile) -> Path:
-    """The adapter that the last training stage of the job left."""
-    return layout.adapter(Stage.DPO if plan_of(job, Stage.DPO) else Stage.SFT)
 
 
 def merge_source(layout: Layout, job: JobFile) -> tuple[Path, dict[str, Delta]]:

@@ -11,7 +11,7 @@ import json
 import stat
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from remote_payload.contract import CHUNK_SIZE, Output
@@ -55,13 +55,14 @@ def _hex(block: bytes) -> str:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="hashes")
     parser.add_argument("--root", type=Path, default=Path())
+    parser.add_argument("--chunks", action="store_true", help="the hash of each chunk, instead of the whole file's")
     parser.add_argument("paths", nargs="+")
     args = parser.parse_args(argv)
     for path in args.paths:
         file = args.root / path
         if file.exists() and stat.S_ISREG(file.stat().st_mode):
-            found = output(args.root, path)
-            print(json.dumps({"path": path, "size": found.size, "sha256": found.sha256}), flush=True)
+            found = {"chunks": digest(file).chunks} if args.chunks else asdict(output(args.root, path))
+            print(json.dumps({"path": path, **found}), flush=True)
         else:
             print(json.dumps({"path": path, "missing": True}), flush=True)
     return 0

@@ -47,7 +47,7 @@ def held_out(layout: Layout, job: JobFile, events: Events) -> Exit:
     adapters = models(layout, job, stage)
     scored = known(layout, job, stage)
     scored |= score_models(layout, {name: path for name, path in adapters.items() if name not in scored}, questions)
-    report(layout, stage, scored)
+    report(layout, stage, scored, events)
     judge(stage, nll_gain(scored[stage], scored[parent(job, stage)]), len(questions), job, events)
     return Exit.OK
 
@@ -99,11 +99,12 @@ def score_models(layout: Layout, adapters: Mapping[str, Path | None], questions:
     return scored
 
 
-def report(layout: Layout, stage: Stage, scored: Scored) -> None:
-    """Write scores.json and name it in the stage's result, with the figures: so it goes home with the adapter."""
+def report(layout: Layout, stage: Stage, scored: Scored, events: Events) -> None:
+    """Tell every score, write scores.json, and name it in the stage's result with the figures: so it goes home too."""
     found = scores(scored, stage)
     for score in found:
         print(f"held out: {score.subject} {score.nll:.4f} nats a token over {score.rows} rows", flush=True)
+        events.emit("eval", **asdict(score))
     rows = {name: [astuple(row) for row in of] for name, of in scored.items()}
     text = json.dumps({"scores": [asdict(score) for score in found], "rows": rows}, allow_nan=False)
     file = layout.held_out(stage)

@@ -125,3 +125,8 @@ class Layout:
 def plan_of(job: JobFile, stage: Stage) -> StagePlan | None:
     """The job's entry for `stage`, None when this attempt does not run it."""
     return next((plan for plan in job.stages if plan.stage is stage), None)
+
+
+def final_adapter(layout: Layout, job: JobFile) -> Path:
+    """The adapter that the last training stage of the job left."""
+    return layout.adapter(Stage.DPO if plan_of(job, Stage.DPO) else Stage.SFT)

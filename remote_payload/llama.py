@@ -28,29 +28,31 @@ BUILD_POLL_S = 0.5
 CPUS = len(os.sched_getaffinity(0))
 
 
-def available(root: Path) -> ModuleType | None:
-    """llama_cpp, after waiting for a build in the background; None when it is not to be had."""
-    wait_for_build(root)
+def available(root: Path, patience_s: float = BUILD_PATIENCE_S) -> ModuleType | None:
+    """llama_cpp, after waiting for a build in the background; None when it is not to be had, or not yet."""
     try:
+        wait_for_build(root, patience_s)
         import llama_cpp
-    except ImportError:  # the caller says what is not done without it
+    except (ImportError, TimeoutError):  # the caller says what is not done without it
         return None
     logging.getLogger("llama-cpp-python").setLevel(logging.CRITICAL)  # its WARN is our ERROR
     module: ModuleType = llama_cpp
     return module
 
 
-def wait_for_build(root: Path) -> None:
-    """Return when no build holds the lock, or when patience is at its end."""
+def wait_for_build(root: Path, patience_s: float = BUILD_PATIENCE_S) -> None:
+    """Return when no build holds the lock. Raises TimeoutError when patience is at its end."""
     lock = root / BUILD_LOCK
     if not lock.exists():
         return
-    deadline = time.monotonic() + BUILD_PATIENCE_S
+    deadline = time.monotonic() + patience_s
     with open(lock) as f:
-        while time.monotonic() < deadline:
+        while True:
             try:
                 return fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:  # the build goes on
+            except BlockingIOError as error:  # the build goes on
+                if time.monotonic() >= deadline:
+                    raise TimeoutError(f"{BUILD_LOCK} is still held after {patience_s:g} s") from error
                 time.sleep(BUILD_POLL_S)
 
 

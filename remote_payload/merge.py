@@ -1,25 +1,30 @@
-"""Folding a LoRA adapter into the base model: W + (B @ A) * alpha / r, in float32, without rounding.
+"""Folding a LoRA adapter into the base model: W + (B @ A) * alpha / r in float64, rounded to float32 once.
 
 One arithmetic for both of its users: the GGUF stage merges each tensor while the converter streams past it, and
 `evaluate` merges the same tensors into the model it scores, so that the reference answers come from exactly the weights
-that went into the file. It equals PEFT's own merge of a float32 model bit for bit. Adapters with anything beyond plain
-LoRA (DoRA, rank patterns, trained embeddings, ...) are merged by PEFT itself into a folder on disk.
+that went into the file. PEFT merges a float64 model to the same bits; a float32 one to others in the last place of a
+few weights, and to others again where a library sums in another order. Adapters with anything beyond plain LoRA (DoRA,
+rank patterns, trained embeddings, ...) are merged by PEFT itself into a folder on disk.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from remote_payload.adapters import PREFIX, strangeness
 from remote_payload.contract import Exit
 from remote_payload.script import ScriptFailed
+
+ROWS = 16  # of a weight, merged at a time
 
 
 class MergeFailed(ScriptFailed):
@@ -38,8 +43,21 @@ class Delta:
     scale: float
 
     def added_to(self, weight: torch.Tensor) -> torch.Tensor:
-        """The merged weight, float32 on the CPU: the device must not change a bit of it."""
-        return weight.float().cpu() + (self.b @ self.a) * self.scale
+        """The merged weight, float32, where `weight` is.
+
+        It is made on the CPU in float64 and rounded once, so that neither a card nor the order in which a processor's
+        library sums changes a bit of it. A few rows at a time, since what stays in the cache takes no longer than
+        float32 did. Raises MergeFailed for a delta of another shape.
+        """
+        if (len(self.b), self.a.shape[1]) != weight.shape:
+            shape = f"{len(self.b)}x{self.a.shape[1]}"
+            raise MergeFailed(f"the adapter changes a weight of {tuple(weight.shape)} by one of {shape}")
+        a, b, base = self.a.double() * self.scale, self.b.double(), weight.cpu()
+        merged = torch.empty(weight.shape)
+        for start in range(0, len(b), ROWS):
+            rows = slice(start, start + ROWS)
+            merged[rows] = torch.addmm(base[rows].double(), b[rows], a)
+        return merged.to(weight.device)
 
 
 def why_not_plain(adapter: Path) -> str | None:
@@ -47,7 +65,8 @@ def why_not_plain(adapter: Path) -> str | None:
     config = json.loads((adapter / "adapter_config.json").read_text())
     if reason := next(strangeness(config), None):
         return reason
-    names = load_file(adapter / "adapter_model.safetensors").keys()
+    with safe_open(adapter / "adapter_model.safetensors", "pt") as file:
+        names = list(file.keys())
     strange = [n for n in names if not n.startswith(PREFIX) or not n.endswith((".lora_A.weight", ".lora_B.weight"))]
     return f"it trains {strange[0]}" if strange else None
 
@@ -75,13 +94,25 @@ def check_targets(deltas: Collection[str], weights: Collection[str]) -> None:
         raise MergeFailed(f"the adapter changes {len(missing)} weights that the base model lacks, first {missing[0]}")
 
 
-@torch.no_grad()
-def merge_into(model: Any, deltas: dict[str, Delta]) -> None:
-    """Merge in place into a loaded model, whatever its device."""
-    weights = dict(model.named_parameters())
+@contextmanager
+def merged_into(model: Any, deltas: dict[str, Delta]) -> Iterator[None]:
+    """Within the block the loaded model is the merged one, on whatever device; after it the base model again."""
+    weights = {name: weight.data for name, weight in model.named_parameters()}
     check_targets(deltas, weights)
+    before = {name: shortest(weights[name]) for name in deltas}
     for name, delta in deltas.items():
         weights[name].copy_(delta.added_to(weights[name]))
+    yield
+    for name, weight in before.items():
+        weights[name].copy_(weight)
+
+
+def shortest(weight: torch.Tensor) -> torch.Tensor:
+    """A copy in the shortest type that holds it exactly: what was stored in 16 bits fits them again."""
+    for kind in (torch.bfloat16, torch.float16):
+        if torch.equal((copy := weight.to(kind, copy=True)).to(weight.dtype), weight):
+            return copy
+    return weight.clone()
 
 
 def merge_with_peft(base: Path, adapter: Path, into: Path) -> None:

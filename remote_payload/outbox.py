@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from remote_payload import templates
-from remote_payload.contract import JobFile, Stage, write_whole
+from remote_payload.contract import UNFINISHED, JobFile, Stage, write_whole
 from remote_payload.layout import Layout
 from remote_payload.progress import read_from
 
@@ -28,6 +28,8 @@ TOKENIZER = (
 def fill(layout: Layout, job: JobFile, adapter: Path) -> None:
     """Copy and write everything but the GGUFs and reference.jsonl, then name all of it in run/gguf/result.json."""
     out = layout.out
+    for left in out.glob(UNFINISHED):  # by a life that ended in here: the manifest would refuse it
+        left.unlink()
     _copy(adapter, ADAPTER, out / "adapter")
     _copy(layout.model, TOKENIZER, out / "tokenizer")  # the base model's own bytes, whatever training rendered with
     templates.deliver(out / "tokenizer", job.reasoning)

@@ -9,19 +9,18 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
-import os
 import platform
 import re
 import shutil
 import sys
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from remote_payload import host
 from remote_payload.check import Check
-from remote_payload.contract import Exit
+from remote_payload.contract import Exit, Needs, load
 from remote_payload.processes import boot_id
 
 OLDEST_PYTHON = (3, 11)
@@ -30,15 +29,15 @@ COMPILED_LATER = frozenset(
 )  # bootstrap.sh builds it beside the training; GGUF is the first to need it
 
 
-def preflight(root: Path) -> dict[str, Any]:
+def preflight(root: Path, needs: Needs) -> dict[str, Any]:
     """Everything the report says, `ok` first."""
-    checks = [python_check(), *requirement_checks(), disk_check(root), *card_checks()]
+    checks = [check for look in LOOKS for check in look(root, needs)]
     report: dict[str, Any] = {
         "ok": all(check.ok for check in checks),
         "checks": [asdict(check) for check in checks],
         "boot_id": boot_id(),
         "disk_free": shutil.disk_usage(root).free,
-        "ram": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "ram": host.memory(),
         "python": platform.python_version(),
     }
     return report | found_cards()
@@ -64,18 +63,6 @@ def requirement_checks() -> Iterator[Check]:
             yield Check(name, False, f"{installed}, needs {version}")
 
 
-def disk_check(root: Path) -> Check:
-    """The root takes files and gives them back."""
-    try:
-        with tempfile.NamedTemporaryFile(dir=root) as f:
-            f.write(os.urandom(1 << 20))
-            f.flush()
-            os.fsync(f.fileno())
-    except OSError as error:
-        return Check("disk", False, str(error))
-    return Check("disk", True, "writable")
-
-
 def card_checks() -> Iterator[Check]:
     """Those of cards.py; a driver without usable torch is a broken host."""
     try:
@@ -97,10 +84,23 @@ def found_cards() -> dict[str, Any]:
     return {"torch": torch.__version__, "cuda": torch.version.cuda if gpus else None, "gpus": gpus}
 
 
+# Every look at the machine, in their order: first what the later ones stand on. All together take less than a minute.
+LOOKS: tuple[Callable[[Path, Needs], Iterable[Check]], ...] = (
+    lambda root, needs: [python_check()],
+    lambda root, needs: requirement_checks(),
+    lambda root, needs: [host.disk_check(root, needs.disk)],
+    lambda root, needs: [host.memory_check(needs.memory)],
+    lambda root, needs: [host.line_check(needs)],
+    lambda root, needs: card_checks(),
+)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="preflight")
     parser.add_argument("--root", type=Path, default=Path())
-    report = preflight(parser.parse_args().root)
+    parser.add_argument("--needs", default="{}", help="contract.Needs as JSON")
+    args = parser.parse_args()
+    report = preflight(args.root, load(Needs, args.needs))
     print(json.dumps(report))
     return Exit.OK if report["ok"] else Exit.PREFLIGHT
 

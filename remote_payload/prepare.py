@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from remote_payload import adapters, contract, lengths, reasoning, reporting, script
+from remote_payload import adapters, contract, fetch, lengths, reasoning, reporting, script
 from remote_payload.contract import Exit, JobFile, Prepared, Stage, StageTraining
 from remote_payload.layout import Layout
 from remote_payload.progress import Events
@@ -26,8 +26,6 @@ from remote_payload.tokenizer_checks import border_problems, parity_problems
 SHOWN = 20  # objections; the rest is a number
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers")
 EMPTY = Table([], [])
-# Safetensors only: a pickle is a program, and no code of the repository is wanted either.
-MODEL_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.txt", "tokenizer.model"]
 
 
 @dataclass
@@ -107,14 +105,11 @@ def count_problems(job: JobFile, sft: int, dpo: int) -> list[str]:
 
 def fetch_model(layout: Layout, job: JobFile) -> None:
     """The base model in place: uploaded already, or downloaded from the hub (HF_TOKEN in the environment if needed)."""
-    if (layout.model / "config.json").exists():
-        return
     if not job.model.repo:
+        if (layout.model / "config.json").exists():
+            return
         raise ScriptFailed(Exit.BAD_CONFIG, f"the base model {job.model.name} was not uploaded and names no repository")
-    from huggingface_hub import snapshot_download
-
-    print(f"fetching {job.model.repo} at {job.model.revision or 'its newest revision'}", flush=True)
-    snapshot_download(job.model.repo, revision=job.model.revision, local_dir=layout.model, allow_patterns=MODEL_FILES)
+    fetch.fetch(layout, job.model.repo, job.model.revision)
 
 
 def adapter_problems(layout: Layout, job: JobFile) -> list[str]:

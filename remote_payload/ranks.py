@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import IO
 
@@ -123,17 +124,21 @@ def conclude(code: Exit) -> Exit:
 
 
 def verdict(codes: Sequence[int]) -> int:
-    """The exit code that says what happened. When one rank is lost the others fail in their next exchange with it,
-    as INTERNAL, so the cause is looked for behind that: lack of memory, then a signal, then any other code."""
+    """The exit code that says what happened: of the ranks', the one that comes last in this order."""
+    return max(codes, key=lambda code: next(place for place, holds in enumerate(CAUSES) if holds(code)))
 
-    def weight(code: int) -> int:
-        if code == Exit.OUT_OF_MEMORY:
-            return 4
-        if code < 0:
-            return 3
-        return {Exit.OK: 0, Exit.INTERNAL: 1}.get(Exit(code) if code in Exit.__members__.values() else code, 2)
 
-    return max(codes, key=weight)
+# When one rank fails the others fail in their next exchange with it, so what they say is no cause: RANK_LOST, or an
+# abort by NCCL's watchdog. Their codes alone mean that the rank behind it hung, and was killed as a straggler.
+CAUSES: tuple[Callable[[int], bool], ...] = (
+    lambda code: code == Exit.OK,
+    lambda code: code == Exit.RANK_LOST,
+    lambda code: code == -signal.SIGABRT,
+    lambda code: code == Exit.INTERNAL,
+    lambda code: 0 < code != Exit.OUT_OF_MEMORY,
+    lambda code: code < 0,
+    lambda code: code == Exit.OUT_OF_MEMORY,
+)
 
 
 def rank_environments(size: int, port: int, environment: Mapping[str, str]) -> list[dict[str, str]]:

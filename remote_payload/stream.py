@@ -12,14 +12,15 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any, ClassVar
 
 import torch
 
-from remote_payload import converter
+from remote_payload import converter, eight_bit
 from remote_payload.ahead import computed_ahead
 from remote_payload.contract import Exit
 from remote_payload.merge import Delta, MergeFailed, check_targets
@@ -77,15 +78,19 @@ def clean_copy(model: Path, into: Path) -> Path:
 
 
 class Conversion:
-    """llama.cpp's converter, imported from its pinned folder, over one model folder."""
+    """llama.cpp's converter, imported from its pinned folder, over one model folder. `llama`: its compiled half."""
 
-    def __init__(self, folder: Path, source: Path, deltas: dict[str, Delta], model_name: str) -> None:
+    def __init__(
+        self, folder: Path, source: Path, deltas: dict[str, Delta], model_name: str, llama: ModuleType | None = None
+    ) -> None:
         sys.path[:0] = [str(folder), str(folder / "gguf-py")]
         import conversion
         import gguf
 
         if not Path(gguf.__file__).is_relative_to(folder):
             raise ScriptFailed(Exit.INTERNAL, f"another gguf package was imported first: {gguf.__file__}")
+        if llama:
+            eight_bit.take_over(gguf, llama)
         # What it warns of is checked here: sizes, places of all weights, the tokenizer.
         logging.getLogger("hf-to-gguf").setLevel(logging.ERROR)
         self.source, self.deltas, self.model_name = source, deltas, model_name
@@ -108,9 +113,8 @@ class Conversion:
             writer.write_header_to_file(path=part)
             writer.write_kv_data_to_file()
             (tensors,) = writer.tensors
-            self.shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+            self._look_at(writer.arch, tensors)
             self.header_bytes = aligned(writer.fout[0].tell() + sum(map(_entry_bytes, self.shapes.items())))
-            self.architecture = writer.arch
             promised = self.header_bytes + sum(aligned(tensor.nbytes) for tensor in tensors.values())
             need_space(path.parent, promised)
             promises = [entry for entry in tensors.values() if isinstance(entry.tensor, self._gguf.LazyNumpyTensor)]
@@ -119,12 +123,22 @@ class Conversion:
             writer.close()
         return finish(part, path, promised, self.predicted(quant))
 
-    def check(self) -> None:
-        """Convert the vocabulary in memory: an unknown architecture or tokenizer shows without any weight being read.
+    def check(self, wanted: Iterable[Quant]) -> int:
+        """Go through vocabulary and tensors without reading a weight; the bytes that the `wanted` files will take.
 
-        Raises ScriptFailed.
+        Raises ScriptFailed for an architecture or tokenizer that is not known, and where our prediction of the 8-bit
+        file's size, which the converter makes of its own, is another than the converter's.
         """
-        self._model(QUANTS["Q8_0"], self.source / "never-written.gguf").set_vocab()
+        with torch.inference_mode():
+            model = self._model(QUANTS["Q8_0"], self.source / "never-written.gguf")
+            model.set_vocab()
+            model.prepare_tensors()
+        (tensors,) = model.gguf_writer.tensors
+        self._look_at(model.gguf_writer.arch, tensors)
+        promised = sum(aligned(tensor.nbytes) for tensor in tensors.values())
+        if self.architecture in PREDICTED_ARCHITECTURES and promised != data_bytes(QUANTS["Q8_0"], self.shapes):
+            raise ScriptFailed(Exit.GGUF_GATE, f"a Q8_0 would have {promised} bytes of tensors, not the predicted ones")
+        return sum(data_bytes(quant, self.shapes) for quant in wanted)
 
     def predicted(self, quant: Quant) -> int | None:
         """The file's size by our own rules, None for architectures whose rules we do not know."""
@@ -138,10 +152,14 @@ class Conversion:
 
         return {
             "converter": f"{converter.PROJECT} {converter.VERSION} {converter.TREE_SHA256[:16]}",
-            "merge": "stream-fp32" if self.deltas else "peft-fp32",
+            "merge": "stream-fp64" if self.deltas else "peft-fp32",
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         }
+
+    def _look_at(self, architecture: str, tensors: Mapping[str, Any]) -> None:
+        self.architecture = architecture
+        self.shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
     def _model(self, quant: Quant, path: Path) -> Any:
         base = self._conversion.ModelBase
@@ -214,9 +232,10 @@ def _merging(kind: Any, deltas: dict[str, Delta], pre_tokenizer: str | None, lim
 
 def _checked(tensor: torch.Tensor, *, name: str, delta: Delta | None, limit: float | None) -> torch.Tensor:
     merged = tensor if delta is None else delta.added_to(tensor)
-    if not torch.isfinite(merged).all():
+    least, most = torch.aminmax(merged)  # what is no number makes both of them none, in one reading
+    if not (torch.isfinite(least) and torch.isfinite(most)):
         raise MergeFailed(f"{name} holds values that are not numbers after the merge")
-    if limit is not None and merged.abs().max() > limit:
+    if limit is not None and max(-least, most) > limit:
         raise TooLargeForF16(name)
     return merged
 

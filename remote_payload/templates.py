@@ -50,6 +50,11 @@ def for_training(tokenizer: Any) -> str | None:
     return (best or fit or [shipped])[0]
 
 
+def may_be_replaced(tokenizer: Any) -> bool:
+    """Whether the machine, which has TRL, may train with a variant of this template that is not known here."""
+    return importlib.util.find_spec("trl") is None and not _keeps(tokenizer, tokenizer.chat_template, turns=2)
+
+
 def opens_reasoning(tokenizer: Any, template: str | None = None) -> bool:
     """Whether the generation prompt already begins the reasoning, so that an answer without any contradicts it."""
     if tokenizer.chat_template is None:

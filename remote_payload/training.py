@@ -153,16 +153,19 @@ def train(trainer: Any, layout: Layout, job: JobFile, stage: Stage, events: Even
     """Run `trainer` from the newest whole checkpoint to its last step, then leave the adapter and result.json.
 
     Returns STOPPED after a checkpoint when asked to stop. Raises ScriptFailed: 40, 42 from the gates, 50 when the
-    checkpoints are another training's, 70 when memory is short (half the micro batch is remembered for the next try).
+    checkpoints are another training's, 70 when memory is short (half the micro batch is remembered for the next try),
+    72 when another rank is lost.
     """
     rank = Rank.own()
     progress = Progress(layout, job, stage, events, mark)
     trainer.add_callback(progress)
     trainer.remove_callback(transformers.PrinterCallback)  # the callback prints one readable line a step instead
-    newest = collective.from_first(resume_point(layout, stage, events, mark) if rank.is_first else None)
+    own = resume_point(layout, stage, events, mark) if rank.is_first else None
     began = time.monotonic()
     try:
-        trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+        with collective.exchanging():
+            newest = collective.from_first(own)
+            trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     except torch.OutOfMemoryError as error:
         tokens = getattr(trainer.data_collator, "limit", None)  # on the fast way
         halved = max(1, (tokens or trainer.args.per_device_train_batch_size) // 2)

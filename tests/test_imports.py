@@ -25,9 +25,14 @@ ALLOWED: dict[str, set[str]] = {
     },
     "api": {"control", "store", "domain", "errors", "settings", "platform", "clock"},
     # The command line meets the daemon over its socket. It may read the database when the daemon is down, run the
-    # daemon or the sandbox, and look at data files and this workstation for `data-check` and `doctor`.
-    "cli": {"api.client", "api.messages", "store.readonly", "store.shapes", "domain", "rows", "errors",
-            "settings", "platform", "clock", "version", "app", "sandbox", "service", "artifacts.workstation"},
+    # daemon or the sandbox, send a test message, look at data files and this workstation for `data-check` and `doctor`,
+    # and ask the market itself where neither daemon nor database can say what bills; while no daemon runs, it puts a
+    # copy of the database back and moves the home to another computer.
+    "cli": {"api.client", "api.messages", "store.readonly", "store.recorder", "store.shapes", "store.high_water",
+            "store.backups",
+            "control.leadership", "control.moving", "market.vast", "domain", "rows", "errors", "notify", "settings",
+            "platform", "clock", "version", "app", "sandbox", "service", "artifacts.workstation",
+            "artifacts.rebuild", "artifacts.scrub", "artifacts.levels", "artifacts.presence", "artifacts.verify"},
     "sandbox": {"remote_payload"},  # the replay runs on the box's side
     "service": {"settings", "errors", "platform"},
     "remote_payload": set(),

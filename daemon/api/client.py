@@ -10,7 +10,18 @@ from typing import Any, cast
 from urllib.parse import quote, urlencode
 
 from daemon import platform
-from daemon.api.messages import Answer, Checks, Offers, Plan, Submitted, Terms, error_from
+from daemon.api.messages import (
+    Answer,
+    Checks,
+    Offers,
+    Plan,
+    Started,
+    StartedFetch,
+    Submitted,
+    Terms,
+    Transfer,
+    error_from,
+)
 from daemon.errors import DaemonUnreachable
 from daemon.settings import Paths
 from daemon.store.shapes import Events, JobPage, Jobs, Leases, Log, Metrics
@@ -72,8 +83,8 @@ class Client:
     def retry(self, ref: str, by: str, stage: str | None) -> Answer:
         return cast(Answer, self._post(_job(ref, "retry"), by=by, stage=stage))
 
-    def accept(self, ref: str, by: str) -> Answer:
-        return cast(Answer, self._post(_job(ref, "accept"), by=by))
+    def accept(self, ref: str, by: str, level: str | None = None, confirm: str | None = None) -> Answer:
+        return cast(Answer, self._post(_job(ref, "accept"), by=by, level=level, confirm=confirm))
 
     def cancel(self, ref: str, by: str, discard: bool, confirm: int | None) -> Answer:
         return cast(Answer, self._post(_job(ref, "cancel"), by=by, discard=discard, confirm=confirm))
@@ -86,6 +97,20 @@ class Client:
 
     def write_off(self, instance: int, by: str, confirm: int) -> Answer:
         return cast(Answer, self._post(f"/v1/leases/{instance}/write-off", by=by, confirm=confirm))
+
+    def adopt(self, instance: int, text: str, source: str, folder: str, by: str) -> Answer:
+        body = {"text": text, "source": source, "folder": folder, "by": by}
+        return cast(Answer, self._post(f"/v1/leases/{instance}/adopt", **body))
+
+    def pull(self, ref: str, by: str, checkpoint: str, to: str) -> Started:
+        return cast(Started, self._post(_job(ref, "pull"), by=by, checkpoint=checkpoint, to=to))
+
+    def fetch(self, instance: int, pattern: str, to: str, host_key: str | None) -> StartedFetch:
+        body = {"pattern": pattern, "to": to, "host_key": host_key}
+        return cast(StartedFetch, self._post(f"/v1/instances/{instance}/fetch", **body))
+
+    def transfer(self, number: int) -> Transfer:
+        return cast(Transfer, self._get(f"/v1/transfers/{number}"))
 
     def _get(self, path: str, **query: int) -> Json:
         return self._call("GET", f"{path}?{urlencode(query)}" if query else path, None, READ_S)

@@ -38,7 +38,9 @@ class Commands(Protocol):
 
     async def retry(self, job: str, by: str, stage: str | None) -> dict[str, Any]: ...
 
-    async def accept(self, job: str, by: str) -> dict[str, Any]: ...
+    async def accept(self, job: str, by: str, level: str | None = None, confirm: str | None = None) -> dict[str, Any]:
+        """`level`: L4 or L3, where what is above cannot run here; it wants the job's name as `confirm`."""
+        ...
 
     async def cancel(self, job: str, by: str, discard: bool, confirm: int | None = None) -> dict[str, Any]:
         """`discard` gives up what is not verified here, and wants the instance id as `abandon` does."""
@@ -54,9 +56,60 @@ class Commands(Protocol):
         """-> Answer"""
         ...
 
+    async def adopt(self, instance: int, text: str, source: str, folder: str, by: str) -> dict[str, Any]:
+        """Take back a machine whose job the database does not know; `text` is its job file. -> Answer"""
+        ...
+
+    async def pull(self, job: str, checkpoint: str, to: str) -> dict[str, Any]:
+        """Bring a checkpoint (`latest`, or a step) into the folder `to`, in the background. -> Started"""
+        ...
+
+    async def fetch(self, instance: int, pattern: str, to: str, host_key: str | None) -> dict[str, Any]:
+        """Bring files of a machine rented by hand into `to`; `host_key` is its compared fingerprint.
+
+        -> StartedFetch
+        """
+        ...
+
+    async def transfer(self, number: int) -> dict[str, Any]:
+        """How far one that was started has come. -> Transfer"""
+        ...
+
     async def doctor(self) -> dict[str, Any]:
         """What only the daemon can know: the market, the account, orphans. -> Checks"""
         ...
+
+
+class Started(TypedDict):
+    transfer: int
+    to: str
+
+
+class StartedFetch(Started):
+    job: str | None  # whose machine it is, as far as we know
+
+
+class TransferFile(TypedDict, total=False):
+    path: str
+    size: int
+    sha256: str
+    quant: str  # of a GGUF whose name tells it, with the plain floor of a 7B or 8B
+    floor: int
+    above_floor: bool
+
+
+class Transfer(TypedDict):
+    state: str  # RUNNING, DONE, FAILED
+    to: str
+    done: int  # bytes
+    total: int  # 0 until it is known
+    resent: int
+    per_s: int
+    eta_s: int | None
+    seconds: float
+    files: list[TransferFile]
+    problem: str | None
+    hint: str | None
 
 
 class OfferView(TypedDict):
@@ -66,6 +119,29 @@ class OfferView(TypedDict):
     reliability: float
     location: str
     reason: str  # why it is not taken; empty for one that may be
+
+
+class ChoiceView(TypedDict):
+    """So many GPUs, used so: what the whole job would take at the price of the best offer's GPUs."""
+
+    gpus: int
+    placement: str
+    training_hours: float  # of `hours`
+    hours: float
+    cost: str
+    measured: bool  # False: the speed of so many GPUs is extrapolated
+    asked: bool  # what the job file says
+    marks: list[str]  # cheapest, fastest, knee; or the limits that it exceeds
+
+
+class WayView(TypedDict):
+    """One way home of the finished files, with what it takes from the end of the GGUF stage to the proven model."""
+
+    way: str  # download or rebuild
+    seconds: float
+    cost: str
+    bytes: int  # fetched then
+    why: str | None  # of the way that the job file comes to; None for the other
 
 
 class Plan(TypedDict):
@@ -79,10 +155,12 @@ class Plan(TypedDict):
     cost: str | None
     reserve: str | None  # kept back for bringing the model home
     download_bytes: int
+    deliver: list[WayView]
     disk_gb: int
     currency: str
     offers: list[OfferView]  # best first
     rejected: list[OfferView]
+    choices: list[ChoiceView]  # empty where no offer fits
     notes: list[str]  # what is assumed, what is not checked
     problems: list[str]  # of this workstation: submit would refuse
 

@@ -16,10 +16,12 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from daemon.api.messages import Commands, ErrorBody, error_body, http_status
+from daemon.domain import units
 from daemon.errors import HomeportError, Refused, SpecError
 from daemon.settings import Settings
 from daemon.store.readonly import ReadModel
 
+LARGEST = (1 << 63) - 1  # what SQLite holds
 MAX_BODY = 4 << 20  # bytes: a spec is a few kilobytes
 
 log = structlog.get_logger()
@@ -42,6 +44,9 @@ def application(settings: Settings, commands: Commands, version: str) -> Starlet
             Route("/v1/jobs/{ref}/{verb}", asking.steer, methods=["POST"]),
             Route("/v1/leases", reading.leases),
             Route("/v1/leases/{instance:int}/write-off", asking.write_off, methods=["POST"]),
+            Route("/v1/leases/{instance:int}/adopt", asking.adopt, methods=["POST"]),
+            Route("/v1/instances/{instance:int}/fetch", asking.fetch, methods=["POST"]),
+            Route("/v1/transfers/{number:int}", asking.transfer, methods=["GET"]),
             Route("/v1/plan", asking.plan, methods=["POST"]),
             Route("/v1/offers", asking.offers, methods=["POST"]),
             Route("/v1/doctor", asking.doctor, methods=["POST"]),
@@ -92,10 +97,13 @@ class _Asking:
             "hold": lambda job, by, body: commands.hold(job, by),
             "resume": lambda job, by, body: commands.resume(job, by),
             "retry": lambda job, by, body: commands.retry(job, by, _optional_text(body, "stage")),
-            "accept": lambda job, by, body: commands.accept(job, by),
+            "accept": lambda job, by, body: commands.accept(
+                job, by, _optional_text(body, "level"), _optional_text(body, "confirm")
+            ),
             "cancel": lambda job, by, body: commands.cancel(
                 job, by, body.get("discard") is True, _optional_integer(body, "confirm")
             ),
+            "pull": lambda job, by, body: commands.pull(job, _text(body, "checkpoint"), _text(body, "to")),
             "abandon": lambda job, by, body: commands.abandon(job, by, _optional_integer(body, "confirm")),
         }
 
@@ -111,7 +119,7 @@ class _Asking:
         return JSONResponse(await self.commands.plan(_text(body, "text"), _text(body, "source"), _text(body, "folder")))
 
     async def offers(self, request: Request) -> Response:
-        return JSONResponse(await self.commands.offers(await _body(request)))
+        return JSONResponse(await self.commands.offers(_filters(await _body(request))))
 
     async def doctor(self, request: Request) -> Response:
         return JSONResponse(await self.commands.doctor())
@@ -128,9 +136,23 @@ class _Asking:
 
     async def write_off(self, request: Request) -> Response:
         body = await _body(request)
-        instance = request.path_params["instance"]
+        instance = _instance(request)
         confirm = _optional_integer(body, "confirm")
         return JSONResponse(await self.commands.write_off(instance, _text(body, "by"), confirm))
+
+    async def adopt(self, request: Request) -> Response:
+        body = await _body(request)
+        text, source, folder = (_text(body, key) for key in ("text", "source", "folder"))
+        instance = _instance(request)
+        return JSONResponse(await self.commands.adopt(instance, text, source, folder, _text(body, "by")))
+
+    async def fetch(self, request: Request) -> Response:
+        body = await _body(request)
+        pattern, to, host_key = _text(body, "pattern"), _text(body, "to"), _optional_text(body, "host_key")
+        return JSONResponse(await self.commands.fetch(request.path_params["instance"], pattern, to, host_key))
+
+    async def transfer(self, request: Request) -> Response:
+        return JSONResponse(await self.commands.transfer(request.path_params["number"]))
 
     def _resolve(self, request: Request) -> str:
         return self.model.resolve(request.path_params["ref"])
@@ -176,13 +198,39 @@ def _optional_text(body: Mapping[str, Any], key: str) -> str | None:
 
 def _optional_integer(body: Mapping[str, Any], key: str) -> int | None:
     value = body.get(key)
-    if value is not None and type(value) is not int:
-        raise SpecError([f"request: {key} must be an integer"])
+    if value is not None and (type(value) is not int or abs(value) > LARGEST):
+        raise SpecError([f"request: {key} must be an integer of at most {LARGEST}"])
     return value
 
 
 def _number(request: Request, key: str) -> int:
     try:
-        return int(request.query_params.get(key, "0"))
+        number = int(request.query_params.get(key, "0"))
     except ValueError as error:
         raise SpecError([f"{key}: {error}"]) from error
+    if abs(number) > LARGEST:
+        raise SpecError([f"{key}: {key} must be at most {LARGEST}"])
+    return number
+
+
+def _instance(request: Request) -> int:
+    instance: int = request.path_params["instance"]
+    if instance > LARGEST:
+        raise SpecError([f"instance: no id is over {LARGEST}"])
+    return instance
+
+
+def _filters(body: Mapping[str, Any]) -> dict[str, Any]:
+    """As Commands.offers takes them. Raises SpecError naming the key."""
+    gpu, count, price = body.get("gpu"), _optional_integer(body, "count"), _optional_text(body, "max_price")
+    if gpu is not None and not (isinstance(gpu, list) and all(isinstance(name, str) for name in gpu)):
+        raise SpecError(["request: gpu must be a list of strings"])
+    if count is not None and count < 1:
+        raise SpecError(["request: count must be 1 or more"])
+    if price is not None:
+        try:
+            units.dollars_per_hour(price)
+        except ValueError as error:
+            raise SpecError([f"request: max_price: expected {error}"]) from error
+    given = {"gpu": gpu, "count": count, "max_price": price}
+    return {name: value for name, value in given.items() if value is not None}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,9 @@ FROM_BASE = 3.0  # the base model's divergence from the file must be so many tim
 # moved the model by less than the quantisation does, the file must not lean towards the base model instead:
 SURE = 3.0  # standard errors of the difference between the two divergences, position by position
 MIN_POSITIONS = 8
-MEMORY = 1.2  # times the file: weights, context, logits
-GREEDY_TOKENS = 48
+MEMORY = 1.2  # times the file: weights, context, logits; with less the weights stream from the disk
+LEAST = (1_500_000_000, 0.2)  # bytes, and times the file: context and logits, and some weights to work on
+GREEDY_TOKENS = 48  # each reads all weights once, so none where they stream from the disk
 
 
 @dataclass(frozen=True)
@@ -53,16 +54,28 @@ async def check(path: Path, size: int, reference: Reference, quant: str, box: Qu
     if package := child.missing():
         return Behaviour(not_run(BEHAVIOUR, f"{package} is not installed"))
     available = platform.memory_available()
-    if available < MEMORY * size:
-        return Behaviour(not_run(BEHAVIOUR, f"needs {MEMORY * size:.3g} bytes of memory, {available:.3g} are free"))
+    if available < least_memory(size):
+        needed = f"needs {least_memory(size):.3g} bytes of memory, {available:.3g} are free"
+        return Behaviour(not_run(BEHAVIOUR, needed))
+    greedy = GREEDY_TOKENS if available >= MEMORY * size else 0
     try:
-        reply = await child.ask(request(path, reference), size)
+        reply = await child.ask(request(path, reference, greedy), size)
     except child.ChildFailed as error:
         return Behaviour(failed(BEHAVIOUR, str(error)))
-    return Behaviour(judge(reference, reply, quant, box), reply.greedy_text)
+    level = judge(reference, reply, quant, box)
+    if not greedy:
+        skipped = f"no text was generated: {available:.3g} bytes of memory are free for a file of {size:.3g}"
+        level = replace(level, warnings=(*level.warnings, skipped))
+    return Behaviour(level, reply.greedy_text)
 
 
-def request(path: Path, reference: Reference) -> child.Request:
+def least_memory(size: int) -> int:
+    """Bytes that must be free to judge a file of `size` bytes at all."""
+    beside, share = LEAST
+    return min(round(MEMORY * size), round(beside + share * size))
+
+
+def request(path: Path, reference: Reference, greedy: int = GREEDY_TOKENS) -> child.Request:
     """Everything L5 wants to know of the file, as one question."""
     asks = tuple(
         child.Ask(
@@ -76,14 +89,13 @@ def request(path: Path, reference: Reference) -> child.Request:
         for prompt in reference.prompts
     )
     first = reference.prompts[0]
-    longest = max(len(ask.ids) for ask in asks)
     return child.Request(
         gguf=str(path),
         texts=tuple(text for text, _ in _splits(reference)),
+        ends=tuple(sorted(_last(reference))),
         prompts=asks,
         greedy_ids=first.ids[: first.start],
-        greedy_tokens=GREEDY_TOKENS,
-        context=max(longest, first.start + GREEDY_TOKENS) + 1,
+        greedy_tokens=greedy,
         threads=child.threads(),
     )
 
@@ -99,6 +111,17 @@ def judge(reference: Reference, reply: child.Reply, quant: str, box: Quality | N
     if len(sound) < reference.positions:
         return failed(BEHAVIOUR, f"logits that are not numbers at {reference.positions - len(sound)} positions")
 
+    stops = {token for token, stop in zip(sorted(_last(reference)), reply.stops, strict=True) if stop}
+    if reference.end is not None and reference.end not in stops:
+        return failed(
+            BEHAVIOUR, f"token {reference.end}, which ends the model's answers, ends none here: it would run on"
+        )
+    ended = [
+        positions[-1].choice in stops
+        for prompt, positions in zip(reference.prompts, reply.prompts, strict=True)
+        if prompt.ids[-1] in stops and positions[-1] is not None
+    ]
+
     measured = _measure(reference, sound)
     kl_limit = CAPS.get(quant, STRICTEST)
     if box is not None:
@@ -108,7 +131,10 @@ def judge(reference: Reference, reply: child.Reply, quant: str, box: Quality | N
         "kl_limit": kl_limit,
         "top1_limit": top1_limit,
         "box_kl_mean": box.kl_mean if box else None,
+        "answers_ended": len(ended),
+        "ended_here": sum(ended),
         "greedy_ended": reply.greedy_ended,
+        "fence": list(reply.fence),
         "load_s": round(reply.load_s, 2),
         "score_s": round(reply.score_s, 2),
     }
@@ -118,12 +144,21 @@ def judge(reference: Reference, reply: child.Reply, quant: str, box: Quality | N
         return failed(BEHAVIOUR, f"{kl:.4f} nats from the trained model, {kl_limit:.4f} allowed", numbers)
     if top1_limit is not None and top1 < top1_limit:
         return failed(BEHAVIOUR, f"agrees on {top1:.1%} of the tokens, {top1_limit:.1%} required", numbers)
+    if ended and not any(ended):
+        return failed(BEHAVIOUR, f"none of {len(ended)} answers ends where the trained model ends it", numbers)
+    untried = () if ended or reply.greedy_ended else ("no answer came to its end, so stopping was not seen",)
     if from_base > max(FROM_BASE * kl, UNSEEN) or (effect <= kl_limit and lean >= SURE):
-        return passed(BEHAVIOUR, numbers)
+        return passed(BEHAVIOUR, numbers, untried)
     if effect > kl_limit or lean <= -SURE:
         return failed(BEHAVIOUR, f"as near to the base model ({from_base:.4f} nats) as to the trained one", numbers)
     warning = f"adapter effect not measurable at {quant}: training moved the model by {effect:.5f} nats only"
-    return passed(BEHAVIOUR, numbers, (warning,))
+    return passed(BEHAVIOUR, numbers, (warning, *untried))
+
+
+def _last(reference: Reference) -> set[int]:
+    """Tokens that may end an answer: the tokenizer's own, and the last one of each reference answer."""
+    own = set() if reference.end is None else {reference.end}
+    return own | {prompt.ids[-1] for prompt in reference.prompts}
 
 
 def _splits(reference: Reference) -> list[tuple[str, tuple[int, ...]]]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from daemon.artifacts.layout import local_name
 from daemon.artifacts.levels import BEHAVIOUR
+from daemon.artifacts.presence import size_lines
 from daemon.artifacts.verify import Report
 from daemon.domain.scores import COMPARED, told
 from remote_payload.contract import ArtifactFile, Manifest, Role, Score, Stage, Subject
@@ -93,6 +94,7 @@ def readme(
         "## How it was verified",
         "",
         *(f"- {level.name}: {'passed' if level.passed else level.problem}" for level in report.levels),
+        *(f"- Size: {line}" for line in size_lines(report.levels)),
         *(f"- Note: {warning}" for warning in report.warnings),
         "",
         "`receipt.json` holds every number, `SHA256SUMS` the hashes (`sha256sum -c SHA256SUMS`).",

@@ -1,6 +1,6 @@
-"""Start `llama_child.py` fenced, ask it one request, and believe no more of its answer than its shape.
+"""Start `llama_child.py` fenced (fence.py), ask it one request, and believe no more of its answer than its shape.
 
-The child has limits on memory, CPU and files, a scrubbed environment (no key, no agent, no home) and a time limit.
+Beside the fence the child has a scrubbed environment (no key, no agent, no home) and a time limit.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import json
 import math
 import os
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from daemon import platform
+from daemon.artifacts.fence import fence
 
 SCRIPT = Path(__file__).with_name("llama_child.py")
 BESIDE_MODEL = 3 << 30  # bytes of address space for Python, numpy, context and logits
@@ -38,14 +38,14 @@ class Ask:
 
 @dataclass(frozen=True)
 class Request:
-    """Texts to split into tokens, prompts to score, and one prompt to continue greedily."""
+    """Texts to split into tokens, tokens that should end an answer, prompts to score, one prompt to continue."""
 
     gguf: str
     texts: tuple[str, ...]
+    ends: tuple[int, ...]
     prompts: tuple[Ask, ...]
     greedy_ids: tuple[int, ...]
-    greedy_tokens: int
-    context: int  # tokens
+    greedy_tokens: int  # 0: none
     threads: int
 
 
@@ -69,11 +69,13 @@ class Position:
 class Reply:
     vocabulary: int
     tokens: tuple[tuple[int, ...], ...]
+    stops: tuple[bool, ...]  # for each of `ends`: the file marks it as one
     prompts: tuple[tuple[Position | None, ...], ...]
     greedy_text: str
     greedy_ended: bool
     load_s: float
     score_s: float
+    fence: tuple[str, ...] = ()  # which parts of the fence stood, by our own word
 
 
 def missing() -> str:
@@ -84,24 +86,28 @@ def missing() -> str:
 
 
 def threads() -> int:
-    """One fewer than the cores: llama.cpp's threads spin while they wait, so one busy core stalls them all."""
-    return max(1, (os.cpu_count() or 1) - 1)
+    """One fewer than the free cores: llama.cpp's threads spin while they wait, so one busy core stalls them all."""
+    cores = os.cpu_count() or 1
+    busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    return max(1, round(cores - busy) - 1)
 
 
 async def ask(request: Request, size: int) -> Reply:
     """The answer about a GGUF of `size` bytes. Raises ChildFailed; never leaves a child behind."""
     limit_s = START_S + SECONDS_PER_GB * size / 1e9
-    fence = platform.child_limits(size + BESIDE_MODEL, math.ceil(limit_s * request.threads) + 1)
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-I",
-        str(SCRIPT),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env=_environment(),
-        preexec_fn=fence,
-    )
+    readable = (Path(request.gguf), SCRIPT)
+    with fence(size + BESIDE_MODEL, math.ceil(limit_s * request.threads) + 1, readable) as fenced:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-I",
+            str(SCRIPT),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=_environment(),
+            preexec_fn=fenced.close_behind,
+        )
+        standing = fenced.standing()
     try:
         async with asyncio.timeout(limit_s):
             output, errors = await process.communicate(json.dumps(asdict(request)).encode())
@@ -113,7 +119,7 @@ async def ask(request: Request, size: int) -> Reply:
             await process.wait()
     if process.returncode:
         raise ChildFailed(f"ended with code {process.returncode}: {_end_of(errors)}")
-    return _parsed(request, output)
+    return replace(_parsed(request, output), fence=standing)
 
 
 def _environment() -> dict[str, str]:
@@ -136,6 +142,7 @@ def _parsed(request: Request, output: bytes) -> Reply:
         reply = Reply(
             vocabulary=int(raw["vocabulary"]),
             tokens=tuple(tuple(int(i) for i in ids) for ids in raw["tokens"]),
+            stops=tuple(bool(stop) for stop in raw["stops"]),
             prompts=tuple(tuple(_position(p) for p in prompt) for prompt in raw["prompts"]),
             greedy_text=str(raw["greedy_text"]),
             greedy_ended=bool(raw["greedy_ended"]),
@@ -144,7 +151,8 @@ def _parsed(request: Request, output: bytes) -> Reply:
         )
     except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
         raise ChildFailed(f"answered something else than was asked: {error}") from error
-    if len(reply.tokens) != len(request.texts) or len(reply.prompts) != len(request.prompts):
+    asked_for = len(request.texts), len(request.ends), len(request.prompts)
+    if (len(reply.tokens), len(reply.stops), len(reply.prompts)) != asked_for:
         raise ChildFailed("answered other questions than were asked")
     for asked, positions in zip(request.prompts, reply.prompts, strict=True):
         if len(positions) != len(asked.wanted) or not all(map(_answers, positions, asked.wanted)):

@@ -6,6 +6,7 @@ are written whole; after it, the receipt inside says that the work is done.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import stat
 from pathlib import Path
@@ -17,9 +18,10 @@ from daemon.artifacts.hashing import sha256
 from daemon.artifacts.layout import local_name, local_path
 from daemon.artifacts.verify import Report
 from daemon.errors import Refused
-from remote_payload.contract import MAX_JSON_BYTES, ContractError, Manifest, Role, checked_path, write_whole
+from remote_payload.contract import MAX_JSON_BYTES, ContractError, Manifest, Role, checked_path, load, write_whole
 
-RECEIPT, SUMS, JOB, README, MODELFILE = "receipt.json", "SHA256SUMS", "job.yaml", "README.md", "Modelfile"
+RECEIPT, MANIFEST, SUMS, JOB, README = "receipt.json", "manifest.json", "SHA256SUMS", "job.yaml", "README.md"
+MODELFILE = "Modelfile"
 CURRENT = "current"  # beside the versions: one line, the name of the newest
 DAEMON_LOG = Path("logs") / "daemon.txt"
 VERSION = re.compile(r"v(\d+)-(.+)")
@@ -32,23 +34,28 @@ def settle(
     models: Path,
     incoming: Path,
     *,
-    manifest: Manifest,
-    manifest_sha256: str,
+    manifest_text: str,
     name: str,
     report: Report,
     spec_text: str,
     base_model: str,
+    base: dict[str, Any] | None = None,
     data: tuple[dict[str, Any], ...] = (),
+    accepted: dict[str, Any] | None = None,
     log_file: Path | None = None,
 ) -> receipt.Receipt:
     """Make `incoming`, which `report` has passed, the newest version of model `name`; returns its receipt.
 
-    May be repeated. Raises Refused for a name that is no folder name, ValueError for a report that did not pass.
+    The manifest stays in the folder as it came, and the receipt names its sha256: the set can be verified again from
+    the folder alone. `base` and `accepted` are as in the receipt. May be repeated. Raises Refused for a name that is no
+    folder name, ValueError for a report that did not pass.
     """
+    manifest, manifest_sha256 = load(Manifest, manifest_text), hashlib.sha256(manifest_text.encode()).hexdigest()
     done = settled(models, name=name, job=manifest.job, manifest_sha256=manifest_sha256)
     if done is None:
         final = _home(models, name) / f"v{_newest(_home(models, name)) + 1}-{manifest.job}"
-        done = receipt.take(incoming, final, manifest, manifest_sha256, report, data)
+        done = receipt.take(incoming, final, manifest, manifest_sha256, report, data, base, accepted)
+        write_whole(incoming / MANIFEST, manifest_text)
         _write_texts(incoming, manifest, name, report, spec_text, base_model, data, log_file)
         _write_sums(incoming, manifest)
         write_whole(incoming / RECEIPT, receipt.dump(done, manifest.job, manifest.attempt))
@@ -63,7 +70,7 @@ def settle(
 
 
 def settled(models: Path, *, name: str, job: str, manifest_sha256: str) -> receipt.Receipt | None:
-    """The receipt of this very artifact set if it lies in its final place unchanged, else None.
+    """The receipt of this very artifact set if it lies in its final place unchanged, durable by now, else None.
 
     To be asked before verifying: a crash between the rename and the database leaves no incoming folder to verify.
     """
@@ -74,6 +81,8 @@ def settled(models: Path, *, name: str, job: str, manifest_sha256: str) -> recei
             continue
         same = found.manifest_sha256 == manifest_sha256 and found.folder == str(folder)
         if same and receipt.recheck(found) is None:
+            platform.sync_folder(folder.parent)  # who renamed it may have died before this
+            platform.sync_folder(models)
             return found
     return None
 
@@ -155,7 +164,7 @@ def _first(folder: Path, manifest: Manifest, role: Role, name: str) -> bytes:
 def _write_sums(folder: Path, manifest: Manifest) -> None:
     """SHA256SUMS in the form sha256sum reads: the promised hashes, which L1 confirmed, and those of our own texts."""
     sums = {str(local_name(file.path)): file.sha256 for file in manifest.files}
-    for own in (JOB, README, MODELFILE, DAEMON_LOG.as_posix()):
+    for own in (MANIFEST, JOB, README, MODELFILE, DAEMON_LOG.as_posix()):
         if (folder / own).exists():
             sums[own] = sha256(folder / own)
     write_whole(folder / SUMS, "".join(f"{digest}  {path}\n" for path, digest in sorted(sums.items())))

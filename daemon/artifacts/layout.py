@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path, PurePosixPath
 
 from remote_payload.contract import OUT_DIR, RUN_DIR, ContractError, checked_path
@@ -11,7 +12,11 @@ OUT = PurePosixPath(RUN_DIR) / OUT_DIR
 # Nothing that some program would unpickle or execute.
 SUFFIXES = frozenset({".gguf", ".safetensors", ".json", ".jsonl", ".txt", ".jinja", ".md"})
 
-OUR_OWN = frozenset({"readme.md", "receipt.json"})  # names that the model folder needs for itself
+# What TensorBoard's writer calls its files: time, host, process, number. They are read by that program alone.
+TENSORBOARD = re.compile(r"tensorboard/[a-z]+/events\.out\.tfevents\.[A-Za-z0-9._-]+\.[0-9]+")
+
+# Names that the model folder needs for itself.
+OUR_OWN = frozenset({"readme.md", "receipt.json", "manifest.json", "logs/daemon.txt"})
 
 
 def local_name(path: str) -> PurePosixPath:
@@ -22,7 +27,7 @@ def local_name(path: str) -> PurePosixPath:
     pure = checked_path(path)
     if not pure.is_relative_to(OUT) or pure == OUT:
         raise ContractError(f"{path!r} is not under {OUT}")
-    if pure.suffix.lower() not in SUFFIXES:
+    if pure.suffix.lower() not in SUFFIXES and not TENSORBOARD.fullmatch(str(pure.relative_to(OUT))):
         raise ContractError(f"{path!r} is not one of the accepted kinds: {' '.join(sorted(SUFFIXES))}")
     name = pure.relative_to(OUT)
     if str(name).casefold() in OUR_OWN:

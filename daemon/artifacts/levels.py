@@ -24,6 +24,11 @@ class Level:
     warnings: tuple[str, ...] = ()
     ran: bool = True
 
+    @property
+    def line(self) -> str:
+        """For a person: the name and what came of it."""
+        return f"{self.name}: {'passed' if self.passed else self.problem}"
+
 
 def passed(name: str, numbers: dict[str, Any], warnings: tuple[str, ...] = ()) -> Level:
     return Level(name, True, numbers, warnings=warnings)

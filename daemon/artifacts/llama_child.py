@@ -10,31 +10,55 @@ import ctypes
 import json
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import llama_cpp as llama
 import numpy as np
 
 FLOOR = -100.0  # natural log of a probability too small to matter; JSON has no infinity
-BATCH = 512  # tokens decoded at once
+BATCH = 512  # tokens decoded at once: each batch reads all weights once, from the disk where memory is short
+TOGETHER = 4096  # tokens in the context at once, at least one prompt; 0.5 GB of it in an 8B model
+
+Fed = tuple[int, int, int, bool]  # a token: its id, position and sequence, and whether its logits are wanted
 
 
 def main() -> None:
     request = json.load(sys.stdin)
-    model = Model(request["gguf"], context=request["context"], threads=request["threads"])
+    groups = grouped(request["prompts"])
+    longest = len(request["greedy_ids"]) + request["greedy_tokens"]
+    context = max(longest, *(sum(len(prompt["ids"]) for prompt in group) for group in groups)) + 1
+    model = Model(request["gguf"], context=context, sequences=max(map(len, groups)), threads=request["threads"])
     began = time.monotonic()
     reply: dict[str, Any] = {"vocabulary": model.vocabulary, "load_s": began - STARTED}
     reply["tokens"] = [model.tokens(text) for text in request["texts"]]
-    reply["prompts"] = [model.score(prompt["ids"], prompt["start"], prompt["wanted"]) for prompt in request["prompts"]]
+    reply["stops"] = [model.stops(token) for token in request["ends"]]
+    reply["prompts"] = [scores for group in groups for scores in model.score(group)]
     reply["greedy_text"], reply["greedy_ended"] = model.greedy(request["greedy_ids"], request["greedy_tokens"])
     reply["score_s"] = time.monotonic() - began
     print(json.dumps(reply, allow_nan=False), flush=True)
 
 
-class Model:
-    """A loaded GGUF with one sequence of context, on the CPU."""
+def grouped(prompts: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """The prompts in their order, as many at a time as fit into the context together."""
+    groups: list[list[dict[str, Any]]] = []
+    room = 0
+    for prompt in prompts:
+        if len(prompt["ids"]) > room:
+            groups.append([])
+            room = TOGETHER
+        groups[-1].append(prompt)
+        room -= len(prompt["ids"])
+    return groups
 
-    def __init__(self, path: str, *, context: int, threads: int) -> None:
+
+class Model:
+    """A loaded GGUF on the CPU, with a context of so many tokens that several sequences share.
+
+    The weights are mapped, not read: where memory is short they come from the disk again with every batch.
+    """
+
+    def __init__(self, path: str, *, context: int, sequences: int, threads: int) -> None:
         silent = llama.llama_log_callback(lambda level, text, _: sys.stderr.buffer.write(text) if level == 4 else None)
         self._log = silent  # the C side keeps no reference of its own
         llama.llama_log_set(silent, ctypes.c_void_p(0))
@@ -46,7 +70,8 @@ class Model:
         if not self._model:
             sys.exit("llama.cpp refuses the file")
         settings = llama.llama_context_default_params()
-        settings.n_ctx, settings.n_batch = context, BATCH
+        settings.n_ctx, settings.n_batch, settings.n_ubatch = context, BATCH, BATCH
+        settings.n_seq_max, settings.kv_unified = sequences, True
         settings.n_threads = settings.n_threads_batch = threads
         self._context = llama.llama_init_from_model(self._model, settings)
         if not self._context:
@@ -62,48 +87,63 @@ class Model:
         count = llama.llama_tokenize(self._vocab, raw, len(raw), ids, room, False, True)
         return list(ids[:count])
 
-    def score(self, ids: list[int], start: int, wanted: list[list[list[int]]]) -> list[dict[str, Any]]:
-        """For each id from `start` on: the model's own choice, and its log probabilities of each wanted set of tokens.
+    def stops(self, token: int) -> bool:
+        """Whether the file marks `token` as one that ends an answer."""
+        return bool(llama.llama_vocab_is_eog(self._vocab, token))
 
-        A position whose logits are not all finite is only that: {"finite": false}.
+    def score(self, group: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+        """For each id of each prompt from its start on: the model's own choice, and the log probabilities of each
+        wanted set of tokens.
+
+        The prompts are sequences of their own, decoded together. A position whose logits are not all finite is only
+        that: {"finite": false}.
         """
-        rows = self._logits(ids[:-1], first=start - 1)
-        return [_position(row, sets) for row, sets in zip(rows, wanted, strict=True)]
+        self._forget()
+        fed = [
+            (token, at, number, at >= prompt["start"] - 1)
+            for number, prompt in enumerate(group)
+            for at, token in enumerate(prompt["ids"][:-1])
+        ]
+        wanted = iter([sets for prompt in group for sets in prompt["wanted"]])
+        found = iter([_position(row, next(wanted)) for row in self._logits(fed)])
+        return [[next(found) for _ in prompt["wanted"]] for prompt in group]
 
     def greedy(self, ids: list[int], limit: int) -> tuple[str, bool]:
         """Text of the likeliest continuation, and whether the model ended it within `limit` tokens."""
+        self._forget()
         text = b""
-        (row,) = self._logits(ids, first=len(ids) - 1)
-        for at in range(len(ids), len(ids) + limit):
+        fed = [(token, at, 0, at == len(ids) - 1) for at, token in enumerate(ids)] if limit else []
+        for _ in range(limit):
+            (row,) = self._logits(fed)
             token = int(np.argmax(row))
-            if llama.llama_vocab_is_eog(self._vocab, token):
+            if self.stops(token):
                 return text.decode(errors="replace"), True
             text += self._piece(token)
-            row = self._decode([token], at, first=at)[0]
+            fed = [(token, fed[-1][1] + 1, 0, True)]
         return text.decode(errors="replace"), False
 
-    def _logits(self, ids: list[int], first: int) -> list[Any]:
-        """Logits after ids[first] and every later one, from an empty context."""
+    def _forget(self) -> None:
         llama.llama_memory_clear(llama.llama_get_memory(self._context), True)
-        rows: list[Any] = []
-        for at in range(0, len(ids), BATCH):
-            rows += self._decode(ids[at : at + BATCH], at, first)
-        return rows
 
-    def _decode(self, ids: list[int], at: int, first: int) -> list[Any]:
-        """Feed `ids`, which stand at positions `at` onwards; logits of those at `first` or later."""
-        batch = llama.llama_batch_init(len(ids), 0, 1)
+    def _logits(self, fed: list[Fed]) -> Iterator[Any]:
+        """The wanted logits, in order, each to be used before the next is asked for."""
+        for at in range(0, len(fed), BATCH):
+            some = fed[at : at + BATCH]
+            self._decode(some)
+            yield from (self._row(i) for i, (*_, wanted) in enumerate(some) if wanted)
+
+    def _decode(self, fed: list[Fed]) -> None:
+        batch = llama.llama_batch_init(len(fed), 0, 1)
         try:
-            batch.n_tokens = len(ids)
-            for i, token in enumerate(ids):
-                batch.token[i], batch.pos[i] = token, at + i
-                batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
-                batch.logits[i] = at + i >= first
+            batch.n_tokens = len(fed)
+            for i, (token, position, sequence, wanted) in enumerate(fed):
+                batch.token[i], batch.pos[i] = token, position
+                batch.n_seq_id[i], batch.seq_id[i][0] = 1, sequence
+                batch.logits[i] = wanted
             if code := llama.llama_decode(self._context, batch):
                 sys.exit(f"llama.cpp cannot run the model: code {code}")
         finally:
             llama.llama_batch_free(batch)
-        return [self._row(i) for i in range(len(ids)) if at + i >= first]
 
     def _row(self, i: int) -> Any:
         pointer = llama.llama_get_logits_ith(self._context, i)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,21 @@ def check(folder: Path, manifest: Manifest, table: sizes.Shapes | None) -> Level
         if problem:
             return failed(PRESENCE, f"{file.path}: {problem}", numbers)
     return passed(PRESENCE, numbers)
+
+
+def size_lines(levels: Sequence[Level]) -> Iterator[str]:
+    """For a person, one line a GGUF: its bytes, what the base model's shape gives, and the plain floor where one is."""
+    numbers = next((level.numbers for level in levels if level.name == PRESENCE), {})
+    for quant, found in numbers.items():
+        if not isinstance(found, dict):
+            continue
+        line = f"{quant} has {found['bytes']:,} bytes"
+        if found["predicted_tensor_bytes"] is not None:
+            line += f"; the base model's shape gives {found['predicted_tensor_bytes']:,} and a header"
+        if found["floor_bytes"] is not None:
+            over = "more" if found["above_floor"] else "NOT more"
+            line += f"; {over} than the {found['floor_bytes'] / 1e9:g} GB that one of a 7B or 8B model must have"
+        yield line
 
 
 def ggufs(manifest: Manifest) -> list[ArtifactFile]:

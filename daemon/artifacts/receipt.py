@@ -1,7 +1,8 @@
 """The receipt: what was verified, and how to tell at a glance that it is still the very same files.
 
-Hashing gigabytes again just before a machine is destroyed would take minutes in which things can change; inode, size
-and modification time cannot all stay the same when a file is replaced or written.
+Hashing gigabytes again just before a machine is destroyed would take minutes in which things can change. Inode, size
+and modification time do not all stay the same when a file is replaced or written, except by somebody who sets the time
+back or a disk that lies; so the first and the last bytes are read again too.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from daemon.artifacts import hashing
 from daemon.artifacts.layout import local_name
 from daemon.artifacts.verify import Depth, Report
 from remote_payload.contract import ContractError, Manifest, checked_path
@@ -28,6 +30,7 @@ class ReceiptFile:
     mtime_ns: int
     inode: int
     sha256: str
+    ends: str = ""  # hashing.ends; a receipt of before there was such a thing has none
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,8 @@ class Receipt:
     levels: tuple[dict[str, Any], ...]
     data: tuple[dict[str, Any], ...] = ()  # what it was trained on: hashes, and how far the rows got
     scores: tuple[dict[str, Any], ...] = ()  # on held-out rows, beside other models
+    base: dict[str, Any] | None = None  # the base model L3 was held against: {model, revision, without_opening}
+    accepted: dict[str, Any] | None = None  # who accepted that a level could not run: {level, by, at}
 
 
 def take(
@@ -50,6 +55,8 @@ def take(
     manifest_sha256: str,
     report: Report,
     data: tuple[dict[str, Any], ...] = (),
+    base: dict[str, Any] | None = None,
+    accepted: dict[str, Any] | None = None,
 ) -> Receipt:
     """The receipt for a passed `report` over files that lie under `at` now and will lie under `final`.
 
@@ -61,16 +68,17 @@ def take(
     for promised in manifest.files:
         name = local_name(promised.path)
         status = (at / name).lstat()
-        files.append(ReceiptFile(str(name), status.st_size, status.st_mtime_ns, status.st_ino, promised.sha256))
+        seen = status.st_size, status.st_mtime_ns, status.st_ino
+        files.append(ReceiptFile(str(name), *seen, promised.sha256, hashing.ends(at / name)))
     levels, scores = (
         tuple(json.loads(json.dumps([asdict(one) for one in many])))  # as it will be read back
         for many in (report.levels, manifest.scores)
     )
-    return Receipt(str(final), manifest_sha256, report.depth, tuple(files), levels, data, scores)
+    return Receipt(str(final), manifest_sha256, report.depth, tuple(files), levels, data, scores, base, accepted)
 
 
 def recheck(receipt: Receipt) -> str | None:
-    """What changed since the receipt was taken, None when nothing did. One lstat a file."""
+    """What changed since the receipt was taken, None when nothing did. One lstat and two short reads a file."""
     for file in receipt.files:
         path = Path(receipt.folder, file.path)
         try:
@@ -81,6 +89,8 @@ def recheck(receipt: Receipt) -> str | None:
             return f"{path} is no longer a plain file"
         if (status.st_size, status.st_mtime_ns, status.st_ino) != (file.size, file.mtime_ns, file.inode):
             return f"{path} was changed after it was verified"
+        if file.ends and hashing.ends(path) != file.ends:
+            return f"{path} has other bytes than when it was verified, though its time says nothing of it"
     return None
 
 
@@ -100,6 +110,7 @@ def load(text: str) -> Receipt:
             checked_path(file.path)
         levels = tuple(raw["levels"])
         data, scores = (tuple(raw.get(key, ())) for key in ("data", "scores"))  # older receipts say nothing of them
-        return Receipt(raw["folder"], raw["manifest_sha256"], raw["level"], files, levels, data, scores)
+        fixed = raw["folder"], raw["manifest_sha256"], raw["level"], files, levels
+        return Receipt(*fixed, data, scores, raw.get("base"), raw.get("accepted"))
     except (ValueError, KeyError, TypeError) as error:
         raise ContractError(f"not a receipt: {error}") from error

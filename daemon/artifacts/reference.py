@@ -51,6 +51,7 @@ class Reference:
     """`probes` are (text, ids): how the trained model's tokenizer splits it, special tokens recognised, none added."""
 
     vocabulary: int
+    end: int | None  # the token that ends a text
     probes: tuple[tuple[str, tuple[int, ...]], ...]
     prompts: tuple[Prompt, ...]
 
@@ -70,7 +71,9 @@ def read(path: Path) -> Reference:
         header, *prompts = [json.loads(line, parse_constant=_no_constant) for line in lines]
         vocabulary = _integer(header["vocab"], 1, MAX_VOCABULARY)
         probes = _items(header["probes"], MAX_PROBES, lambda p: (_text(p["text"]), _ids(p["ids"], vocabulary)))
-        return Reference(vocabulary, probes, tuple(_prompt(prompt, vocabulary) for prompt in prompts))
+        end = header.get("eos")
+        end = None if end is None else _integer(end, 0, vocabulary - 1)
+        return Reference(vocabulary, end, probes, tuple(_prompt(prompt, vocabulary) for prompt in prompts))
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BadReference(f"{type(error).__name__}: {error}") from error
 

@@ -19,7 +19,22 @@ from daemon.errors import SpecError
 ALIGNMENT = 32  # bytes; what the converter and the quantiser use
 
 # transformers' model_type -> GGUF's general.architecture.
-ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2"}
+ARCHITECTURES = {
+    "llama": "llama",
+    "mistral": "llama",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "gemma": "gemma",
+    "gemma2": "gemma2",
+    "gemma3_text": "gemma3",
+}
+
+# What the layers of these have beside llama's: biases of q, k and v; norms of q's and k's heads; norms after attention
+# and feed-forward. And whether output and embedding are one where config.json says nothing.
+BIASES = frozenset({"qwen2"})
+HEAD_NORMS = frozenset({"qwen3", "gemma3"})
+POST_NORMS = frozenset({"gemma2", "gemma3"})
+TIED = frozenset({"gemma", "gemma2", "gemma3"})
 
 Shapes = dict[str, tuple[int, ...]]  # tensor name -> shape, row length first as in the file
 
@@ -42,6 +57,8 @@ QUANTS = {
     "Q4_K_M": Quant(15, "Q4_K", mixed=True),
 }
 
+LAYERS_70B = 80  # eight heads share one attn_v there, so llama.cpp gives it more bits
+
 # What a tensor becomes when its rows are not whole blocks of the type on the left.
 FALLBACK = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0", "Q8_0": "F16", "Q5_0": "F16", "Q5_1": "F16"}
 
@@ -61,7 +78,7 @@ def shapes(config: Mapping[str, Any]) -> Shapes | None:
     if architecture is None:
         return None
     try:
-        return _llama_shapes(config, biases=architecture == "qwen2")
+        return _shapes(config, architecture)
     except (KeyError, TypeError) as error:
         raise SpecError([f"the base model's config.json lacks what a {architecture} needs: {error}"]) from error
 
@@ -78,6 +95,11 @@ def data_bytes(table: Shapes, quant: Quant) -> int:
     kinds = types(table, quant)
     sizes = (math.prod(shape) // kinds[name].elements * kinds[name].size for name, shape in table.items())
     return sum(padded(size, ALIGNMENT) for size in sizes)
+
+
+def quant_of(file_type: object) -> str:
+    """The name of a llama_ftype, as a GGUF carries it; '' for one that is not known here."""
+    return next((name for name, quant in QUANTS.items() if quant.file_type == file_type), "")
 
 
 def parameters(table: Shapes) -> int:
@@ -106,13 +128,14 @@ def head_size(config: Mapping[str, Any]) -> int:
 def rope(config: Mapping[str, Any]) -> dict[str, Any]:
     """Rope settings of old and new config.json: rope_theta and rope_scaling, or both inside rope_parameters."""
     settings = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    settings = dict(settings.get("full_attention", settings))  # one for each kind of layer, as gemma3 has it
     settings.setdefault("rope_type", settings.get("type", "default"))
     if "rope_theta" not in settings and "rope_theta" in config:
         settings["rope_theta"] = config["rope_theta"]
     return settings
 
 
-def _llama_shapes(config: Mapping[str, Any], *, biases: bool) -> Shapes:
+def _shapes(config: Mapping[str, Any], architecture: str) -> Shapes:
     hidden, ffn, vocab = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
     q, kv = heads(config) * head_size(config), kv_heads(config) * head_size(config)
     layer = {
@@ -126,10 +149,14 @@ def _llama_shapes(config: Mapping[str, Any], *, biases: bool) -> Shapes:
         "ffn_up.weight": (hidden, ffn),
         "ffn_down.weight": (ffn, hidden),
     }
-    if biases:
+    if architecture in HEAD_NORMS:
+        layer |= {"attn_q_norm.weight": (head_size(config),), "attn_k_norm.weight": (head_size(config),)}
+    if architecture in POST_NORMS:
+        layer |= {"post_attention_norm.weight": (hidden,), "post_ffw_norm.weight": (hidden,)}
+    if architecture in BIASES:
         layer |= {"attn_q.bias": (q,), "attn_k.bias": (kv,), "attn_v.bias": (kv,)}
     table: Shapes = {"token_embd.weight": (hidden, vocab), "output_norm.weight": (hidden,)}
-    if not config.get("tie_word_embeddings", False):
+    if not config.get("tie_word_embeddings", architecture in TIED):
         table["output.weight"] = (hidden, vocab)
     if rope(config).get("rope_type") == "llama3":
         table["rope_freqs.weight"] = (head_size(config) // 2,)
@@ -147,6 +174,8 @@ def _type(name: str, shape: tuple[int, ...], quant: Quant, layers: int, head: st
             wanted = "Q6_K" if shape[0] % BY_NAME[quant.base].elements == 0 else "Q8_0"
         elif quant.mixed and _is_sensitive(name, layers):
             wanted = "Q6_K"
+        elif quant.base == "Q4_K" and layers == LAYERS_70B and name.endswith(".attn_v.weight"):
+            wanted = "Q5_K"
     while shape[0] % BY_NAME[wanted].elements:
         wanted = FALLBACK[wanted]
     return BY_NAME[wanted]

@@ -36,19 +36,25 @@ Packed = tuple[tuple[int, ...], str, bytes]  # shape with the row length first, 
 
 def write(path: Path, metadata: Mapping[str, Value], tensors: Mapping[str, Packed]) -> None:
     """Write a GGUF of version 3 with these keys and tensors, in this order."""
-    header = bytearray(MAGIC + struct.pack("<IQQ", VERSION, len(tensors), len(metadata)))
-    for key, value in metadata.items():
-        code, packed = _value(value)
-        header += _string(key) + struct.pack("<I", code) + packed
-    offset = 0
-    for name, (shape, kind, content) in tensors.items():
-        header += _string(name) + struct.pack(f"<I{len(shape)}Q", len(shape), *shape)
-        header += struct.pack("<IQ", BY_NAME[kind].code, offset)
-        offset += padded(len(content), DEFAULT_ALIGNMENT)
+    table = {name: (shape, kind, len(content)) for name, (shape, kind, content) in tensors.items()}
     with open(path, "wb") as file:
-        file.write(_filled(bytes(header)))
+        file.write(header(metadata, table))
         for _, _, content in tensors.values():
             file.write(_filled(content))
+
+
+def header(metadata: Mapping[str, Value], tensors: Mapping[str, tuple[tuple[int, ...], str, int]]) -> bytes:
+    """Everything before the first tensor's data; of a tensor its shape, the name of its block type and its bytes."""
+    packed = bytearray(MAGIC + struct.pack("<IQQ", VERSION, len(tensors), len(metadata)))
+    for key, value in metadata.items():
+        code, content = _value(value)
+        packed += _string(key) + struct.pack("<I", code) + content
+    offset = 0
+    for name, (shape, kind, size) in tensors.items():
+        packed += _string(name) + struct.pack(f"<I{len(shape)}Q", len(shape), *shape)
+        packed += struct.pack("<IQ", BY_NAME[kind].code, offset)
+        offset += padded(size, DEFAULT_ALIGNMENT)
+    return _filled(bytes(packed))
 
 
 def write_tiny(path: Path) -> None:

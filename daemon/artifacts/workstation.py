@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from daemon import platform
-from daemon.artifacts import child, tiny
-from daemon.artifacts.behaviour import MEMORY
+from daemon.artifacts import behaviour, child, tiny
 from daemon.artifacts.verify import Depth
 
 INSTALL = "pip install 'homeport[verify]'"
@@ -49,7 +48,7 @@ def _disk(models: Path, needed: int) -> list[Objection]:
 
 
 def _memory(largest: int) -> list[Objection]:
-    available, needed = platform.memory_available(), int(MEMORY * largest)
+    available, needed = platform.memory_available(), behaviour.least_memory(largest)
     if available >= needed:
         return []
     problem = f"{_gb(available)} of memory free, {_gb(needed)} needed to load the model for the behaviour check"
@@ -66,10 +65,10 @@ async def _verifier() -> list[Objection]:
         asked = child.Request(
             gguf=str(path),
             texts=("ab",),
+            ends=(tiny.END,),
             prompts=(child.Ask(ids, 1, (((0, 1),),)),),
             greedy_ids=ids,
             greedy_tokens=2,
-            context=32,
             threads=1,
         )
         try:

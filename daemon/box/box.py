@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -19,16 +19,28 @@ import asyncssh
 
 from daemon.box.address import BoxAddress
 from daemon.box.contact import ANSWER_S, REPLY_BYTES, Contact
-from daemon.box.download import Download, DurableChunks, TransferProgress, names
+from daemon.box.download import Download, DurableChunks, placed
 from daemon.box.lines import whole_lines
 from daemon.box.meter import CountBytes, Meter
 from daemon.box.pace import Pace
 from daemon.box.payload import upload_payload
+from daemon.box.progress import Follow, nobody
 from daemon.box.rescue import fetch_folder
 from daemon.box.upload import Upload, upload
 from daemon.errors import RemoteFailed, TransferFailed
 from remote_payload import contract
-from remote_payload.contract import ContractError, Done, Exit, Failed, JobFile, Manifest, Output, Prepared, Status
+from remote_payload.contract import (
+    ContractError,
+    Done,
+    Exit,
+    Failed,
+    JobFile,
+    Manifest,
+    Needs,
+    Output,
+    Prepared,
+    Status,
+)
 
 INSTALL_S = 2_700.0  # bootstrap: downloads and, at worst, a compilation
 PREPARE_S = 3_600.0  # reads all data and may fetch the base model
@@ -77,6 +89,10 @@ class Box:
         """With what `prove` and `bootstrap` found out."""
         return self._contact.address
 
+    def allow_silence(self, seconds: float) -> None:
+        """From now on each call tells the box how long it may stay idle and uncalled before it stops itself."""
+        self._contact.silence_s = seconds
+
     async def prove(self) -> Proven:
         """Have the box prove that it is ours; must pass before anything else when no host key is pinned.
 
@@ -100,21 +116,31 @@ class Box:
         """Bring the installed remote_payload package; nothing is sent when the box has this very version."""
         await upload_payload(self._contact)
 
-    async def upload(self, files: Sequence[Upload]) -> None:
+    async def upload(self, files: Sequence[Upload], follow: Follow = nobody) -> None:
         """Bring files; those there with the right hash are skipped. The payload must be there, it does the hashing."""
-        await upload(self._contact, files, self._patience_s)
+        await upload(self._contact, files, self._patience_s, follow)
 
     async def write_job(self, job: JobFile) -> None:
         """Replace run/job.json, whole or not at all."""
         await self._contact.write_whole(f"{contract.RUN_DIR}/{contract.JOB_FILE}", contract.dump(job).encode())
 
-    async def bootstrap(self, pins: Sequence[str] = ()) -> str:
+    async def job(self) -> JobFile | None:
+        """The run/job.json that lies there; None before one was written. Raises TransferFailed."""
+        content = await self._contact.read_whole(f"{contract.RUN_DIR}/{contract.JOB_FILE}")
+        return None if content is None else self._parsed(JobFile, content, contract.JOB_FILE)
+
+    async def prepared(self) -> Prepared | None:
+        """What `prepare` concluded there; None before it ran. Raises TransferFailed."""
+        content = await self._contact.read_whole(f"{contract.RUN_DIR}/{contract.PREPARED_FILE}")
+        return None if content is None else self._parsed(Prepared, content, contract.PREPARED_FILE)
+
+    async def bootstrap(self, pins: Sequence[str] = (), env: Mapping[str, str] | None = None) -> str:
         """Make the environment over the image's; the absolute interpreter that is used from now on. Idempotent.
 
-        `pins` (name==version) are needed beside the payload's own requirements.
+        `pins` (name==version) are needed beside the payload's own requirements. `env` may name the model to fetch.
         """
         script = shlex.join(["bash", f"{contract.PAYLOAD_DIR}/remote_payload/bootstrap.sh", self.address.python, *pins])
-        reply = await self._contact.shell(script, timeout_s=INSTALL_S)
+        reply = await self._contact.shell(script, timeout_s=INSTALL_S, env=env)
         label, _, python = reply.last_line.partition("=")
         if label != "PYTHON" or not python.startswith("/"):
             raise RemoteFailed(
@@ -125,16 +151,15 @@ class Box:
         self._contact.adopt_python(python)
         return python
 
-    async def preflight(self) -> dict[str, Any]:
+    async def preflight(self, needs: Needs, env: Mapping[str, str] | None = None) -> dict[str, Any]:
         """The box's own checks, passed or not: `ok`, and `checks` with name, ok and detail each."""
-        reply = await self._contact.payload("preflight", timeout_s=PREFLIGHT_S, accept=(Exit.OK, Exit.PREFLIGHT))
+        arguments = ("preflight", "--needs", contract.dump(needs))
+        codes = (Exit.OK, Exit.PREFLIGHT)
+        reply = await self._contact.payload(*arguments, env=env, timeout_s=PREFLIGHT_S, accept=codes)
         try:
-            found = json.loads(reply.last_line)
-        except ValueError as error:
-            raise TransferFailed(f"{self._contact.name}: preflight answered no JSON: {error}") from error
-        if not isinstance(found, dict) or not isinstance(found.get("ok"), bool):
-            raise TransferFailed(f"{self._contact.name}: preflight answered without a verdict")
-        return found
+            return read_preflight(reply.last_line)
+        except ContractError as error:
+            raise TransferFailed(f"{self._contact.name}: preflight cannot be read: {error}") from error
 
     async def prepare(self, env: Mapping[str, str]) -> Prepared:
         """Read and count the data, check integration line, tokenizer and template; objections are in the answer.
@@ -198,7 +223,7 @@ class Box:
             return None
         manifest = self._parsed(Manifest, content, contract.MANIFEST_FILE)
         try:
-            names(manifest)
+            placed(manifest)
             text = content.decode("utf-8")
         except ValueError as error:
             raise TransferFailed(f"{self._contact.name}: {error}") from error
@@ -209,7 +234,7 @@ class Box:
         manifest: Manifest,
         folder: Path,
         durable: DurableChunks,
-        progress: Callable[[TransferProgress], None],
+        follow: Follow,
         pace: Pace | None = None,
     ) -> None:
         """Bring the artifact set into `folder`, each file under its path relative to run/out, re-read and fsynced.
@@ -219,14 +244,20 @@ class Box:
         first byte).
         """
         await Download(
-            manifest, self.address.root, folder, durable, progress, self._contact.dial, self._patience_s, pace
+            manifest, self.address.root, folder, durable, follow, self._contact.dial, self._patience_s, pace
         ).run()
 
     async def fetch_folder(
-        self, remote: str, folder: Path, only: Collection[str] = (), *, pace: Pace | None = None
+        self,
+        remote: str,
+        folder: Path,
+        only: Collection[str] = (),
+        *,
+        pace: Pace | None = None,
+        follow: Follow = nobody,
     ) -> list[Output]:
         """Bring whole checkpoints, adapters and logs under `remote` into `folder`; see rescue.fetch_folder."""
-        return await fetch_folder(self._contact, remote, folder, only, self._patience_s, pace)
+        return await fetch_folder(self._contact, remote, folder, only, self._patience_s, pace, follow)
 
     async def aclose(self) -> None:
         self._contact.close()
@@ -237,3 +268,16 @@ class Box:
             return contract.load(kind, text)
         except ContractError as error:
             raise TransferFailed(f"{self._contact.name}: {source} cannot be read: {error}") from error
+
+
+def read_preflight(line: str) -> dict[str, Any]:
+    """`ok`, and `checks`, each an object. Raises ContractError for anything else."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ContractError(f"not JSON ({error})") from error
+    if not isinstance(found, dict) or not isinstance(found.get("ok"), bool):
+        raise ContractError("no verdict")
+    if not isinstance(found.get("checks", []), list):
+        raise ContractError("its checks are no list")
+    return found

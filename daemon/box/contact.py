@@ -24,12 +24,13 @@ from remote_payload.contract import ContractError, Output
 REPLY_BYTES = 1 << 20  # no script answers with more
 ANSWER_S = 60.0  # for commands that only look or touch
 HASH_S = 1_800.0  # hashing reads whole files
-_CALL = f"touch {contract.RUN_DIR}/{contract.CALLED_FILE}"
+_CALLED = f"{contract.RUN_DIR}/{contract.CALLED_FILE}"
 
 
 class Contact:
     """Holds at most one link. A lost one is replaced at the next call, never within a call: what was sent may have run.
 
+    `silence_s`: what each call allows the box from then on, before it stops itself; None leaves what it knows.
     Until `prove` has passed, every other call raises HostKeyChanged: an unproven box is told nothing.
     """
 
@@ -37,6 +38,7 @@ class Contact:
         self.address = address
         self._key = key
         self._count = count
+        self.silence_s: float | None = None
         self._link: Link | None = None
         self._dialling = asyncio.Lock()
 
@@ -81,7 +83,7 @@ class Contact:
 
     async def dial(self) -> Link:
         """A further connection, the caller's to close."""
-        if self.address.host_key is None:
+        if not self.address.host_key:
             raise HostKeyChanged(f"{self.name}: its host key is not proven yet")
         return await connect(self.address, self._key, self._count)
 
@@ -96,8 +98,9 @@ class Contact:
     ) -> Reply:
         """Run `script` in the root; a call from home. Raises RemoteFailed when it ends with a code outside `accept`."""
         link = await self.link()
+        call = f"touch {_CALLED}" if self.silence_s is None else f"echo {self.silence_s:.0f} > {_CALLED}"
         reply = await link.call(
-            f"{_CALL}\n{script}", timeout_s=timeout_s, limit=limit, folder=self.address.root, env=env
+            f"{call}\n{script}", timeout_s=timeout_s, limit=limit, folder=self.address.root, env=env
         )
         if reply.code not in accept:
             raise self._failed(f"exit code {reply.code}", reply)
@@ -119,15 +122,19 @@ class Contact:
     async def hashes(self, paths: Sequence[str]) -> dict[str, Output]:
         """What the box says lies at `paths` (relative to the root); absent ones are left out."""
         reply = await self.payload("hashes", *paths, timeout_s=HASH_S)
-        found: dict[str, Output] = {}
         try:
-            for line in reply.output.splitlines():
-                if line.strip() and not json.loads(line).get("missing"):
-                    output = contract.load(Output, line)
-                    found[output.path] = output
-        except (ContractError, ValueError, AttributeError) as error:
+            return read_hashes(reply.output)
+        except ContractError as error:
             raise TransferFailed(f"{self.name}: its hashes cannot be read: {error}") from error
-        return found
+
+    async def chunk_hashes(self, paths: Sequence[str]) -> dict[str, list[str]]:
+        """The hashes of the chunks of CHUNK_SIZE that the box says lie at `paths`; absent ones are left out."""
+        reply = await self.payload("hashes", "--chunks", *paths, timeout_s=HASH_S)
+        try:
+            said = [json.loads(line) for line in reply.output.splitlines() if line.strip()]
+            return {str(each["path"]): [str(chunk) for chunk in each.get("chunks", ())] for each in said}
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise TransferFailed(f"{self.name}: its hashes cannot be read: {error}") from error
 
     async def read(self, path: str, limit: int, offset: int = 0) -> bytes | None:
         """At most `limit` bytes of a file under the root; None when it is not there."""
@@ -191,3 +198,17 @@ esac
 cd {root}
 pwd
 printf '%s\\n' "$python\""""
+
+
+def read_hashes(printed: str) -> dict[str, Output]:
+    """One JSON object a line; those of absent files say `missing`. Raises ContractError."""
+    found: dict[str, Output] = {}
+    for line in printed.splitlines():
+        try:
+            absent = bool(line.strip()) and json.loads(line).get("missing")
+        except (ValueError, AttributeError, RecursionError) as error:
+            raise ContractError(f"no JSON object: {error}") from error
+        if line.strip() and not absent:
+            output = contract.load(Output, line)
+            found[output.path] = output
+    return found

@@ -9,12 +9,14 @@ import asyncio
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import cast
 
 import asyncssh
 
 from daemon.box.address import BoxAddress
 from daemon.box.command import SHELL, Reply, framed, unframed
 from daemon.box.meter import CountBytes
+from daemon.box.ranges import RangeReader
 from daemon.errors import AccessDenied, HostKeyChanged, LinkLost, RemoteFailed, TransferFailed
 
 WINDOW = 16 << 20  # bytes; asyncssh moves window / (2 round trips), so its default of 2 MiB gives 7 MB/s at 150 ms
@@ -128,6 +130,13 @@ class Link:
                     async with asyncio.timeout(LOGIN_TIMEOUT_S):
                         self._sftp = await self._connection.start_sftp_client()
             return self._sftp
+
+    async def ranges(self) -> RangeReader:
+        """A further SFTP channel, for reading ranges of files."""
+        with translated(f"{self.name}: start sftp"):
+            async with asyncio.timeout(LOGIN_TIMEOUT_S):
+                _, reader = await self._connection.create_session(RangeReader, subsystem="sftp", encoding=None)
+        return cast(RangeReader, reader)
 
     async def call(
         self,

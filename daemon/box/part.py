@@ -1,7 +1,12 @@
 """One file on its way home: `<name>.part` on disk, which of its chunks are there, and when they are durable.
 
-A chunk counts as written once its sha256 is the manifest's and its bytes are at their place, as durable once the file's
-data was synced after that. Only the durable ones are recorded, and in that order: sync, then record.
+A chunk counts as written once its bytes are at their place, as durable once the file's data was synced after that. Only
+the durable ones are recorded, and in that order: sync, then record. So a power cut at any moment leaves a record of
+chunks that are on the platter; which bytes they are is never taken from the record.
+
+Behind that, the file is read back from the disk, once and in order, and hashed: that is what proves it. A hash of what
+arrives would prove less, for SSH has checked each packet already, and would cost as much again. The chunks' own hashes
+are for what an earlier run claimed, and to find the chunk that is wrong when the file is.
 """
 
 from __future__ import annotations
@@ -17,6 +22,9 @@ from daemon.box.room import reserve
 from daemon.errors import TransferFailed
 from remote_payload.contract import ArtifactFile
 
+READ_BACK = 64 << 20  # bytes at a time
+PAGE = 4096
+
 
 class PartFile:
     """`file` of a manifest, arriving in `folder` as `name` + '.part'. Its methods block: call them in a thread."""
@@ -26,9 +34,16 @@ class PartFile:
         self.chunk_size = chunk_size
         self.folder = folder
         self.final = folder / name
-        self.path = self.final.with_name(f"{name.name}.part")
+        self.path = part_of(self.final)
         self.written: set[int] = set()
         self.durable: set[int] = set()
+        self.recorded: set[int] = set()  # by an earlier run
+        self._claimed: set[int] = set()  # written by an earlier run, not proven by this one
+        self._begin_reading()
+
+    def _begin_reading(self) -> None:
+        self._whole = hashlib.sha256()
+        self._read = 0  # chunks, from the first on
 
     def span(self, chunk: int) -> tuple[int, int]:
         """Offset and size of a chunk in bytes; the last one is shorter."""
@@ -39,65 +54,97 @@ class PartFile:
     def missing(self) -> list[int]:
         return [chunk for chunk in range(len(self.file.chunks)) if chunk not in self.written]
 
-    def open(self, recorded: bytes) -> int:
-        """Reserve the room, then believe only what re-hashes of the chunks in the bitmap `recorded`.
+    @property
+    def has_news(self) -> bool:
+        """Something was written since the last sync."""
+        return self.written != self.durable
 
-        A damaged file under the final name is taken back, all its chunks claimed. Returns how many claims were wrong.
+    @property
+    def is_behind(self) -> bool:
+        """There is something to read back."""
+        return self._next_to_read() is not None
 
-        Raises OSError when the disk has no room.
+    def open(self, recorded: bytes) -> None:
+        """Reserve the room, and claim what an earlier run wrote: the chunks of the bitmap `recorded`, and those that do
+        not begin with a page of zeros, as what was reserved and never written does.
+
+        So a killed process loses no chunk that it had not recorded yet, and a file of the same chunks under a new
+        manifest is not fetched again. A file that has its final name is taken back. Raises OSError when the disk has no
+        room.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        claimed = chunks_of(recorded, len(self.file.chunks))
         if self.final.exists():
             self.final.replace(self.path)
-            claimed = set(range(len(self.file.chunks)))
         with self._descriptor() as fd:
             os.ftruncate(fd, min(os.fstat(fd).st_size, self.file.size))
             reserve(fd, self.path, self.file.size)
-            self.written = {chunk for chunk in claimed if self._is_right(fd, chunk)}
-        self.durable = set()
-        return len(claimed) - len(self.written)
+            chunks = range(len(self.file.chunks))
+            begun = {chunk for chunk in chunks if self._is_begun(fd, chunk)}
+        self.recorded = chunks_of(recorded, len(chunks))
+        self.durable = set(self.recorded)
+        self.written = begun | self.recorded
+        self._claimed = set(self.written)
 
-    def store(self, chunk: int, content: bytes | bytearray) -> bool:
-        """Write a chunk at its place if it is the promised one; False if it is not, and then nothing is written."""
-        if hashlib.sha256(content).hexdigest() != self.file.chunks[chunk]:
-            return False
+    def store(self, chunk: int, content: bytes | bytearray | memoryview) -> None:
+        """Write a chunk at its place."""
         with self._descriptor() as fd:
             platform.pwrite(fd, memoryview(content), self.span(chunk)[0])
         self.written.add(chunk)
-        return True
 
-    def sync(self) -> bool:
-        """Make all that is written durable; False when nothing was written since the last time."""
+    def sync(self) -> None:
+        """Make all that is written durable."""
         chunks = set(self.written)
-        if chunks == self.durable:
-            return False
         with self._descriptor() as fd:
             platform.sync_data(fd)
         self.durable = chunks
-        return True
 
     @property
     def bitmap(self) -> bytes:
         """Of the durable chunks."""
         return bitmap_of(self.durable, len(self.file.chunks))
 
+    def read_back(self) -> list[int]:
+        """Read on from the disk, at most READ_BACK bytes. Claims that prove wrong are forgotten, and returned."""
+        wrong = []
+        buffer = memoryview(bytearray(self.chunk_size))
+        with open(self.path, "rb", buffering=0) as file:
+            platform.drop_cache(file.fileno())
+            for _ in range(max(1, READ_BACK // self.chunk_size)):
+                chunk = self._next_to_read()
+                if chunk is None:
+                    break
+                offset, size = self.span(chunk)
+                content = buffer[:size]
+                file.seek(offset)
+                if file.readinto(content) != size:
+                    raise TransferFailed(f"{self.path} was cut short by somebody else")
+                if chunk in self._claimed and hashlib.sha256(content).hexdigest() != self.file.chunks[chunk]:
+                    self._forget([chunk])
+                    wrong.append(chunk)
+                    continue
+                self._claimed.discard(chunk)
+                if chunk == self._read:
+                    self._whole.update(content)
+                    self._read += 1
+        return wrong
+
+    def _next_to_read(self) -> int | None:
+        """The next chunk of the file; while that is not there, the next claim, to know what has to be fetched."""
+        return self._read if self._read in self.durable else min(self._claimed & self.durable, default=None)
+
     def damaged(self) -> list[int]:
-        """Read the whole file back from the disk. Chunks that are not the promised ones are forgotten and returned.
+        """Once all is read back: the chunks that the disk did not keep, forgotten, so that they are fetched again.
 
         Raises TransferFailed when every chunk is right and the whole is not: then the manifest contradicts itself.
         """
-        with self._descriptor() as fd:
-            platform.sync_data(fd)
-            platform.drop_cache(fd)
-        if _sha256(self.path) == self.file.sha256:
+        if self._whole.hexdigest() == self.file.sha256:
             return []
         with self._descriptor() as fd:
             bad = [chunk for chunk in range(len(self.file.chunks)) if not self._is_right(fd, chunk)]
         if not bad:
             raise TransferFailed(f"{self.file.path}: its chunks are right, its sha256 is not the manifest's")
-        self.written -= set(bad)
-        self.durable -= set(bad)
+        self._forget(bad)
+        self._begin_reading()
         return bad
 
     def finish(self) -> None:
@@ -110,10 +157,9 @@ class PartFile:
             if folder == self.folder:
                 break
 
-    def is_finished(self) -> bool:
-        """Whether the file lies under its own name with the right size and hash."""
-        final = self.final
-        return final.is_file() and final.stat().st_size == self.file.size and _sha256(final) == self.file.sha256
+    def _forget(self, chunks: list[int]) -> None:
+        for known in (self.written, self.durable, self._claimed):
+            known.difference_update(chunks)
 
     @contextmanager
     def _descriptor(self) -> Iterator[int]:
@@ -123,14 +169,18 @@ class PartFile:
         finally:
             os.close(fd)
 
+    def _is_begun(self, fd: int, chunk: int) -> bool:
+        offset, size = self.span(chunk)
+        return any(platform.pread(fd, min(PAGE, size), offset))
+
     def _is_right(self, fd: int, chunk: int) -> bool:
         offset, size = self.span(chunk)
         return hashlib.sha256(platform.pread(fd, size, offset)).hexdigest() == self.file.chunks[chunk]
 
 
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def part_of(final: Path) -> Path:
+    """Where a file lies until it is whole."""
+    return final.with_name(f"{final.name}.part")
 
 
 def bitmap_of(chunks: set[int], count: int) -> bytes:

@@ -11,7 +11,6 @@ import hashlib
 import os
 from collections import deque
 from collections.abc import Collection
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -19,9 +18,10 @@ import asyncssh
 
 from daemon import platform
 from daemon.box.contact import Contact
-from daemon.box.lanes import BLOCK_BYTES, READS, Lane, Traffic, lanes_for
+from daemon.box.lanes import BATCH_BLOCKS, BLOCK_BYTES, MAX_LANES, READS, Lane, Traffic, lanes_for, spans
 from daemon.box.link import translated
 from daemon.box.pace import Pace
+from daemon.box.progress import Follow, Tally, nobody
 from daemon.box.room import reserve
 from daemon.errors import TransferFailed
 from remote_payload import contract
@@ -33,63 +33,92 @@ MAX_DEPTH = 8  # folders below the one asked for
 
 @dataclass(frozen=True)
 class _Wanted:
-    """A file to bring: path relative to the folder, and its hash when a checkpoint's manifest names it."""
+    """A file to bring: path relative to the folder, and its hash when a checkpoint's manifest names it.
+
+    `content` is that of such a manifest, which had to be read to know the others.
+    """
 
     path: PurePosixPath
     size: int
     sha256: str | None
+    content: bytes | None = None
 
 
 @dataclass(frozen=True)
 class _Block:
-    fd: int
+    part: Path
     path: str
     offset: int
     size: int
+    of: int  # the file's size
+
+    def write(self, content: bytes) -> None:
+        """Opened each time: the files of one folder may be more than a process may have open."""
+        with open(self.part, "rb+", buffering=0) as file:
+            platform.pwrite(file.fileno(), content, self.offset)
 
 
 async def fetch_folder(
-    contact: Contact, remote: str, folder: Path, only: Collection[str], patience_s: float, pace: Pace | None = None
+    contact: Contact,
+    remote: str,
+    folder: Path,
+    only: Collection[str],
+    patience_s: float,
+    pace: Pace | None = None,
+    follow: Follow = nobody,
 ) -> list[Output]:
     """Copy the files under `remote` whose names end in one of `only` (empty: all) into `folder`.
 
-    Returns what now lies there, paths relative to `folder`. A file already there with the right hash is not fetched.
-    Checkpoint manifests come last: a checkpoint.json at home means that all asked for of it is there. Raises
-    TransferFailed when a file vanishes meanwhile or hashes wrong TRIES times; may be called again. With a `pace` it
-    keeps to one connection and to that many bytes a second.
+    Returns what now lies there, paths relative to `folder`: nothing of a folder that the box does not have. A file
+    already there with the right hash is not fetched. Checkpoint manifests come last: a checkpoint.json at home means
+    that all asked for of it is there. Raises TransferFailed when a file vanishes meanwhile or hashes wrong TRIES times;
+    may be called again. With a `pace` it keeps to one connection and to that many bytes a second. `follow` hears how
+    far it is.
     """
     try:
         contract.checked_path(remote)
         wanted = await _list(contact, remote, tuple(only))
     except ContractError as error:
         raise TransferFailed(f"{contact.name}: {remote}: {error}") from error
-    manifests = [file for file in wanted if file.path.name == contract.CHECKPOINT_MANIFEST]
-    others = [file for file in wanted if file.path.name != contract.CHECKPOINT_MANIFEST]
-    home = await _bring(contact, remote, folder, others, patience_s, pace)
-    return home + await _bring(contact, remote, folder, manifests, patience_s, pace)
+    manifests = [file for file in wanted if file.content is not None]
+    others = [file for file in wanted if file.content is None]
+    home = await _bring(contact, remote, folder, others, patience_s, pace, follow)
+    return home + await asyncio.to_thread(_store, folder, manifests)
 
 
 async def _bring(
-    contact: Contact, remote: str, folder: Path, files: list[_Wanted], patience_s: float, pace: Pace | None
+    contact: Contact,
+    remote: str,
+    folder: Path,
+    files: list[_Wanted],
+    patience_s: float,
+    pace: Pace | None,
+    follow: Follow,
 ) -> list[Output]:
-    home: list[Output] = []
-    missing: list[_Wanted] = []
-    for file in files:
-        sha256 = await asyncio.to_thread(_hash_of, folder / file.path, file.size)
-        if sha256 is not None and sha256 == file.sha256:
-            home.append(Output(str(file.path), file.size, sha256))
-        else:
-            missing.append(file)
+    tally = Tally(follow, _size(files))
+    home = await asyncio.to_thread(_already_here, folder, files)
+    missing = _without(files, home)
+    tally.begin(_size(missing))
     tries = 0
     while missing:
         if tries == TRIES:
             raise TransferFailed(f"{contact.name}: {remote}/{missing[0].path} is not what its checkpoint.json promises")
         tries += 1
-        await _carry(contact, remote, folder, missing, patience_s, pace)
-        arrived = [await asyncio.to_thread(_accept, folder, file) for file in missing]
-        home += [output for output in arrived if output is not None]
-        missing = [file for file, output in zip(missing, arrived, strict=True) if output is None]
+        await _carry(contact, remote, folder, missing, patience_s, pace, tally)
+        arrived = await asyncio.to_thread(_accept, folder, missing)
+        home += arrived
+        missing = _without(missing, arrived)
+        tally.begin(_size(missing))
     return home
+
+
+def _without(files: list[_Wanted], home: list[Output]) -> list[_Wanted]:
+    here = {output.path for output in home}
+    return [file for file in files if str(file.path) not in here]
+
+
+def _size(files: list[_Wanted]) -> int:
+    return sum(file.size for file in files)
 
 
 async def _list(contact: Contact, remote: str, only: tuple[str, ...]) -> list[_Wanted]:
@@ -102,7 +131,10 @@ async def _list(contact: Contact, remote: str, only: tuple[str, ...]) -> list[_W
     while folders:
         here = folders.popleft()
         with translated(f"{contact.name}: list {remote}/{here}"):
-            entries = await sftp.readdir(f"{contact.address.root}/{remote}/{here}")
+            try:
+                entries = await sftp.readdir(f"{contact.address.root}/{remote}/{here}")
+            except asyncssh.SFTPNoSuchFile:
+                continue  # rotated away since it was named
         seen += len(entries)
         if seen > contract.MAX_FILES:
             raise TransferFailed(f"{contact.name}: {remote} has more than {contract.MAX_FILES} entries")
@@ -138,7 +170,8 @@ async def _choose(
     named = [
         _Wanted(here / path, file.size, file.sha256) for path, file in promised if not only or path.name.endswith(only)
     ]
-    return [*named, _Wanted(here / contract.CHECKPOINT_MANIFEST, len(text), hashlib.sha256(text).hexdigest())]
+    manifest = _Wanted(here / contract.CHECKPOINT_MANIFEST, len(text), hashlib.sha256(text).hexdigest(), text)
+    return [*named, manifest]
 
 
 def _is_checkpoint(remote: str, here: PurePosixPath) -> bool:
@@ -146,40 +179,83 @@ def _is_checkpoint(remote: str, here: PurePosixPath) -> bool:
 
 
 async def _carry(
-    contact: Contact, remote: str, folder: Path, files: list[_Wanted], patience_s: float, pace: Pace | None
+    contact: Contact,
+    remote: str,
+    folder: Path,
+    files: list[_Wanted],
+    patience_s: float,
+    pace: Pace | None,
+    tally: Tally,
 ) -> None:
-    async def move(lane: Lane, block: _Block) -> None:
+    async def admit(block: _Block) -> None:
         if pace is not None:
             await pace.take(block.size)
-        platform.pwrite(block.fd, await lane.read(block.path, block.offset, block.size), block.offset)
 
-    with ExitStack() as opened:
-        todo: deque[_Block] = deque()
-        for file in files:
-            part = _part(folder / file.path)
-            part.parent.mkdir(parents=True, exist_ok=True)
-            fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), 0o600)
-            opened.callback(os.close, fd)
-            reserve(fd, part, file.size)
-            source = f"{contact.address.root}/{remote}/{file.path}"
-            for offset in range(0, file.size, BLOCK_BYTES):
-                todo.append(_Block(fd, source, offset, min(BLOCK_BYTES, file.size - offset)))
-        count = lanes_for(sum(file.size for file in files)) if pace is None else 1
-        await Traffic(todo, move, contact.dial, count=count, outstanding=READS, patience_s=patience_s).run()
+    async def move(lane: Lane, block: _Block) -> None:
+        pieces = await lane.read(block.path, block.offset, block.size, of=block.of)
+        block.write(b"".join(pieces))
+        tally.moved(block.size)
+
+    todo: list[list[_Block]] = []
+    for file in files:
+        part = _part(folder / file.path)
+        _make_room(part, file.size)
+        source = f"{contact.address.root}/{remote}/{file.path}"
+        for start, length in spans(0, file.size, BATCH_BLOCKS * BLOCK_BYTES):
+            batch = spans(start, length, BLOCK_BYTES)
+            todo.append([_Block(part, source, offset, size, file.size) for offset, size in batch])
+    count, most = (lanes_for(_size(files)), MAX_LANES) if pace is None else (1, 1)
+    await Traffic(
+        todo,
+        move,
+        contact.dial,
+        lanes=count,
+        most=most,
+        outstanding=READS,
+        patience_s=patience_s,
+        admit=admit,
+        on_again=lambda block: tally.again(block.size),
+    ).run()
 
 
-def _accept(folder: Path, file: _Wanted) -> Output | None:
-    """Give an arrived file its name if it hashes right; what nobody promised a hash for is right as it is."""
-    final = folder / file.path
-    part = _part(final)
-    with open(part, "rb+") as f:
-        platform.sync_file(f.fileno())
-        sha256 = hashlib.file_digest(f, "sha256").hexdigest()
-    if file.sha256 not in (None, sha256):
-        return None
-    part.replace(final)
-    platform.sync_folder(final.parent)
-    return Output(str(file.path), file.size, sha256)
+def _make_room(part: Path, size: int) -> None:
+    part.parent.mkdir(parents=True, exist_ok=True)
+    fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), 0o600)
+    try:
+        reserve(fd, part, size)
+    finally:
+        os.close(fd)
+
+
+def _already_here(folder: Path, files: list[_Wanted]) -> list[Output]:
+    """Those that need not be fetched."""
+    hashes = {file: _hash_of(folder / file.path, file.size) for file in files if file.sha256 is not None}
+    return [Output(str(f.path), f.size, sha256) for f, sha256 in hashes.items() if sha256 and sha256 == f.sha256]
+
+
+def _accept(folder: Path, files: list[_Wanted]) -> list[Output]:
+    """Give those that arrived and hash right their names; what nobody promised a hash for is right as it is."""
+    right = []
+    for file in files:
+        part = _part(folder / file.path)
+        with open(part, "rb+") as f:
+            platform.sync_file(f.fileno())
+            sha256 = hashlib.file_digest(f, "sha256").hexdigest()
+        if file.sha256 in (None, sha256):
+            part.replace(folder / file.path)
+            right.append(Output(str(file.path), file.size, sha256))
+    for holder in {(folder / output.path).parent for output in right}:
+        platform.sync_folder(holder)
+    return right
+
+
+def _store(folder: Path, manifests: list[_Wanted]) -> list[Output]:
+    """Manifests that were read already."""
+    for file in manifests:
+        part = _part(folder / file.path)
+        part.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(file.content or b"")
+    return _accept(folder, manifests)
 
 
 def _hash_of(path: Path, size: int) -> str | None:

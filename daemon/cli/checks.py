@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import sqlite3
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,11 +17,13 @@ from pathlib import Path
 from daemon import settings
 from daemon.api.client import Client
 from daemon.api.messages import Check
+from daemon.artifacts import rebuild
+from daemon.cli import market_checks, message_checks, store_checks
 from daemon.cli.service_checks import service
 from daemon.cli.terminal import cleaned, size
+from daemon.cli.verdicts import failed, passed, skipped, warned
 from daemon.errors import CredentialsRefused, DaemonUnreachable, HomeportError
 from daemon.settings import Settings
-from daemon.store import readonly
 
 PYTHON = (3, 11)
 SQLITE = (3, 37, 0)  # STRICT tables
@@ -32,7 +36,7 @@ def run() -> list[Check]:
     try:
         loaded = settings.load()
     except HomeportError as error:
-        return [_fail("settings", error.message, error.hint)]
+        return [failed("settings", error.message, error.hint)]
     with ThreadPoolExecutor(max_workers=len(CHECKS)) as pool:
         return [check for found in pool.map(lambda check: check(loaded), CHECKS) for check in found]
 
@@ -40,14 +44,14 @@ def run() -> list[Check]:
 def _python(loaded: Settings) -> Sequence[Check]:
     version = ".".join(map(str, sys.version_info[:3]))
     if sys.version_info < PYTHON:
-        return [_fail("python", f"{version} is older than 3.11", "install Python 3.11 or newer")]
-    return [_pass("python", version)]
+        return [failed("python", f"{version} is older than 3.11", "install Python 3.11 or newer")]
+    return [passed("python", version)]
 
 
 def _sqlite(loaded: Settings) -> Sequence[Check]:
     if sqlite3.sqlite_version_info < SQLITE:
-        return [_fail("sqlite", f"{sqlite3.sqlite_version} has no STRICT tables", "install Python with SQLite 3.37")]
-    return [_pass("sqlite", sqlite3.sqlite_version)]
+        return [failed("sqlite", f"{sqlite3.sqlite_version} has no STRICT tables", "install Python with SQLite 3.37")]
+    return [passed("sqlite", sqlite3.sqlite_version)]
 
 
 def _verifier(loaded: Settings) -> Sequence[Check]:
@@ -56,14 +60,27 @@ def _verifier(loaded: Settings) -> Sequence[Check]:
     try:
         child = subprocess.run(command, capture_output=True, text=True, timeout=VERIFIER_S, check=False)
     except subprocess.TimeoutExpired:  # a check's result, with what mends it
-        return [_fail("verifier", f"llama-cpp-python did not load in {VERIFIER_S:g} s", _INSTALL_VERIFIER)]
+        return [failed("verifier", f"llama-cpp-python did not load in {VERIFIER_S:g} s", _INSTALL_VERIFIER)]
     if child.returncode:
         reason = (child.stderr.strip().splitlines() or [f"ended with {child.returncode}"])[-1]
-        return [_fail("verifier", cleaned(reason), _INSTALL_VERIFIER)]
-    return [_pass("verifier", f"llama-cpp-python {child.stdout.strip()}")]
+        return [failed("verifier", cleaned(reason), _INSTALL_VERIFIER)]
+    return [passed("verifier", f"llama-cpp-python {child.stdout.strip()}")]
 
 
 _INSTALL_VERIFIER = "pip install 'homeport[verify]'"
+
+
+def _rebuild(loaded: Settings) -> Sequence[Check]:
+    """`deliver: rebuild`. Who has named an interpreter for it is warned; to others it is a thing they may want."""
+    if sys.platform != "linux":
+        return [skipped("rebuild", "files are rebuilt on Linux only; they are downloaded")]
+    with tempfile.TemporaryDirectory(prefix="homeport-") as folder:  # a check leaves nothing in models_dir
+        lacking = cleaned(asyncio.run(rebuild.Workshop(loaded.box_python, Path(folder)).lacking()))
+    if not lacking:
+        return [passed("rebuild", f"{loaded.box_python} has the packages; memory and room of a job: jobctl plan")]
+    if loaded.box_python == Path(sys.executable):
+        return [skipped("rebuild", f"{lacking}; for deliver: rebuild: {rebuild.INSTALL}")]
+    return [warned("rebuild", lacking, rebuild.INSTALL)]
 
 
 def _disk(loaded: Settings) -> Sequence[Check]:
@@ -72,18 +89,18 @@ def _disk(loaded: Settings) -> Sequence[Check]:
     detail = f"{size(free)} free for models under {loaded.paths.models}"
     if not os.access(folder, os.W_OK):
         return [
-            _fail("disk", f"{folder} cannot be written to", f"chmod u+w {folder}   or set models_dir in config.toml")
+            failed("disk", f"{folder} cannot be written to", f"chmod u+w {folder}   or set models_dir in config.toml")
         ]
     if free < FREE_BYTES:
-        return [_warn("disk", detail, "make room, or set models_dir in config.toml")]
-    return [_pass("disk", detail)]
+        return [warned("disk", detail, "make room, or set models_dir in config.toml")]
+    return [passed("disk", detail)]
 
 
 def _key(loaded: Settings) -> Sequence[Check]:
     try:
-        return [_pass("market key", settings.api_key(loaded.paths).hint)]
+        return [passed("market key", settings.api_key(loaded.paths).hint)]
     except CredentialsRefused as error:
-        return [_fail("market key", error.message, error.hint)]
+        return [failed("market key", error.message, error.hint)]
 
 
 def _private_files(loaded: Settings) -> Sequence[Check]:
@@ -92,52 +109,46 @@ def _private_files(loaded: Settings) -> Sequence[Check]:
     open_files = [path for path in files if os.name == "posix" and stat.S_IMODE(path.stat().st_mode) & 0o077]
     if open_files:
         names = " ".join(map(str, open_files))
-        return [_fail("private files", f"others can read {names}", f"chmod 600 {names}")]
-    return [_pass("private files", "keys and database are readable by you alone")]
-
-
-def _database(loaded: Settings) -> Sequence[Check]:
-    path = loaded.paths.database
-    if not path.exists():
-        return [_skip("database", f"{path} is made at the first start of the daemon")]
-    try:
-        found = readonly.integrity(path)
-    except HomeportError as error:
-        return [_fail("database", error.message, f"restore the newest file of {loaded.paths.backups}")]
-    if found != "ok":
-        return [_fail("database", f"{path}: {found}", f"restore the newest file of {loaded.paths.backups}")]
-    return [_pass("database", f"{path} is whole")]
+        return [failed("private files", f"others can read {names}", f"chmod 600 {names}")]
+    return [passed("private files", "keys and database are readable by you alone")]
 
 
 def _daemon(loaded: Settings) -> Sequence[Check]:
-    """The daemon, and what it alone can check: market, account, orphans."""
+    """The daemon, and what it alone can check: market, account, orphans. Without it the market is asked from here."""
     client = Client(loaded.paths)
     try:
         health = client.health()
     except DaemonUnreachable as error:
-        return [_fail("daemon", error.message, error.hint), _skip("market", "the daemon asks it, and is not running")]
+        return [failed("daemon", error.message, error.hint), market_checks.unwatched(loaded)]
+    except HomeportError as error:  # it answers, and cannot read its own database
+        return [failed("daemon", error.message, store_checks.PUT_BACK), market_checks.unwatched(loaded)]
     try:
         asked: Sequence[Check] = cleaned(client.doctor()["checks"])
     except HomeportError as error:
-        asked = [_fail("market", error.message, error.hint)]
-    return [_pass("daemon", f"version {health['version']}, market {health['market']}"), *asked, _attention(client)]
+        asked = [failed("market", error.message, error.hint)]
+    return [passed("daemon", f"version {health['version']}, market {health['market']}"), *asked, _attention(client)]
 
 
 def _attention(client: Client) -> Check:
     urgent = [item for item in client.jobs()["attention"] if item["urgent"]]
     if urgent:
-        return _warn("attention", cleaned("; ".join(item["text"] for item in urgent)), "jobctl status")
-    return _pass("attention", "no held job, no machine without a job")
+        return warned("attention", cleaned("; ".join(item["text"] for item in urgent)), "jobctl status")
+    return passed("attention", "no held job, no machine without a job")
 
 
 CHECKS: tuple[Callable[[Settings], Sequence[Check]], ...] = (
     _python,
     _sqlite,
     _verifier,
+    _rebuild,
     _disk,
     _key,
     _private_files,
-    _database,
+    store_checks.folder,
+    store_checks.database,
+    store_checks.copied,
+    market_checks.clock,
+    message_checks.told,
     service,
     _daemon,
 )
@@ -145,19 +156,3 @@ CHECKS: tuple[Callable[[Settings], Sequence[Check]], ...] = (
 
 def _existing(folder: Path) -> Path:
     return next(path for path in (folder, *folder.parents) if path.exists())
-
-
-def _pass(name: str, detail: str) -> Check:
-    return Check(name=name, status="PASS", detail=detail, fix="")
-
-
-def _warn(name: str, detail: str, fix: str) -> Check:
-    return Check(name=name, status="WARN", detail=detail, fix=fix)
-
-
-def _fail(name: str, detail: str, fix: str) -> Check:
-    return Check(name=name, status="FAIL", detail=detail, fix=fix)
-
-
-def _skip(name: str, detail: str) -> Check:
-    return Check(name=name, status="SKIP", detail=detail, fix="")

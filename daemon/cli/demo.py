@@ -337,7 +337,7 @@ def _told(kind: str, body: dict[str, Any]) -> str:
         case "stage.done":
             return f"{body['stage']} is done"
         case "download.started":
-            return "downloading, every chunk hashed"
+            return "downloading; every byte is read back and hashed"
         case "verify.report":
             return "\n          ".join(["verified from disk:" if body["passed"] else "NOT verified:", *body["levels"]])
         case "destroy.intent":

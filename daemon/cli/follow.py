@@ -20,6 +20,7 @@ from daemon.store.shapes import JobPage, JobView, Log, Metric, Metrics
 POLL_S = 0.3
 
 # How a job that will not reach the wanted state any more ends the waiting.
+UNVERIFIED = (HoldReason.VERIFY_FAILED, HoldReason.NOT_VERIFIED)
 ENDED: dict[str, Exit] = {
     JobState.FAILED: Exit.JOB_FAILED,
     JobState.CANCELLED: Exit.JOB_ENDED,
@@ -161,7 +162,7 @@ def verdict(view: JobView, wanted: str) -> Exit | None:
         return ENDED[view["state"]]
     if view["hold"] is None:
         return None
-    return Exit.NOT_VERIFIED if view["hold"]["reason"] == HoldReason.VERIFY_FAILED else Exit.ATTENTION
+    return Exit.NOT_VERIFIED if view["hold"]["reason"] in UNVERIFIED else Exit.ATTENTION
 
 
 def _reached(state: str, wanted: str) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+import keyword
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +16,7 @@ from daemon.errors import HomeportError
 
 @dataclass(frozen=True)
 class Verb:
-    module: str  # of daemon.cli; its function is named like the verb
+    module: str  # of daemon.cli; its function is named like the verb, with _ behind a word of Python's
     summary: str
 
 
@@ -27,18 +29,26 @@ VERBS: dict[str, Verb] = {
     "logs": Verb("follow", "What a job's stages print."),
     "metrics": Verb("follow", "Loss, learning rate and speed, step by step."),
     "wait": Verb("follow", "Wait until a job reaches a state."),
+    "verify": Verb("verify", "Verify a model on this disk again: a job's, a folder, or any GGUF."),
     "hold": Verb("steer", "Stop before the next step; the machine is kept up to a price."),
     "resume": Verb("steer", "Let a held job go on."),
     "retry": Verb("steer", "Run a stage again, from its newest checkpoint or from another stage."),
     "accept": Verb("steer", "Say that a verified model is good: its machine is returned."),
     "cancel": Verb("steer", "End a job; what is worth saving is saved first."),
     "abandon": Verb("steer", "Give a model up and return its machine. Asks for the instance id."),
+    "pull": Verb("bring", "Bring a checkpoint of a job that trains here now."),
+    "fetch": Verb("bring", "Bring files of a machine rented by hand; it is left as it is."),
     "leases": Verb("machines", "Every machine rented, and what it bills."),
     "offers": Verb("machines", "What the market offers, and why an offer is not taken."),
+    "adopt": Verb("machines", "Take back a machine whose job the database does not know any more."),
     "write-off": Verb("machines", "Stop counting on a machine that cannot be returned."),
     "doctor": Verb("check", "Is everything in place on this computer and at the market?"),
+    "notify": Verb("notify", "How you are told; `notify test` tries every channel."),
+    "report": Verb("report", "Everything about one job in a file for somebody who helps; no secrets, no rows."),
     "up": Verb("service", "Keep the daemon running in the background, also after the next log-in."),
     "down": Verb("service", "Stop the background service, and list what goes on billing."),
+    "export": Verb("move", "Move all live jobs to another computer: write them into a file."),
+    "import": Verb("move", "Make this computer the home of what export wrote."),
     "serve": Verb("serve", "Run the daemon here until it is stopped."),
     "sandbox": Verb("serve", "A local market with local machines, for trying out."),
     "demo": Verb("serve", "The whole line on this computer: no account, no GPU, no money."),
@@ -55,7 +65,8 @@ class Jobctl(click.Group):
         if cmd_name not in VERBS:
             return None
         module = importlib.import_module(f"daemon.cli.{VERBS[cmd_name].module}")
-        command: click.Command = getattr(module, cmd_name.replace("-", "_"))
+        function = cmd_name.replace("-", "_") + ("_" if keyword.iskeyword(cmd_name) else "")
+        command: click.Command = getattr(module, function)
         return command
 
     def resolve_command(
@@ -84,6 +95,14 @@ class Jobctl(click.Group):
 
             report(error)
             ctx.exit(error.exit_code)
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # whoever read us has enough: click ends without a word
+                raise
+            from daemon.cli.path import unusable
+            from daemon.cli.terminal import report
+
+            report(unusable(error, ctx.invoked_subcommand))
+            ctx.exit(Exit.FAILED)
         except (KeyboardInterrupt, click.Abort):  # Abort: the same, while a question was open
             click.echo("\ninterrupted", err=True)
             ctx.exit(Exit.INTERRUPTED)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import getpass
 import time
+from pathlib import Path
 
 import click
 
 from daemon.cli.exits import Exit
-from daemon.cli.source import banner, client, read
+from daemon.cli.path import text_of
+from daemon.cli.source import banner, client, read_leases
 from daemon.cli.terminal import cleaned, emit_json, examples, interactive, look, typed_number
 from daemon.errors import Refused
 
@@ -21,7 +23,7 @@ def leases(everything: bool, check: bool, as_json: bool) -> None:
     """Every machine that may bill, what it costs, and whose it is."""
     from daemon.cli.screens import leases as leases_screen
 
-    reading = read(lambda source: source.leases())
+    reading = read_leases()
     if as_json:
         emit_json(reading.wire())
     else:
@@ -56,6 +58,18 @@ def offers(gpu: tuple[str, ...], count: int | None, max_price: float | None, why
         click.echo(plan.offers(found["offers"], found["rejected"], look(), why=why))
     if not found["offers"]:
         raise SystemExit(Exit.NOTHING_FITS)
+
+
+@click.command(epilog=examples("jobctl adopt 29481133 job.yaml", "jobctl adopt 29481133 ~/bots/support.yaml"))
+@click.argument("instance", type=int)
+@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+def adopt(instance: int, file: Path) -> None:
+    """Take INSTANCE back, whose job the database does not know any more. FILE is the job file it was submitted with.
+
+    Nothing is trained again: the job is held, and resume goes on with what the machine has done.
+    """
+    answer = client().adopt(instance, text_of(file), str(file), str(file.resolve().parent), getpass.getuser())
+    click.echo(cleaned(answer)["message"])
 
 
 @click.command(

@@ -10,8 +10,8 @@ import click
 
 from daemon import settings
 from daemon.cli.exits import Exit
+from daemon.cli.path import text_of
 from daemon.cli.screens import rows as screen
-from daemon.cli.submit import text_of
 from daemon.cli.terminal import cleaned, emit_json, examples, look, report
 from daemon.domain.coverage import coverage
 from daemon.domain.estimate import steps_of
@@ -86,8 +86,8 @@ def data_check(
 
 def _by_spec(file: Path) -> Asked:
     """The data sets of a job file. Raises SpecError for whatever else is wrong in it, too."""
-    folder = file.resolve().parent
-    spec = parse(text_of(file), source=str(file), base=folder)
+    text, folder = text_of(file), file.resolve().parent
+    spec = parse(text, source=str(file), base=folder)
     kinds: tuple[Kind, ...] = ("sft", "dpo", "eval")
     named = [(folder / Path(spec.data[kind]).expanduser(), kind) for kind in kinds if kind in spec.data]
     place = tokenizer.folder_of(spec.model, folder, settings.load().paths.state / "base")

@@ -7,11 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar, cast
 
+import click
+
 from daemon import settings
 from daemon.api.client import Client
 from daemon.cli.exits import Exit
 from daemon.cli.terminal import Look, cleaned, duration, seconds_since
-from daemon.errors import DaemonUnreachable
+from daemon.errors import DaemonUnreachable, HomeportError
 from daemon.store.readonly import ReadModel
 from daemon.store.shapes import JobPage, Jobs, Leases, Log, Metrics, MoneyStrip
 
@@ -31,8 +33,12 @@ class Readings(Protocol):
 @dataclass(frozen=True)
 class Reading(Generic[_T]):
     value: _T
-    live: bool  # the daemon answered; else the database did
+    source: str  # DAEMON, DATABASE when it is down, MARKET when there is no readable database either
     demo: bool
+
+    @property
+    def live(self) -> bool:
+        return self.source == "DAEMON"
 
     @property
     def exit_code(self) -> Exit:
@@ -40,7 +46,7 @@ class Reading(Generic[_T]):
 
     def wire(self) -> dict[str, Any]:
         """For --json: the same object, and who gave it."""
-        return {**cast(dict[str, Any], self.value), "source": "DAEMON" if self.live else "DATABASE"}
+        return {**cast(dict[str, Any], self.value), "source": self.source}
 
 
 def client() -> Client:
@@ -52,11 +58,23 @@ def read(ask: Callable[[Readings], _T]) -> Reading[_T]:
     loaded = settings.load()
     where = loaded.paths
     try:
-        return Reading(cleaned(ask(Client(where))), live=True, demo=loaded.demo)
+        return Reading(cleaned(ask(Client(where))), source="DAEMON", demo=loaded.demo)
     except DaemonUnreachable:
         if not where.database.exists():
             raise
-        return Reading(cleaned(ask(ReadModel(where.database, where.job_folders))), live=False, demo=loaded.demo)
+        return Reading(cleaned(ask(ReadModel(where.database, where.job_folders))), source="DATABASE", demo=loaded.demo)
+
+
+def read_leases() -> Reading[Leases]:
+    """As `read`, and the market itself where there is no database or one that cannot be read."""
+    try:
+        return read(lambda source: source.leases())
+    except HomeportError as error:  # the daemon too says so when it cannot read its database
+        from daemon.cli import straight
+
+        loaded = settings.load()
+        click.echo(f"! {cleaned(error.message)}; straight from the market, by label:", err=True)
+        return Reading(cleaned(straight.leases(loaded)), source="MARKET", demo=loaded.demo)
 
 
 def banner(reading: Reading[Any], money: MoneyStrip, drawn: Look) -> list[str]:
@@ -64,7 +82,7 @@ def banner(reading: Reading[Any], money: MoneyStrip, drawn: Look) -> list[str]:
     lines = []
     if reading.demo:
         lines.append(drawn.paint("DEMO: market and machines are on this computer, and the money is not real.", "warn"))
-    if not reading.live:
+    if reading.source == "DATABASE":
         age = seconds_since(money["as_of"], time.time())
         old = f"figures are {duration(age)} old" if age is not None else "it never saw the market"
         count = money["machines"]

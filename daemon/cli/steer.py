@@ -36,11 +36,21 @@ def retry(job: str, stage: str | None) -> None:
     _say(client().retry(job, _me(), stage.upper() if stage else None))
 
 
-@click.command(epilog=examples("jobctl accept k7f", "jobctl accept @last"))
+@click.command(epilog=examples("jobctl accept k7f", "jobctl accept k7f --level L4 --confirm support-bot"))
 @_JOB
-def accept(job: str) -> None:
-    """Accept a verified model whose spec says `destroy: ask`: its machine is returned."""
-    _say(client().accept(job, _me()))
+@click.option("--level", type=click.Choice(["L4", "L3"]), help="Nothing above it can run here; it counts as verified.")
+@click.option("--confirm", metavar="NAME", help="The job's name, with --level.")
+def accept(job: str, level: str | None, confirm: str | None) -> None:
+    """Accept a verified model whose spec says `destroy: ask`: its machine is returned.
+
+    With --level: accept that a level of verification cannot run on this computer. The receipt says who did. A level
+    that ran and failed is never accepted.
+    """
+    if confirm and not level:
+        raise click.UsageError("--confirm goes with --level")
+    if level and confirm is None and interactive():
+        confirm = click.prompt("Type the job's name to accept less than L5", err=True)
+    _say(client().accept(job, _me(), level, confirm))
 
 
 _CONFIRM = click.option("--confirm", type=int, metavar="INSTANCE", help="The instance id, where nobody can be asked.")

@@ -9,10 +9,10 @@ from pathlib import Path
 import click
 
 from daemon.cli.exits import Exit
+from daemon.cli.path import text_of
 from daemon.cli.screens import plan as plan_screen
 from daemon.cli.source import client
 from daemon.cli.terminal import cleaned, emit_json, examples, interactive, look
-from daemon.errors import SpecError
 
 _FILE = click.argument("file", type=click.Path(path_type=Path))
 
@@ -67,15 +67,6 @@ def submit(file: Path, yes: bool, waiting: bool, again: bool, as_json: bool) -> 
 def request_id(text: str, folder: str) -> str:
     """Names this submit: the same text in the same folder is the same wish."""
     return hashlib.sha256(f"{folder}\0{text}".encode()).hexdigest()
-
-
-def text_of(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise SpecError([f"{file}: {error.strerror}"]) from error
-    except UnicodeDecodeError as error:
-        raise SpecError([f"{file}: is not UTF-8 text"]) from error
 
 
 def _folder(file: Path) -> str:

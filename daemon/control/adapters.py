@@ -67,8 +67,12 @@ def stored(job: Job) -> dict[str, Adapter]:
 
 def _place(reference: str, base: Path, database: Database) -> Path:
     """The PEFT folder that `reference` means: a folder, a model folder with one in it, or the model of a job."""
-    place = (base / Path(reference).expanduser()).resolve()
-    if not place.is_dir():
+    try:
+        place = (base / Path(reference).expanduser()).resolve()
+        is_folder = place.is_dir()
+    except (OSError, RuntimeError) as error:  # a name that no folder can have, or ~somebody who is not known here
+        raise SpecError([f"{reference}: {error}"]) from error
+    if not is_folder:
         with connection(database.path) as db:
             job = resolve(db, reference)
         with database.read() as c:

@@ -26,4 +26,5 @@ class Bell:
     async def wait(self, seconds: float) -> None:
         self._rung.clear()
         with contextlib.suppress(TimeoutError):  # the pause is over, as the caller wanted
-            await asyncio.wait_for(self._rung.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._rung.wait()

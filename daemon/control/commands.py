@@ -16,9 +16,10 @@ from typing import Any
 from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 
-from daemon.control import adapters, quotes
+from daemon.control import adapters, adoption, quotes
 from daemon.control.adapters import Adapter
 from daemon.control.attempts import begin_again
+from daemon.control.byhand import ByHand
 from daemon.control.homecoming import base_identity
 from daemon.control.jobfile import hub_name, model_folder
 from daemon.control.mirror import Mirror
@@ -47,6 +48,9 @@ class Commands:
     world: World
     changed: Callable[[str], None]
 
+    def __post_init__(self) -> None:
+        self._by_hand = ByHand(self.world)
+
     @property
     def _database(self) -> Database:
         return self.world.database
@@ -64,7 +68,7 @@ class Commands:
         files = await asyncio.to_thread(self._read, spec, source, Path(folder))
         earlier = await asyncio.to_thread(self._adapters, spec, source, Path(folder))
         estimated = quotes.expected(spec, Path(folder), _rows(files))
-        objections = await quotes.objections(self.world, spec, estimated)
+        objections = await quotes.objections(self.world, spec, Path(folder), estimated)
         if objections:
             raise WorkstationUnfit("\n".join(o.problem for o in objections), hint="; ".join(o.mend for o in objections))
         revision = await self._revision(spec, Path(folder))
@@ -99,6 +103,21 @@ class Commands:
         repo, revision = hub_name(spec.model)
         return (await base_identity(repo, revision, self.world.settings)).revision
 
+    async def adopt(self, instance: int, text: str, source: str, folder: str, by: str) -> dict[str, Any]:
+        """Take a machine back whose job this database does not know; `text` is the job file it was submitted with."""
+        spec = parse(text, source=source, base=Path(folder))
+        files = await asyncio.to_thread(self._read, spec, source, Path(folder))
+        earlier = await asyncio.to_thread(self._adapters, spec, source, Path(folder))
+        revision = await self._revision(spec, Path(folder))
+        lease, secret, proven, theirs, prepared = await adoption.look(self.world, instance)
+        row = self._row(spec, text, folder, f"adopt-{lease.label}", files, earlier, revision)
+        with self._database.write() as c:
+            _refuse_taken(c, spec.name)
+            job = adoption.store(c, self.world, row, spec, lease, secret, proven, theirs, prepared, by)
+        self.changed(job)
+        message = f"{spec.name} ({job}) has instance {instance} again and is held; go on with: jobctl resume {job}"
+        return {"job": job, "message": message}
+
     def _store(
         self,
         spec: JobSpec,
@@ -111,27 +130,35 @@ class Commands:
     ) -> str:
         now = self.world.clock.wall_ms()
         with self._database.write() as c:
-            if spec.name in jobs.names(c):
-                raise Refused(f"an unfinished job is already called {spec.name}", hint=f"jobctl show {spec.name}")
+            _refuse_taken(c, spec.name)
             taken = jobs.ids(c)
             job = next(i for i in iter(ids.job_id, "") if i not in taken)
-            jobs.add(
-                c,
-                now,
-                "person",
-                id=job,
-                name=spec.name,
-                request_id=request_id,
-                spec_text=text,
-                spec_json=spec.canonical_json(),
-                spec_sha256=spec.sha256,
-                spec_dir=folder,
-                model_revision=revision,
-                data_json=json.dumps({file.kind: _data_set(file) for file in files} | _kept(earlier)),
-            )
+            jobs.add(c, now, "person", id=job, **self._row(spec, text, folder, request_id, files, earlier, revision))
             run = [name for name, block in (("SFT", spec.sft), ("DPO", spec.dpo)) if block is not None] + ["GGUF"]
             stages.begin_attempt(c, job, 1, spec.sha256, run, now, keep=[], fresh=True)
         return job
+
+    def _row(
+        self,
+        spec: JobSpec,
+        text: str,
+        folder: str,
+        request_id: str,
+        files: list[RowFile],
+        earlier: dict[str, Adapter],
+        revision: str | None,
+    ) -> dict[str, Any]:
+        """The columns of a job that its file decides."""
+        return {
+            "name": spec.name,
+            "request_id": request_id,
+            "spec_text": text,
+            "spec_json": spec.canonical_json(),
+            "spec_sha256": spec.sha256,
+            "spec_dir": folder,
+            "model_revision": revision,
+            "data_json": json.dumps({file.kind: _data_set(file) for file in files} | _kept(earlier)),
+        }
 
     async def plan(self, text: str, source: str, folder: str) -> dict[str, Any]:
         """What submit would do and cost. Nothing is stored, nothing is spent."""
@@ -259,13 +286,38 @@ class Commands:
 
         return self._change(job, act)
 
-    async def accept(self, job: str, by: str) -> dict[str, Any]:
-        """Yes to a verified model under `destroy: ask`."""
-        with self._database.read() as c:
-            row = jobs.get(c, job)
-        if row.hold_reason is not HoldReason.ASK_DESTROY:
-            raise Refused(f"job {job} does not wait to be accepted", hint=f"jobctl show {job}")
-        return await self.resume(job, by)
+    async def accept(self, job: str, by: str, level: str | None = None, confirm: str | None = None) -> dict[str, Any]:
+        """Yes to a verified model under `destroy: ask`; with `level`, that nothing above it can be verified here.
+
+        `confirm` is the job's name, typed. Only a level that could not run is forgiven, never one that failed.
+        """
+        if level is None:
+            with self._database.read() as c:
+                row = jobs.get(c, job)
+            if row.hold_reason is not HoldReason.ASK_DESTROY:
+                raise Refused(f"job {job} does not wait to be accepted", hint=f"jobctl show {job}")
+            return await self.resume(job, by)
+
+        def act(c: Connection, row: Job) -> None:
+            if row.hold_reason is not HoldReason.NOT_VERIFIED:
+                raise Refused(
+                    f"job {row.id} does not wait for a level that could not run: a level that failed is not accepted",
+                    hint=f"jobctl show {row.id}",
+                )
+            stopped = (row.hold_detail or "")[:2]
+            if stopped <= level:
+                raise Refused(
+                    f"{stopped} could not run, so {level} is not reached", hint=f"--level L{int(stopped[1]) - 1}"
+                )
+            if confirm != row.name:
+                raise Refused(
+                    f"the machine is returned though {row.hold_detail}: whether the model works is then not known",
+                    hint=f"type the job's name: jobctl accept {row.id} --level {level} --confirm {row.name}",
+                )
+            artifacts.accept_level(c, row, level, by, self._now)
+            jobs.release(c, row, self._now, self._database.epoch, by=by)
+
+        return self._change(job, act)
 
     async def write_off(self, instance: int, by: str, confirm: int | None) -> dict[str, Any]:
         """Stop caring for an instance we cannot end; it is watched for ever."""
@@ -281,6 +333,17 @@ class Commands:
         if lease.job_id:
             self.changed(lease.job_id)
         return {"job": lease.job_id, "message": f"instance {instance} is written off; it is watched for ever"}
+
+    # -- files by hand ----------------------------------------------------------------------------------------------
+
+    async def pull(self, job: str, checkpoint: str, to: str) -> dict[str, Any]:
+        return await self._by_hand.pull(job, checkpoint, to)
+
+    async def fetch(self, instance: int, pattern: str, to: str, host_key: str | None) -> dict[str, Any]:
+        return await self._by_hand.fetch(instance, pattern, to, host_key)
+
+    async def transfer(self, number: int) -> dict[str, Any]:
+        return self._by_hand.view(number)
 
     async def doctor(self) -> dict[str, Any]:
         return await quotes.checks(self.world)
@@ -333,6 +396,11 @@ def leases_all(database: Database, job: str) -> list[Lease]:
 
 def _work_started(c: Connection, lease: Lease) -> bool:
     return any(op.may_have_begun_work for op in operations.of_lease(c, lease.id))
+
+
+def _refuse_taken(c: Connection, name: str) -> None:
+    if name in jobs.names(c):
+        raise Refused(f"an unfinished job is already called {name}", hint=f"jobctl show {name}")
 
 
 def _refuse_if_terminal(row: Job) -> None:

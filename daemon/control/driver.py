@@ -7,20 +7,23 @@ the market's about the machine, is. What can go wrong is translated here, once, 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 from pathlib import Path
 
 import structlog
 
 from daemon.control import permits, quotes, snapshot
-from daemon.control.acts import Acts
+from daemon.control.acting import Acting
+from daemon.control.acts import act
 from daemon.control.bell import PAUSE_S, Bell
 from daemon.control.jobfile import data_sets
 from daemon.control.link import Link
 from daemon.control.mirroring import Mirroring
+from daemon.control.rebuilding import Rebuilding
 from daemon.control.world import World
 from daemon.domain import actions
-from daemon.domain.holds import HoldReason
+from daemon.domain.holds import ANSWERS, HoldReason
 from daemon.domain.plan import plan
 from daemon.domain.records import Job
 from daemon.domain.snapshot import Snapshot
@@ -39,7 +42,7 @@ from daemon.errors import (
     TransferFailed,
     WorkstationUnfit,
 )
-from daemon.store import events, reports
+from daemon.store import downloads, events, reports
 from remote_payload.contract import ContractError
 
 log = structlog.get_logger()
@@ -51,11 +54,14 @@ class Driver:
 
     def __init__(self, world: World, job: Job, spec: JobSpec) -> None:
         rows = {kind: data.rows for kind, data in data_sets(job).items()}
-        estimated = quotes.expected(spec, Path(job.spec_dir), rows)
+        with world.database.read() as c:
+            line = downloads.measured_line(c)
+        estimated = quotes.expected(spec, Path(job.spec_dir), rows, line=line)
         self.world, self.job_id = world, job.id
-        self.memory, self.link, self.bell = snapshot.Memory(), Link(world), Bell()
+        self.memory, self.link, self.bell = snapshot.Memory(), Link(world, spec.limits.hold), Bell()
         mirroring = Mirroring(world, job.id, spec.limits.line)
-        self.acts = Acts(world, job.id, spec, rows, self.memory, self.link, self.bell, mirroring)
+        rebuilding = Rebuilding(world, job.id, spec, rows, mirroring)
+        self.acting = Acting(world, job.id, spec, rows, self.memory, self.link, self.bell, mirroring, rebuilding)
         self.rules = snapshot.rules(spec, estimated, world.settings.timing)
         self._said: tuple[str, str] | None = None
 
@@ -83,7 +89,8 @@ class Driver:
             while not (s := self._look()).job.state.is_terminal:
                 await self._perform(s, plan(s))
         finally:
-            await self.acts.mirroring.stop()
+            await self.acting.rebuilding.stop()
+            await self.acting.mirroring.stop()
             await self.link.drop()
 
     def _look(self) -> Snapshot:
@@ -114,7 +121,7 @@ class Driver:
     async def _guarded(self, s: Snapshot, action: actions.Action) -> None:
         """Translate what can go wrong into what the job does about it."""
         try:
-            await self.acts.do(s, action)
+            await act(self.acting, s, action)
             if not isinstance(action, actions.Wait):
                 self._reached(s)
         except LostRace:
@@ -124,12 +131,12 @@ class Driver:
         except LinkLost as error:
             await self._out_of_contact(s, error)
         except AccessDenied as error:
-            await self.acts.attach_key(s)
+            await self.acting.attach_key(s)
             await self._out_of_contact(s, error)
         except HostKeyChanged as error:
             await self._hold(s, HoldReason.HOST_KEY, str(error))
         except permits.ArtifactLost as error:
-            self.acts.artifact_lost(s, str(error))
+            self.acting.artifact_lost(s, str(error))
         except (TransferFailed, ContractError) as error:
             await self._hold(s, HoldReason.TRANSFER_FAILED, str(error))
         except WorkstationUnfit as error:
@@ -144,15 +151,22 @@ class Driver:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             await self._hold(s, HoldReason.DISK_FULL, str(error))
-        except (MarketError, BoxError, permits.NoPermit) as error:
+        except MarketError as error:
+            if not isinstance(action, actions.Destroy):  # that is refused in its operation: the plan asks again
+                await self._hold(s, HoldReason.INTERNAL, f"{type(error).__name__}: {error}")
+        except (BoxError, permits.NoPermit) as error:
             await self._hold(s, HoldReason.INTERNAL, f"{type(error).__name__}: {error}")
 
     async def _hold(self, s: Snapshot, reason: HoldReason, detail: str) -> None:
-        """Held for that already: the person was told, the hold's price limit runs on, and the next try waits."""
-        if s.job.hold_reason is reason:
+        """Held for that already: the person was told, the hold's price limit runs on, and the next try waits.
+
+        A hold that answers the person stands: to resume from another would forget what they asked for.
+        """
+        if s.job.hold_reason is reason or s.job.hold_reason in ANSWERS:
             await self.bell.wait(PAUSE_S)
-        else:
-            self.acts.hold(s, reason, detail)
+            return
+        with contextlib.suppress(LostRace):  # somebody spoke meanwhile: decide again
+            self.acting.hold(s, reason, detail)
 
     async def _out_of_contact(self, s: Snapshot, error: BoxError) -> None:
         """Silence is not failure: noted once, tried again for ever, from the market's newest address."""

@@ -5,20 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import structlog
 
+from daemon import platform
 from daemon.artifacts import base as base_model
 from daemon.artifacts import folder as model_folder
 from daemon.artifacts import receipt as receipts
 from daemon.artifacts.base import BaseIdentity
-from daemon.artifacts.verify import Report
+from daemon.artifacts.verify import Depth, Report, Say
 from daemon.box.box import Box
 from daemon.box.pace import Pace
+from daemon.box.progress import Follow
 from daemon.clock import Clock
 from daemon.control.jobfile import data_sets, hub_name, local_model
 from daemon.control.world import Verify
@@ -29,9 +31,10 @@ from daemon.errors import TransferFailed
 from daemon.settings import Settings
 from daemon.store import downloads
 from daemon.store.database import Database
-from remote_payload.contract import MANIFEST_FILE, RUN_DIR, Done, Manifest, Role, load
+from remote_payload.contract import MANIFEST_FILE, RUN_DIR, Done, Manifest, Role, Stage, load
 
 log = structlog.get_logger()
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 async def base_identity(name: str, revision: str | None, settings: Settings) -> BaseIdentity:
@@ -56,6 +59,21 @@ def trained_on(job: Job, spec: JobSpec) -> tuple[dict[str, Any], ...]:
     )
 
 
+def another_adapter(manifest: Manifest, runs: Sequence[StageRun]) -> str:
+    """Why the adapter in `manifest` is not what the last training stage said, when it ended, that it left; '' if it is.
+
+    Of an earlier stage, or of another job: the answers would be those of a model that nobody asked for.
+    """
+    trained = [load(Done, run.done_json) for run in runs if run.done_json and run.stage != Stage.GGUF]
+    if not trained:
+        return ""
+    left = {PurePosixPath(output.path).name: output.sha256 for output in trained[-1].outputs}
+    came = {PurePosixPath(file.path).name: file.sha256 for file in manifest.files if file.role is Role.ADAPTER}
+    if came.get(ADAPTER_WEIGHTS) == left.get(ADAPTER_WEIGHTS):
+        return ""
+    return f"the adapter in the manifest is not the one that {trained[-1].stage} ended with"
+
+
 @dataclass(frozen=True)
 class Homecoming:
     """Takes one job's artifact set from its box to the model folder."""
@@ -71,8 +89,12 @@ class Homecoming:
     def incoming(self) -> Path:
         return self.settings.paths.models / f".incoming-{self.job.id}"
 
-    async def manifest(self, box: Box, run: StageRun) -> tuple[str, str]:
-        """The manifest's text and sha256, checked against the GGUF stage's done.json. Raises TransferFailed."""
+    async def manifest(self, box: Box, runs: Sequence[StageRun]) -> tuple[str, str]:
+        """The manifest's text and sha256, checked against what the stages' done.json say. Raises TransferFailed.
+
+        `runs` are the attempt's stages, the last one that of the GGUF.
+        """
+        run = runs[-1]
         found = await box.manifest()
         if found is None:
             raise TransferFailed("the box says the GGUF stage is done, but has no manifest")
@@ -86,35 +108,51 @@ class Homecoming:
         made = {file.quant for file in manifest.files if file.role is Role.GGUF}
         if missing := set(self.spec.export.gguf) - made:
             raise TransferFailed(f"the manifest lacks {', '.join(sorted(missing))}")
+        if problem := another_adapter(manifest, runs):
+            raise TransferFailed(problem)
         return text, sha256
 
-    async def download(self, box: Box, progress: Callable[[object], None]) -> None:
+    async def download(self, box: Box, follow: Follow) -> None:
         """Every file of the current manifest under `incoming`, whole. Raises OSError (ENOSPC) before the first byte."""
         manifest = self._manifest()
         self.incoming.mkdir(parents=True, exist_ok=True)
+        platform.sync_folder(self.incoming.parent)  # what is recorded as durable lies in a folder that is
         durable = downloads.DurableChunks(self.database, self.job.id, self.job.manifest_sha256 or "", self.clock)
-        await box.download(manifest, self.incoming, durable, progress, Pace.on_line(self.spec.limits.line))
+        await box.download(manifest, self.incoming, durable, follow, Pace.on_line(self.spec.limits.line))
 
-    async def prove(self, say: Callable[[str], None]) -> Report:
-        manifest = self._manifest()
+    async def prove(self, say: Say, accepted: Mapping[str, Any] | None) -> Report:
+        """L0 to L5 of what lies in `incoming`; `accepted` is what the person accepted of this very set, if anything."""
+        base = await base_identity(self._base_name, self.job.model_revision, self.settings)
+        base = replace(base, without_opening=self._without_opening)
+        depth: Depth = accepted["level"] if accepted else self.spec.verify.level
+        return await self.verify(self.incoming, self._manifest(), base, depth, say)
+
+    @property
+    def _base_name(self) -> str:
         source = local_model(self.job, self.spec)
-        name = str(source) if source else hub_name(self.spec.model)[0]
-        base = await base_identity(name, self.job.model_revision, self.settings)
-        base = replace(base, without_opening=self.spec.reasoning == "none")
-        return await self.verify(self.incoming, manifest, base, self.spec.verify.level, say)
+        return str(source) if source else hub_name(self.spec.model)[0]
 
-    def settle_in(self, report: Report, log_file: Path) -> receipts.Receipt:
+    @property
+    def _without_opening(self) -> bool:
+        return self.spec.reasoning == "none"
+
+    def settle_in(self, report: Report, log_file: Path, accepted: dict[str, Any] | None) -> receipts.Receipt:
         """The model folder in its final place, durable, and the receipt that describes it. May be repeated."""
         return model_folder.settle(
             self.settings.paths.models,
             self.incoming,
-            manifest=self._manifest(),
-            manifest_sha256=self.job.manifest_sha256 or "",
+            manifest_text=self.job.manifest_json or "",
             name=self.spec.name,
             report=report,
             spec_text=self.job.spec_text,
             base_model=self.spec.model,
+            base={
+                "model": self._base_name,
+                "revision": self.job.model_revision,
+                "without_opening": self._without_opening,
+            },
             data=trained_on(self.job, self.spec),
+            accepted=accepted if report.depth != "full" else None,
             log_file=log_file if log_file.exists() else None,
         )
 

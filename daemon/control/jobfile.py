@@ -65,15 +65,18 @@ def hub_name(model: str) -> tuple[str, str | None]:
     return repo, revision or None
 
 
+def model_source(job: Job, spec: JobSpec) -> ModelSource:
+    local = local_model(job, spec)
+    return ModelSource(local.name) if local else ModelSource(spec.model, hub_name(spec.model)[0], job.model_revision)
+
+
 def build(job: Job, spec: JobSpec, lease: Lease, stages: tuple[StageRun, ...], settings: Settings) -> JobFile:
     data, earlier = data_sets(job), adapters.stored(job)
-    repo, _ = hub_name(spec.model)
-    local = local_model(job, spec)
     return JobFile(
         job=job.id,
         attempt=job.attempt,
         name=spec.name,
-        model=ModelSource(local.name) if local else ModelSource(spec.model, repo, job.model_revision),
+        model=model_source(job, spec),
         stages=[StagePlan(Stage(run.stage), run.nonce, bool(run.fresh)) for run in stages],
         integration=integration(spec, data),
         lora=Lora(r=spec.lora.r, alpha=spec.lora.alpha, dropout=spec.lora.dropout),
@@ -88,6 +91,7 @@ def build(job: Job, spec: JobSpec, lease: Lease, stages: tuple[StageRun, ...], s
         batch_size=spec.batch_size,
         micro_batch_size=spec.micro_batch_size,
         placement=spec.placement,
+        speed=spec.speed,
         max_length=spec.max_length,
         checkpoint_every=spec.checkpoint.every,
         checkpoint_keep=spec.checkpoint.keep,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from daemon.box.address import BoxAddress
 from daemon.box.box import Box
+from daemon.control.watch import away_limit_s
 from daemon.control.world import World
 from daemon.domain.records import Lease
 from daemon.store import leases
@@ -13,9 +14,13 @@ from daemon.store import leases
 
 @dataclass
 class Link:
-    """Made when needed, dropped on sleep, loss and every change of address. `failures` counts attempts in a row."""
+    """Made when needed, dropped on sleep, loss and every change of address. `failures` counts attempts in a row.
+
+    `hold`: micro-dollars that a silence of ours may cost. At each call the box hears how long that is at today's price.
+    """
 
     world: World
+    hold: int | None = None
     failures: int = 0
     _box: Box | None = None
     _address: BoxAddress | None = None
@@ -35,6 +40,8 @@ class Link:
             await self.drop()
             self._address = address
             self._box = self.world.connect(address, lambda up, down: self._count(lease.id, up, down))
+        if self.hold is not None:
+            self._box.allow_silence(away_limit_s(self.hold, lease.price_per_hour))
         return self._box
 
     def _address_of(self, lease: Lease) -> BoxAddress:

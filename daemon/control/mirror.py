@@ -20,6 +20,7 @@ from pathlib import Path, PurePosixPath
 from daemon.artifacts import hashing
 from daemon.box.box import Box
 from daemon.box.pace import Pace
+from daemon.box.progress import Follow, nobody
 from daemon.box.upload import Upload
 from daemon.domain.records import StageRun
 from daemon.errors import TransferFailed
@@ -33,6 +34,7 @@ from remote_payload.contract import (
     Checkpoint,
     ContractError,
     Done,
+    Output,
     Stage,
     Status,
     checked_path,
@@ -42,7 +44,24 @@ from remote_payload.contract import (
 
 TRAINING = (Stage.SFT, Stage.DPO)  # what they make is small and dear, and trained on; the GGUF can be made again
 CHECKPOINT = "checkpoint-"
+ADAPTER = "adapter"
 KEEP = 2  # checkpoints here: the older one is the answer to damage of the newer
+
+
+class CheckpointGone(TransferFailed):
+    """The machine deleted it before all of it was fetched: training keeps only the newest."""
+
+
+async def fetch_checkpoint(
+    box: Box, path: PurePosixPath, into: Path, pace: Pace | None = None, follow: Follow = nobody
+) -> list[Output]:
+    """All files of one checkpoint. Raises CheckpointGone, LinkLost, TransferFailed, OSError of the local disk."""
+    brought = await box.fetch_folder(str(path), into, pace=pace, follow=follow)
+    if not any(output.path == CHECKPOINT_MANIFEST for output in brought):
+        raise CheckpointGone(
+            f"{path} is not a whole checkpoint on the machine any more", hint="jobctl pull without --checkpoint"
+        )
+    return brought
 
 
 @dataclass(frozen=True)
@@ -54,6 +73,10 @@ class Mirror:
     def has_outputs(self, run: StageRun) -> bool:
         """What the finished stage left is here, whole."""
         return (self._of(run.stage, run.nonce) / _marker(run)).is_file()
+
+    def adapter(self, run: StageRun) -> Path:
+        """The folder of the adapter that the finished training stage left; whole once `has_outputs`."""
+        return self._of(run.stage, run.nonce) / RUN_DIR / run.stage.lower() / ADAPTER
 
     def kept(self, runs: Sequence[StageRun]) -> list[StageRun]:
         """The finished stages from the first on that a new machine need not run again."""
@@ -73,7 +96,7 @@ class Mirror:
         here = self._of(run.stage, run.nonce) / path / CHECKPOINT_MANIFEST
         return None if here.is_file() else path
 
-    async def bring_outputs(self, box: Box, run: StageRun, pace: Pace | None = None) -> int:
+    async def bring_outputs(self, box: Box, run: StageRun, pace: Pace | None = None, follow: Follow = nobody) -> int:
         """What the finished stage left, held against its done.json. Returns the files that lie here.
 
         Raises LinkLost, TransferFailed, OSError of the local disk; may be called again.
@@ -82,7 +105,7 @@ class Mirror:
         promised = _promised(run)
         found: dict[str, str] = {}
         for folder in _roots(promised):
-            brought = await box.fetch_folder(str(folder), into / folder, pace=pace)
+            brought = await box.fetch_folder(str(folder), into / folder, pace=pace, follow=follow)
             found |= {str(folder / output.path): output.sha256 for output in brought}
         wrong = [path for path, sha256 in promised.items() if found.get(path) != sha256]
         if wrong:
@@ -92,13 +115,14 @@ class Mirror:
         write_whole(marker, run.done_json or "")
         return len(promised)
 
-    async def bring_checkpoint(self, box: Box, run: StageRun, path: PurePosixPath, pace: Pace | None = None) -> int:
-        """One checkpoint, whole; then only the newest KEEP stay. Returns its files. Raises as bring_outputs."""
+    async def bring_checkpoint(
+        self, box: Box, run: StageRun, path: PurePosixPath, pace: Pace | None = None, follow: Follow = nobody
+    ) -> None:
+        """One checkpoint, whole; then only the newest KEEP stay. Raises CheckpointGone, else as bring_outputs."""
         into = self._of(run.stage, run.nonce) / path
-        brought = await box.fetch_folder(str(path), into, pace=pace)
+        await fetch_checkpoint(box, path, into, pace, follow)
         for old in _newest_first(into.parent)[KEEP:]:
             shutil.rmtree(old)
-        return len(brought)
 
     def newest(self, stage: str, nonces: Sequence[str]) -> Path | None:
         """The newest checkpoint of the stage that is whole on this disk, among the starts `nonces`."""
@@ -123,6 +147,10 @@ class Mirror:
                         remote = PurePosixPath(RUN_DIR, run.stage.lower(), checkpoint.name)
                         yield _upload(file, str(remote / file.relative_to(checkpoint).as_posix()))
                 return
+
+    def count(self) -> int:
+        """The files that lie here, whole."""
+        return sum(path.is_file() and path.suffix != ".part" for path in self.folder.rglob("*"))
 
     def forget_checkpoints(self) -> None:
         """The model is verified: what could only have helped to train it again makes room."""

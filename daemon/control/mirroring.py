@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,14 +12,16 @@ import structlog
 
 from daemon.box.box import Box
 from daemon.box.pace import Pace
-from daemon.control.mirror import TRAINING, Mirror
+from daemon.control.mirror import TRAINING, CheckpointGone, Mirror
+from daemon.control.transfers import told
 from daemon.control.world import World
 from daemon.domain.records import BoxReport, StageRun
-from daemon.errors import BoxError
-from daemon.store import events
+from daemon.errors import BoxError, LinkLost
+from daemon.store import events, leases
 from remote_payload.contract import ContractError, Status, load
 
 log = structlog.get_logger()
+MEASURABLE_S, MEASURABLE_BYTES = 5.0, 20_000_000  # they are counted once a second; less is mostly round trips
 SHARE = 0.5  # of limits.line, while somebody may use the line for other things
 
 
@@ -30,6 +33,7 @@ class Mirroring:
     job_id: str
     line: float | None  # limits.line, Mb/s
     _task: asyncio.Task[None] | None = None
+    _ailing: str | None = None  # what the person was told last
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
@@ -47,20 +51,35 @@ class Mirroring:
     async def bring(
         self, box: Box, runs: Sequence[StageRun], status: Status | None, *, pace: Pace | None = None
     ) -> int:
-        """Every finished stage's outputs and the newest checkpoint of the one that runs. Returns the files brought.
+        """Every finished stage's outputs and the newest checkpoint of the one that runs. Returns the files here now.
 
-        Raises LinkLost, TransferFailed, ContractError, OSError of the local disk.
+        Raises LinkLost, CheckpointGone, TransferFailed, ContractError, OSError of the local disk.
         """
-        mirror, count = self.mirror, 0
+        mirror = self.mirror
         async with self._lock:
             for run in mirror.lacks_outputs(runs):
-                count += await mirror.bring_outputs(box, run, pace)
+                with self._timed(pace), told(self.world, self.job_id, "MIRROR") as follow:
+                    await mirror.bring_outputs(box, run, pace, follow)
                 self._note("stage.home", stage=run.stage)
             for run in runs:
                 if (path := mirror.lacks_checkpoint(run, status)) is not None and status is not None:
-                    count += await mirror.bring_checkpoint(box, run, path, pace)
+                    with self._timed(pace), told(self.world, self.job_id, "MIRROR") as follow:
+                        await mirror.bring_checkpoint(box, run, path, pace, follow)
                     self._note("checkpoint.home", stage=run.stage, step=int(path.name.removeprefix("checkpoint-")))
-        return count
+        return await asyncio.to_thread(mirror.count)
+
+    @contextmanager
+    def _timed(self, pace: Pace | None) -> Iterator[None]:
+        """Note what the line carried meanwhile, where nothing held it back and it took long enough to tell."""
+        before, began = self._bytes_down(), self.world.clock.mono()
+        yield
+        took_s, came = self.world.clock.mono() - began, self._bytes_down() - before
+        if pace is None and took_s >= MEASURABLE_S and came >= MEASURABLE_BYTES:
+            self._note("line.measured", mbps=round(came * 8 / 1e6 / took_s, 1))
+
+    def _bytes_down(self) -> int:
+        with self.world.database.read() as c:
+            return sum(lease.bytes_down for lease in leases.of_job(c, self.job_id))
 
     async def stop(self) -> None:
         """End what runs in the background; what is whole here stays."""
@@ -76,10 +95,19 @@ class Mirroring:
             log.warning("mirror.kept", job=self.job_id, error=str(error))
 
     async def _try(self, box: Box, runs: Sequence[StageRun], status: Status | None) -> None:
+        """Whatever goes wrong here, training goes on; the person is told once, for a host that goes then costs more."""
         try:
             await self.bring(box, runs, status, pace=Pace.on_line(self.line, SHARE))
-        except (BoxError, ContractError, OSError) as error:
+            self._ailing = None
+        except (LinkLost, CheckpointGone) as error:  # out of contact is told elsewhere; a newer checkpoint comes next
             log.info("mirror.failed", job=self.job_id, error=str(error))
+        except Exception as error:
+            why = str(error) if isinstance(error, BoxError | ContractError | OSError) else repr(error)
+            log.warning("mirror.failed", job=self.job_id, error=why, exc_info=error)
+            if why != self._ailing:
+                self._ailing = why
+                self._note("mirror.failed", why=why[:500])
+                self.world.news.set()
 
     def _note(self, kind: str, **body: Any) -> None:
         with self.world.database.write() as c:

@@ -27,7 +27,7 @@ from daemon.domain.records import Job, Kind, Lease, LeaseState, Operation, OpSta
 from daemon.errors import CredentialsRefused, LostRace, MarketError, MarketUnreachable
 from daemon.market.port import Market, Reply
 from daemon.settings import Settings
-from daemon.store import events, jobs, leases, operations
+from daemon.store import events, jobs, leader, leases, operations
 from daemon.store.database import Database
 from daemon.store.leader import get_meta
 
@@ -92,12 +92,18 @@ class Operator:
         reply = await self._send(operation, lambda: self.market.start(lease.instance_id))
         if reply is None:
             return
-        self._resolve(operation, OpState.DONE)
-        if reply.queued:
-            await self.stop(lease, "the start was only queued")
+        if not reply.queued:
+            self._resolve(operation, OpState.DONE)
+            return
+        with self.database.write() as c:  # in one: after a crash the stop is there, to be asked for again
+            operations.set_state(c, operation, OpState.DONE, self.clock.wall_ms())
+            stop = self._intent(c, Kind.STOP, lease, why="the start was only queued")
+        await self._perform_stop(stop, lease)
 
     async def stop(self, lease: Lease, why: str) -> None:
-        operation = self._intend(Kind.STOP, lease, why=why)
+        await self._perform_stop(self._intend(Kind.STOP, lease, why=why), lease)
+
+    async def _perform_stop(self, operation: int, lease: Lease) -> None:
         if await self._send(operation, lambda: self.market.stop(lease.instance_id)) is not None:
             self._resolve(operation, OpState.DONE)
 
@@ -111,21 +117,36 @@ class Operator:
 
     def _intend(self, kind: Kind, lease: Lease, **request: Any) -> int:
         with self.database.write() as c:
-            return operations.intend(
-                c,
-                kind,
-                self.clock.wall_ms(),
-                self.database.epoch,
-                {"instance": lease.instance_id, **request},
-                job_id=lease.job_id,
-                lease_id=lease.id,
-                instance_id=lease.instance_id,
-            )
+            return self._intent(c, kind, lease, **request)
+
+    def _intent(self, c: Connection, kind: Kind, lease: Lease, **request: Any) -> int:
+        return operations.intend(
+            c,
+            kind,
+            self.clock.wall_ms(),
+            self.database.epoch,
+            {"instance": lease.instance_id, **request},
+            job_id=lease.job_id,
+            lease_id=lease.id,
+            instance_id=lease.instance_id,
+        )
+
+    def sent(self, operation: int) -> None:
+        """SENT, and noted beside the database, so that an older copy which knows of no such request is recognised."""
+        with self.database.write() as c:
+            operations.set_state(c, operation, OpState.SENT, self.clock.wall_ms())
+        self.note()
+
+    def note(self) -> None:
+        """A full disk costs the memory of how far we came, not the pass or the request: what bills has to be ended."""
+        try:
+            leader.note(self.database)
+        except OSError as error:
+            log.error("high_water.unwritten", error=str(error))
 
     async def _send(self, operation: int, call: Callable[[], Awaitable[Reply]]) -> Reply | None:
         """SENT, the call, the reply stored. None: unknown. A definite refusal is recorded and raised."""
-        with self.database.write() as c:
-            operations.set_state(c, operation, OpState.SENT, self.clock.wall_ms())
+        self.sent(operation)
         self.acted.set()
         self.in_flight.add(operation)
         try:

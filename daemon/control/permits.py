@@ -8,8 +8,10 @@ the machine. The database's triggers check the same facts on the operation row, 
 from __future__ import annotations
 
 import json
+from typing import cast
 
 from daemon.artifacts.receipt import Receipt, ReceiptFile, recheck
+from daemon.artifacts.verify import Depth
 from daemon.clock import Clock
 from daemon.domain.records import Job, Kind, Lease, ReceiptRow
 from daemon.errors import HomeportError
@@ -72,7 +74,7 @@ def _receipt(row: ReceiptRow) -> Receipt:
     return Receipt(
         manifest_sha256=row.manifest_sha256,
         folder=row.folder,
-        level="hash" if row.level == "hash" else "full",
+        level=cast(Depth, row.level),
         levels=tuple(json.loads(row.levels)),
         files=tuple(ReceiptFile(**file) for file in json.loads(row.files)),
     )

@@ -6,6 +6,7 @@ stage is started here, so whatever goes wrong leaves the machine `unused`.
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,17 +17,31 @@ import structlog
 from daemon.artifacts import hashing
 from daemon.box.box import Box
 from daemon.box.lines import clean_line
+from daemon.box.progress import Follow, nobody
 from daemon.box.upload import Upload
 from daemon.control import adapters, reporters
 from daemon.control.adapters import Adapter
-from daemon.control.jobfile import DataSet, build, canonical_path, data_sets, integration, local_model, remote_path
+from daemon.control.jobfile import (
+    DataSet,
+    build,
+    canonical_path,
+    data_sets,
+    integration,
+    local_model,
+    model_source,
+    remote_path,
+)
+from daemon.control.quotes import expected
+from daemon.domain import model_size
 from daemon.domain.records import Job, Lease, StageRun
 from daemon.domain.spec import JobSpec
 from daemon.errors import HomeportError, RemoteFailed
 from daemon.settings import Settings
-from remote_payload.contract import MODEL_DIR, Exit, Prepared
+from remote_payload.contract import MODEL_DIR, Exit, Needs, Prepared
 
 log = structlog.get_logger()
+
+MEMORY_BASE = 3_000_000_000  # bytes of a machine's main memory that every job needs
 
 # What a base model consists of; nothing that some program would unpickle or execute travels.
 MODEL_SUFFIXES = frozenset({".json", ".safetensors", ".model", ".txt", ".jinja"})
@@ -48,30 +63,58 @@ async def provision(
     stages: tuple[StageRun, ...],
     settings: Settings,
     mirrored: Sequence[Upload] = (),
+    follow: Follow = nobody,
 ) -> tuple[Prepared, str]:
     """Make the box ready for the first stage; returns what `prepare` counted and the interpreter to use.
 
-    `mirrored` is the work that an earlier machine of the job did, to go on from.
+    `mirrored` is the work that an earlier machine of the job did, to go on from. `follow` hears of the upload.
 
     Raises RemoteFailed (preflight or bootstrap: another machine), DataRefused, IntegrationRefused, LinkLost.
     """
-    await box.upload_payload()
-    python = await box.bootstrap(reporters.pins(spec))
-    facts = await box.preflight()
-    log.info("box.preflight", job=job.id, gpus=facts.get("gpus"), disk_free=facts.get("disk_free"))
-    if not facts["ok"]:
-        raise RemoteFailed(f"preflight: {_objections(facts)}", exit_code_remote=Exit.PREFLIGHT)
-    await box.upload([*_uploads(job, spec, settings), *mirrored])
-    await box.write_job(build(job, spec, lease, stages, settings))
+    needed = needs(job, spec)
     token = os.environ.get("HF_TOKEN")
-    prepared = await box.prepare({"HF_TOKEN": token} if token else {})
+    hub = {"HF_TOKEN": token} if token else {}
+    await box.upload_payload()
+    python = await box.bootstrap(reporters.pins(spec), hub | _model_to_fetch(needed))
+    facts = await box.preflight(needed, hub)
+    log.info("box.preflight", job=job.id, gpus=facts.get("gpus"), disk_free=facts.get("disk_free"))
+    if objections := _objections(facts, spec.machine.count if settings.image.cuda else 0):
+        raise RemoteFailed(f"preflight: {objections}", exit_code_remote=Exit.PREFLIGHT)
+    ours = await asyncio.to_thread(lambda: list(_uploads(job, spec, settings)))  # hashes a base model of any size
+    await box.upload([*ours, *mirrored], follow)
+    await box.write_job(build(job, spec, lease, stages, settings))
+    prepared = await box.prepare(hub)
     check(prepared, spec, data_sets(job))
     return prepared, python
 
 
-def _objections(facts: dict[str, Any]) -> str:
-    failed = [c for c in facts.get("checks", []) if isinstance(c, dict) and not c.get("ok")]
-    return clean_line("; ".join(f"{c.get('name')}: {c.get('detail')}" for c in failed))[:500]
+def needs(job: Job, spec: JobSpec) -> Needs:
+    """What the machine must have. Of the disk nothing where the person said how much there is to be."""
+    estimated = expected(spec, Path(job.spec_dir), {kind: data.rows for kind, data in data_sets(job).items()})
+    return Needs(
+        disk=0 if spec.machine.disk else estimated.work_bytes,
+        # Sixteen tensors are merged at once, in fp32, beside what the libraries take.
+        memory=MEMORY_BASE + round(estimated.parameters * model_size.WEIGHT_BYTES / 2),
+        model=model_source(job, spec),
+    )
+
+
+def _model_to_fetch(needed: Needs) -> dict[str, str]:
+    """For bootstrap.sh, which begins the download beside the installing."""
+    model = needed.model
+    if model is None or model.repo is None:
+        return {}
+    return {"HOMEPORT_MODEL": model.repo} | ({"HOMEPORT_REVISION": model.revision} if model.revision else {})
+
+
+def _objections(facts: dict[str, Any], gpus: int) -> str:
+    """What the preflight found, and GPUs that were rented and are not there; empty when all is well."""
+    checks, cards = (found if isinstance(found := facts.get(name), list) else [] for name in ("checks", "gpus"))
+    failed = [c for c in checks if isinstance(c, dict) and not c.get("ok")]
+    told = [f"{c.get('name')}: {c.get('detail')}" for c in failed]
+    if len(cards) < gpus:
+        told.append(f"gpus: {gpus} are rented, {len(cards)} can be used")
+    return clean_line("; ".join(told) or ("" if facts["ok"] else "failed without a reason"))[:500]
 
 
 def check(prepared: Prepared, spec: JobSpec, data: dict[str, DataSet]) -> None:

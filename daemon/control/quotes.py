@@ -9,36 +9,43 @@ from typing import Any
 
 from daemon.artifacts import workstation
 from daemon.artifacts.workstation import Objection
-from daemon.control import reporters
+from daemon.control import delivery, reporters
 from daemon.control.jobfile import data_sets, model_folder
 from daemon.control.world import World
 from daemon.domain import money, units
+from daemon.domain.choices import Choice, choices
 from daemon.domain.coverage import coverage
-from daemon.domain.estimate import Estimate, by_placement, estimate, over_limits
+from daemon.domain.deliver import REBUILD, Delivery, WayHome
+from daemon.domain.estimate import RANKS_MEASURED, Estimate, estimate, over_limits
 from daemon.domain.lifecycle import JobState
 from daemon.domain.market import Offer
 from daemon.domain.model_size import folder_parameters
 from daemon.domain.offers import Ranking, query, rank, widened
 from daemon.domain.spec import JobSpec, from_canonical
 from daemon.errors import HomeportError, MarketError
-from daemon.store import jobs, leases, machines
+from daemon.store import downloads, jobs, leases, machines
 from daemon.store.views import coverage_view
 
 SHOWN = 3  # offers of a plan
+SHORT_CREDIT_H = 24.0
 MARGIN = 1.1  # of disk space, over the bytes that come home
 
 
-def expected(spec: JobSpec, folder: Path, rows: Mapping[str, int], offer: Offer | None = None) -> Estimate:
-    """The estimate, with the base model's true size where its weights lie here."""
+def expected(
+    spec: JobSpec, folder: Path, rows: Mapping[str, int], offer: Offer | None = None, line: float | None = None
+) -> Estimate:
+    """The estimate, with the base model's true size where its weights lie here; `line` as measured, in Mbit/s."""
     parameters = None
     if (local := model_folder(spec, folder)) is not None:
         parameters = folder_parameters(local)
-    return estimate(spec, rows, offer, parameters=parameters)
+    return estimate(spec, rows, offer, line_mbps=line, parameters=parameters)
 
 
-async def objections(world: World, spec: JobSpec, estimated: Estimate) -> list[Objection]:
-    """Why this workstation cannot receive and verify the model, or tell the board that the job names."""
+async def objections(world: World, spec: JobSpec, folder: Path, estimated: Estimate) -> list[Objection]:
+    """Why this workstation cannot receive and verify the model, rebuild it, or tell the board that the job names."""
     board = reporters.objections(spec, os.environ)
+    if spec.deliver == REBUILD and (why := await delivery.problem(world, spec, folder, estimated, None)):
+        board.append(Objection(f"deliver: rebuild: {why}", "write in the job file: deliver: auto"))
     needed = round((estimated.model_bytes + _promised(world)) * MARGIN)
     return board + await workstation.check(
         world.settings.paths.models, needed=needed, largest=estimated.model_bytes, depth=spec.verify.level
@@ -60,15 +67,16 @@ async def ranked(
     world: World, spec: JobSpec, folder: Path, rows: Mapping[str, int], credit: int | None
 ) -> tuple[Ranking, int]:
     """The offers for `spec`, best first, and the disk in GB they were priced with."""
-    asked = query(spec, expected(spec, folder, rows), min_cuda=world.settings.image.cuda or None)
-    found = await world.operator.market.search(asked)
     with world.database.read() as c:
         bad = machines.bad(c, world.clock.wall_ms())
+        line = downloads.measured_line(c)
+    asked = query(spec, expected(spec, folder, rows, line=line), min_cuda=world.settings.image.cuda or None)
+    found = await world.operator.market.search(asked)
     ranking = rank(
         found,
         spec,
         asked,
-        lambda offer: expected(spec, folder, rows, offer),
+        lambda offer: expected(spec, folder, rows, offer, line),
         bad_machines=bad,
         credit=credit,
         now_ms=world.clock.wall_ms(),
@@ -88,11 +96,20 @@ async def plan(
     except (MarketError, HomeportError) as error:
         notes.append(f"the market could not be asked: {error.message}")
     best = ranking.chosen[0] if ranking.chosen else None
-    estimated = expected(spec, folder, rows, best)
-    if best:
-        notes += _placements(by_placement(spec, lambda other: expected(other, folder, rows, best)))
+    with world.database.read() as c:
+        line = downloads.measured_line(c)
+    estimated = expected(spec, folder, rows, best, line)
+    ways = choices(spec, best, lambda other, offer: expected(other, folder, rows, offer, line)) if best else []
+    if best and any(choice.gpus > 1 for choice in ways):
+        notes.append(
+            f"GPUs at {money.show(best.price_per_hour // best.num_gpus)}/h each; speeds are measured to "
+            f"{RANKS_MEASURED} GPUs, beyond them extrapolated"
+        )
     steps = {kind.upper(): count for kind, count in estimated.steps.items()}
-    problems = [f"{o.problem} (try: {o.mend})" for o in await objections(world, spec, estimated)]
+    problems = [f"{o.problem} (try: {o.mend})" for o in await objections(world, spec, folder, estimated)]
+    chosen, both = await delivery.choose(world, spec, folder, estimated, measured=line, revision=None, offer=best)
+    if spec.speed == "plain":
+        notes.append("speed: plain: trained as TRL alone would, several times slower than fast and to the same model")
     if spec.verify.level == "hash":
         notes.append("verify: {level: hash}: the model is not run before the machine is destroyed")
     return {
@@ -106,18 +123,15 @@ async def plan(
         "cost": money.decimal_string(estimated.cost) if best else None,
         "reserve": money.decimal_string(estimated.reserve) if best else None,
         "download_bytes": estimated.model_bytes,
+        "deliver": [way_view(way, chosen) for way in both],
         "disk_gb": estimated.disk_gb,
         "currency": "USD",
         "offers": [offer_view(offer) for offer in ranking.chosen[:SHOWN]],
         "rejected": [offer_view(offer, reason) for offer, reason in ranking.rejected],
+        "choices": [choice_view(choice) for choice in ways],
         "notes": [*notes, *(f"assumed: {text}" for text in estimated.assumed)],
         "problems": problems + over_limits(spec, estimated),
     }
-
-
-def _placements(estimates: Mapping[str, Estimate]) -> list[str]:
-    told = [f"{name} {money.show(e.cost)} in {units.show_duration(e.total_s)}" for name, e in estimates.items()]
-    return [f"placement: {', '.join(told)}"] if told else []
 
 
 async def offers(world: World, filters: Mapping[str, Any]) -> dict[str, Any]:
@@ -130,7 +144,7 @@ async def offers(world: World, filters: Mapping[str, Any]) -> dict[str, Any]:
             "model": "any/model-7b",
             "sft": {"data": "-"},
             "machine": {"gpu": tuple(filters.get("gpu") or ()), "count": filters.get("count") or 1},
-            "limits": {"price": money.micros(price) if price else None},
+            "limits": {"price": units.dollars_per_hour(price) if price else None},
         }
     )
     asked = query(spec, estimate(spec, {}), min_cuda=world.settings.image.cuda or None)
@@ -155,6 +169,31 @@ def offer_view(offer: Offer, reason: str = "") -> dict[str, Any]:
     }
 
 
+def choice_view(choice: Choice) -> dict[str, Any]:
+    """api.messages.ChoiceView."""
+    return {
+        "gpus": choice.gpus,
+        "placement": choice.placement,
+        "training_hours": choice.expected.training_s / 3600,
+        "hours": choice.expected.total_s / 3600,
+        "cost": money.decimal_string(choice.expected.cost),
+        "measured": choice.measured,
+        "asked": choice.asked,
+        "marks": list(choice.marks),
+    }
+
+
+def way_view(way: WayHome, chosen: Delivery) -> dict[str, Any]:
+    """api.messages.WayView."""
+    return {
+        "way": way.way,
+        "seconds": way.seconds,
+        "cost": money.decimal_string(way.cost),
+        "bytes": way.bytes,
+        "why": chosen.why if way.way == chosen.way else None,
+    }
+
+
 async def checks(world: World) -> dict[str, Any]:
     """api.messages.Checks: what only the daemon knows."""
     found: list[dict[str, str]] = []
@@ -164,7 +203,13 @@ async def checks(world: World) -> dict[str, Any]:
 
     try:
         account = await world.operator.market.account()
-        add("account", "PASS" if account.credit > 0 else "WARN", f"credit {money.show(account.credit)}")
+        with world.database.read() as c:
+            burn = sum(lease.rate for lease in leases.held(c))
+        hours = account.credit / burn if burn else None
+        lasts = "" if hours is None else f", {hours:.0f} h at {money.show(burn)}/h"
+        short = account.credit <= 0 or (hours is not None and hours < SHORT_CREDIT_H)
+        mend = "top up the account: without credit the market stops every machine" if short else ""
+        add("account", "WARN" if short else "PASS", f"credit {money.show(account.credit)}{lasts}", mend)
     except HomeportError as error:
         add("account", "FAIL", error.message, error.hint)
     listing = await world.operator.market.listing()
@@ -176,7 +221,7 @@ async def checks(world: World) -> dict[str, Any]:
             "orphan",
             "FAIL",
             f"instance {lease.instance_id} carries our label but belongs to no job",
-            f"jobctl write-off {lease.instance_id} --confirm {lease.instance_id}",
+            f"jobctl adopt {lease.instance_id} JOB.yaml",
         )
     return {"checks": found}
 

@@ -53,7 +53,7 @@ class Reconciler:
                 leader.put_meta(c, "last_probe_error", listing.problem)
                 if listing.problem != self._reported:
                     events.add(c, "market.untrusted", now, problem=listing.problem)
-        self._note()
+        self.operator.note()
         if not listing.trusted:
             if listing.problem != self._reported:
                 log.warning("market.untrusted", problem=listing.problem)
@@ -70,16 +70,11 @@ class Reconciler:
         self._last_pass = self.clock.mono()
         return listing
 
-    def _note(self) -> None:
-        """A full disk costs the memory of how far we came, not the pass: what bills has to be seen all the same."""
-        try:
-            leader.note(self.database)
-        except OSError as error:
-            log.error("high_water.unwritten", error=str(error))
-
     def _apply(self, listing: Listing, now: int) -> None:
         """Everything that the listing alone decides, in one transaction."""
         awake = self.clock.mono() - self._last_pass if self._last_pass is not None else 0.0
+        missed_since = self._missed
+        self._last_pass, self._missed = None, {}  # a pass that fails may be stored or not: nothing is counted across it
         with self.database.write() as c:
             leader.put_meta(c, "last_listing", str(now))
             leader.put_meta(c, "last_probe_error", "")
@@ -105,7 +100,7 @@ class Reconciler:
             for op in operations.open_ones(c):
                 if op.state is OpState.UNKNOWN:
                     _resolve(c, op, listing, now, awake, self.timing.destroy_resend)
-        self._missed = {lease.id: self._missed.get(lease.id, self.clock.boot()) for lease in missed}
+        self._missed = {lease.id: missed_since.get(lease.id, self.clock.boot()) for lease in missed}
 
     def _forsaken(self, c: Connection) -> list[Operation]:
         """Requests to the market that a command, an error or a full disk cut short. Stage starts are sent again."""
@@ -134,6 +129,8 @@ class Reconciler:
             log.info("gone.unconfirmed", instance=lease.instance_id, error=str(error))
             return
         if seen is not None:
+            with self.database.write() as c:  # no listing tells what it costs: counted at the dearest that was shown
+                leases.price_at_least(c, lease, seen.price_per_hour)
             return
         now = self.clock.wall_ms()
         with self.database.write() as c:
@@ -170,15 +167,19 @@ class Reconciler:
                 operations.set_state(c, op.id, OpState.ABSENT, now, error="never listed, never charged")
             for instance in {charge.instance_id for charge in charged if charge.instance_id is not None}:
                 log.warning("create.charged_but_unlisted", label=op.label, instance=instance)
-                self._hold_charged(c, op, instance, now)
+                amount = sum(charge.amount for charge in charged if charge.instance_id == instance)
+                self._take_charged(c, op, instance, amount, now)
 
-    def _hold_charged(self, c: Connection, create: Operation, instance: int, now: int) -> None:
-        """It was rented, and deleted by somebody or not listed yet: followed like any machine that is missing."""
-        job = jobs.get(c, create.job_id or "")
-        adopt(c, create.id, instance, _place(c, job, create), now)
-        if job.hold_reason is None and job.wish is None:
-            why = f"instance {instance} was charged for this job and is in no listing"
-            jobs.hold(c, job, HoldReason.GONE, why, now, self.database.epoch)
+    def _take_charged(self, c: Connection, create: Operation, instance: int, amount: int, now: int) -> None:
+        """It was rented, and is in no listing. Its id is known now, so it is ended like any other late arrival.
+
+        To wait for it would let it bill out of sight: what no listing ever showed, listings cannot show to be gone.
+        """
+        lease = adopt(c, create.id, instance, LeaseState.LOST, now)
+        leases.change(c, lease.id, cost=max(amount, lease.time_cost_at(now)), observed_ms=now)
+        if jobs.get(c, create.job_id or "").hold_reason is HoldReason.RESTORED:
+            presume_work(c, lease, now, self.database.epoch)
+        events.add(c, "lease.charged", now, job=create.job_id, lease=lease.id, instance=instance)
 
     async def _end_late_arrivals(self) -> None:
         """A machine that came after its job had another, or had ended: stopped in this pass, destroyed if permitted."""
@@ -190,7 +191,8 @@ class Reconciler:
             ]
         for lease, history, job in late:
             unused = not any(op.may_have_begun_work for op in history)
-            recent = [op for op in history if self.clock.wall_ms() - op.created_at < self.timing.destroy_resend * 1000]
+            ages_ms = {op.id: self.clock.wall_ms() - op.created_at for op in history}  # below 0: the clock was set back
+            recent = [op for op in history if 0 <= ages_ms[op.id] < self.timing.destroy_resend * 1000]
             may_run = lease.status not in (*HALTED, *UNREACHABLE)
             if may_run and not any(op.kind is Kind.STOP for op in recent):
                 await self._try("stop", lease)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, bindparam, func, select
 
 from daemon.clock import Clock
 from daemon.domain.estimate import Estimate
@@ -18,6 +18,16 @@ from daemon.settings import Timing
 from daemon.store import artifacts, jobs, leader, leases, operations, reports, schema, stages
 from daemon.store.database import Database
 from remote_payload.contract import Manifest, load
+
+_D, _E = schema.downloads.c, schema.events.c
+# Built once: a snapshot is taken at every decision, and building a statement takes longer than running it.
+_COMPLETE = select(_D.path).where(
+    _D.job_id == bindparam("job"), _D.manifest_sha256 == bindparam("manifest"), _D.complete == 1
+)
+_LAST = select(func.max(_E.id)).where(_E.job_id == bindparam("job"), _E.kind == bindparam("kind"))
+_RELEASED_BY_PERSON = select(_E.body).where(
+    _E.job_id == bindparam("job"), _E.kind == "job.released", _E.id > bindparam("after"), _E.by != "daemon"
+)
 
 
 @dataclass
@@ -50,12 +60,12 @@ def take(database: Database, clock: Clock, job_id: str, rules: Rules, memory: Me
             operations=tuple(operations.of_job(c, job_id)),
             stages=runs,
             receipt=artifacts.current_receipt(c, job),
-            loss_ms=_loss_ms(c, live, clock.wall_ms()),
+            loss_ms=loss_ms(c, live, clock.wall_ms()),
             token=next((token for token in tokens if token is not None), None),
             report=reports.get(c, job_id),
             stage_failure=words if current is not None and current.nonce == nonce else None,
             downloaded=_downloaded(c, job),
-            rescued=_said_since(c, job, "job.saved", job.hold_since or job.state_since),
+            rescued=_rescued(c, job),
             asked_market_ms=memory.asked_market_ms,
             nothing_fits_since_ms=memory.nothing_fits_since_ms,
             accepted=_released(c, job, HoldReason.ASK_DESTROY),
@@ -81,7 +91,7 @@ def rules(spec: JobSpec, estimated: Estimate, timing: Timing) -> Rules:
     )
 
 
-def _loss_ms(c: Connection, lease: Lease | None, now_ms: int) -> int | None:
+def loss_ms(c: Connection, lease: Lease | None, now_ms: int) -> int | None:
     """When what the machine holds may be lost: its contract ends, or the credit at the rate of everything rented."""
     if lease is None:
         return None
@@ -96,24 +106,24 @@ def _loss_ms(c: Connection, lease: Lease | None, now_ms: int) -> int | None:
 def _downloaded(c: Connection, job: Job) -> bool:
     if not job.manifest_json:
         return False
-    d = schema.downloads.c
-    complete = set(
-        c.execute(
-            select(d.path).where(d.job_id == job.id, d.manifest_sha256 == job.manifest_sha256, d.complete == 1)
-        ).scalars()
-    )
+    complete = set(c.execute(_COMPLETE, {"job": job.id, "manifest": job.manifest_sha256}).scalars())
     return {file.path for file in load(Manifest, job.manifest_json).files} <= complete
 
 
-def _said_since(c: Connection, job: Job, kind: str, since_ms: int) -> bool:
-    e = schema.events.c
-    return c.execute(select(e.id).where(e.job_id == job.id, e.kind == kind, e.at >= since_ms)).first() is not None
+# What came after what is told by the order of events: the clock may have been set in between.
+
+
+def _rescued(c: Connection, job: Job) -> bool:
+    """Something was saved since the hold began, or, without one, since the job came into its state."""
+    return _last(c, job, "job.saved") > _last(c, job, "job.held" if job.hold_reason else "job.moved")
 
 
 def _released(c: Connection, job: Job, reason: HoldReason) -> bool:
     """The person let go of such a hold since the job came into its state."""
-    e = schema.events.c
-    rows = c.execute(
-        select(e.body).where(e.job_id == job.id, e.kind == "job.released", e.at >= job.state_since, e.by != "daemon")
-    ).scalars()
+    rows = c.execute(_RELEASED_BY_PERSON, {"job": job.id, "after": _last(c, job, "job.moved")}).scalars()
     return any(json.loads(body)["reason"] == reason for body in rows)
+
+
+def _last(c: Connection, job: Job, kind: str) -> int:
+    """The id of the job's newest event of that kind; 0 when there is none."""
+    return c.execute(_LAST, {"job": job.id, "kind": kind}).scalar() or 0

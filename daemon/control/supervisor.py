@@ -13,6 +13,7 @@ from daemon import platform
 from daemon.control import wake
 from daemon.control.driver import Driver
 from daemon.control.reconcile import Reconciler
+from daemon.control.telling import Teller
 from daemon.control.world import World
 from daemon.domain import money
 from daemon.domain.holds import HoldReason
@@ -56,7 +57,7 @@ class Supervisor:
         self._after_pass()
         self._stuck_at = self.world.clock.mono() + STUCK_S
         self.tell("READY=1")
-        loops = [asyncio.create_task(self._reconcile_loop()), asyncio.create_task(self._look_loop())]
+        loops = [asyncio.create_task(loop) for loop in (self._reconcile_loop(), self._look_loop(), self._news_loop())]
         try:
             await self._stopped.wait()
         finally:
@@ -128,7 +129,8 @@ class Supervisor:
                 pause = self._pause()
                 self._stuck_at = self.world.clock.mono() + pause + STUCK_S
                 with contextlib.suppress(TimeoutError):  # nothing was sent: the pass is due all the same
-                    await asyncio.wait_for(acted.wait(), pause)
+                    async with asyncio.timeout(pause):
+                        await acted.wait()
                 acted.clear()
                 await self.reconciler.run_once()
                 self._after_pass()
@@ -175,7 +177,21 @@ class Supervisor:
             with self.world.database.write() as c:
                 leader.put_meta(c, "kept_awake", kept)
         rate = sum(lease.rate for lease in held)
+        self.world.news.set()
         self.tell(f"STATUS={len(self.drivers)} jobs, {len(held)} machines, {money.show(rate)}/h")
+
+    async def _news_loop(self) -> None:
+        """Tell the person after each pass, and at once when a driver has something for them."""
+        teller = Teller(self.world)
+        while True:
+            await self.world.news.wait()
+            self.world.news.clear()
+            try:
+                await teller.run_once()
+            except Fenced:
+                return  # the reconcile loop ends this process
+            except Exception:  # without this loop nobody is told anything any more: it never ends
+                log.exception("news.crashed")
 
     async def _look_loop(self) -> None:
         """On wake, and when the network comes back, every connection is made anew and everybody looks at once.

@@ -17,7 +17,7 @@ from daemon.box.box import Box
 from daemon.box.lines import clean_line
 from daemon.clock import Clock
 from daemon.domain.records import Job, StageRun
-from daemon.errors import BoxError, RemoteFailed
+from daemon.errors import BoxError, RemoteFailed, TransferFailed
 from daemon.store import reports, stages
 from daemon.store.database import Database
 from remote_payload.contract import Done, Failed, Stage, dump
@@ -73,7 +73,7 @@ async def look(box: Box, job: Job, run: StageRun, database: Database, clock: Clo
             job.id,
             job.attempt,
             status_json=dump(status.status) if status.status else None,
-            alive=int(status.alive),
+            alive=1,  # until it is read what its end was: a crash in between must not make that a death
             seen_at=clock.wall_ms(),
             lost_since=None,
         )
@@ -85,9 +85,12 @@ async def look(box: Box, job: Job, run: StageRun, database: Database, clock: Clo
     end = await box.stage_end(run.nonce)
     if isinstance(end, Done):
         _check(end, run)
+    if isinstance(end, Done) or not status.alive:
         with database.write() as c:
-            stages.mark_done(c, run, dump(end), clock.wall_ms())
-        return Seen(ended=True)
+            reports.put(c, job.id, job.attempt, alive=int(status.alive))
+            if isinstance(end, Done):
+                stages.mark_done(c, run, dump(end), clock.wall_ms())
+                return Seen(ended=True)
     if isinstance(end, Failed):
         kept = f", newest whole checkpoint {end.checkpoint}" if end.checkpoint else ""
         return Seen(failure=clean_line(f"{end.reason} (exit {end.exit_code}{kept}) {end.detail}".strip())[:1000])
@@ -97,9 +100,7 @@ async def look(box: Box, job: Job, run: StageRun, database: Database, clock: Clo
 def _check(done: Done, run: StageRun) -> None:
     """Only this nonce's own done.json ends a stage."""
     if done.nonce != run.nonce or done.stage != run.stage:
-        raise RemoteFailed(
-            f"done.json of {run.stage} names {done.stage} {done.nonce}, expected {run.nonce}", exit_code_remote=0
-        )
+        raise TransferFailed(f"done.json of {run.stage} names {done.stage} {done.nonce}, expected {run.nonce}")
 
 
 async def _read_events(box: Box, job: Job, database: Database, offset: int) -> None:

@@ -6,11 +6,13 @@ The market is a port (market/port.py), so are the three clocks, the boxes (`conn
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from daemon.artifacts.base import BaseIdentity
+from daemon.artifacts.rebuild import Workshop
 from daemon.artifacts.verify import Depth, Report, Say
 from daemon.box.address import BoxAddress
 from daemon.box.box import Box
@@ -22,20 +24,22 @@ from daemon.store.database import Database
 from remote_payload.contract import Manifest
 
 Connect = Callable[[BoxAddress, CountBytes], Box]
+Notify = Callable[[str, str, bool], Awaitable[bool]]  # title, text, whether it is a second try; delivered
 Verify = Callable[[Path, Manifest, BaseIdentity, Depth, Say], Awaitable[Report]]
 
 
 @dataclass
 class World:
-    """What every actor shares."""
+    """What every actor shares. `news` is set when there may be something to tell the person."""
 
     database: Database
     operator: Operator
     clock: Clock
     settings: Settings
-    notify: Callable[[str, str], Awaitable[None]]
+    notify: Notify
     connect: Connect
     verify: Verify
+    news: asyncio.Event = field(default_factory=asyncio.Event)
 
     def job_folder(self, job: str) -> Path:
         return self.settings.paths.job_folders / job
@@ -43,3 +47,8 @@ class World:
     def mirror_folder(self, job: str) -> Path:
         """Where what training has made so far is kept here; see mirror.py."""
         return self.settings.paths.models / f".rescue-{job}"
+
+    @property
+    def workshop(self) -> Workshop:
+        """Where GGUF files are made on this computer."""
+        return Workshop(self.settings.box_python, self.settings.paths.models / ".rebuild")

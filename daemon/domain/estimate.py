@@ -7,7 +7,7 @@ lean to the dear side.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from daemon.domain import model_size, money, units
@@ -17,12 +17,18 @@ from daemon.domain.spec import JobSpec, Training
 PARAMETERS = 8e9  # of a model whose size is not known
 MAX_LENGTH = 1024  # tokens, where the machine is to derive it from the rows
 ROW_TOKENS = 0.5  # share of max_length that an average row fills
-FLOP_PER_TOKEN = (
-    6.0  # per parameter: LoRA with gradient checkpointing, forward twice and backward without weight gradients
+FLOP_PER_TOKEN = 4.0  # per parameter: forward, and backward without the frozen weights' gradients
+PAIR_COST = 2.5  # a preference pair beside one row: two sequences, and a frozen reference pass over both
+# Shares of the card's dense bf16 rate that training reaches. Measured on H100s and H200s with a 7B
+# (docs/performance.md): 0.47 to 0.60, and 0.08 to 0.12 the plain way, in which a model that lies on several GPUs is
+# trained.
+USE = 0.4
+PLAIN_USE = 0.1
+RANKS_USE = 0.93  # of each GPU's time, when all of them train and exchange gradients (ddp); 0.92 in DPO
+RANKS_MEASURED = 2  # up to so many GPUs; for more the same is assumed
+STEP_S = (
+    0.27  # no step is shorter: so long did one take with an eighth of 32 rows. The host needs that to start its work
 )
-PAIR_COST = 8 / 3  # a preference pair beside one row: two sequences, and a frozen reference pass over both
-USE = 0.25  # share of the card's dense bf16 rate that such training reaches
-RANKS_USE = 0.9  # of each GPU's time, when all of them train and exchange gradients (ddp)
 
 # Dense bf16 TFLOP/s by the beginning of the market's GPU name, longest first. Source: the makers' data sheets.
 TFLOPS = {
@@ -34,7 +40,7 @@ UNKNOWN_TFLOPS = 70.0
 BOOT_S = 480.0  # image pull, sshd, payload, environment
 PREPARE_S = 60.0
 HUB_MBPS = 500.0  # what a model hub delivers to a data centre
-CONVERT_S = 120.0  # plus what follows, for each pass over the weights
+CONVERT_S = 20.0  # plus what follows, for each pass over the weights; 78 s in all were measured for a 7B's Q8_0
 CONVERT_BYTES_PER_S = 0.2e9
 VERIFY_S = 60.0
 VERIFY_BYTES_PER_S = 0.2e9  # sha256 from disk, the number scan, and the behaviour check
@@ -50,7 +56,8 @@ class Estimate:
     """`steps` by stage, times in seconds, money in micro-dollars. `cost` is everything, bandwidth included.
 
     `reserve` must still be there when training ends, to bring the model home; `model_bytes` is what comes home;
-    `disk_gb` and `vram_gb` (per GPU) are what the box needs. `assumed` names what was not known.
+    `disk_gb` and `vram_gb` (per GPU) are what the box needs; `work_bytes` of that disk are what the job itself writes.
+    `assumed` names what was not known.
     """
 
     steps: Mapping[str, int]
@@ -62,6 +69,7 @@ class Estimate:
     rescue_s: float  # download and verification
     model_bytes: int
     disk_gb: int
+    work_bytes: int
     vram_gb: int
     parameters: float
     assumed: tuple[str, ...]
@@ -69,6 +77,10 @@ class Estimate:
     @property
     def minutes(self) -> float:
         return self.total_s / 60
+
+    @property
+    def training_s(self) -> float:
+        return sum(seconds for stage, seconds in self.stage_s.items() if stage != "gguf")
 
 
 def estimate(
@@ -90,7 +102,7 @@ def estimate(
     if size is None:
         size = PARAMETERS
         assumed.append(f"the model has {PARAMETERS / 1e9:g}B parameters")
-    line = spec.limits.line or line_mbps
+    line = min(filter(None, (spec.limits.line, line_mbps)), default=None)
     if line is None:
         line = LINE_MBPS
         assumed.append(f"your line brings {LINE_MBPS:g} Mbit/s")
@@ -105,7 +117,7 @@ def estimate(
     weights = size * model_size.WEIGHT_BYTES
     steps = {kind: steps_of(stage, rows.get(kind, 0), spec.batch_size) for kind, stage in _stages(spec)}
     stage_s = {kind: _training_s(spec, kind, count, size, gpu) for kind, count in steps.items()}
-    stage_s["gguf"] = CONVERT_S + (1 + len(spec.export.gguf)) * weights / CONVERT_BYTES_PER_S
+    stage_s["gguf"] = CONVERT_S + _passes(spec) * weights / CONVERT_BYTES_PER_S
     up_mbps = min(line, offer.inet_up_mbps) if offer and offer.inet_up_mbps else line
     home_bytes = model_bytes + adapter
     download_s = home_bytes * 8 / (up_mbps * 1e6)
@@ -116,6 +128,7 @@ def estimate(
     price = offer.price_per_hour if offer else (spec.limits.price or 0)
     up_price, down_price = (offer.inet_up_per_gb, offer.inet_down_per_gb) if offer else (0, 0)
     home_cost = round(home_bytes / 1e9 * up_price)
+    work = _work_bytes(spec, weights, model_bytes, adapter)
     return Estimate(
         steps=steps,
         stage_s=stage_s,
@@ -126,17 +139,11 @@ def estimate(
         rescue_s=rescue_s,
         model_bytes=round(home_bytes),
         vram_gb=spec.machine.vram or _vram_gb(spec, weights),
-        disk_gb=spec.machine.disk or _disk_gb(spec, weights, model_bytes, adapter),
+        disk_gb=spec.machine.disk or BOX_BASE_GB + math.ceil(work / 1e9),
+        work_bytes=round(work),
         parameters=size,
         assumed=tuple(assumed),
     )
-
-
-def by_placement(spec: JobSpec, estimated: Callable[[JobSpec], Estimate]) -> dict[str, Estimate]:
-    """What each placement would take on the same GPUs; empty for one GPU, where all are the same."""
-    if spec.machine.count == 1:
-        return {}
-    return {name: estimated(spec.model_copy(update={"placement": name})) for name in ("single", "auto_map", "ddp")}
 
 
 def steps_of(training: Training, rows: int, batch_size: int) -> int:
@@ -162,12 +169,22 @@ def _stages(spec: JobSpec) -> list[tuple[str, Training]]:
 
 
 def _training_s(spec: JobSpec, kind: str, steps: int, parameters: float, gpu: str) -> float:
-    """With auto_map several GPUs hold the model together and take turns, so they are no faster than one."""
-    tokens = (
-        steps * spec.batch_size * (spec.max_length or MAX_LENGTH) * ROW_TOKENS * (PAIR_COST if kind == "dpo" else 1)
-    )
+    """With auto_map several GPUs hold the model together and take turns, so they are no faster than one alone."""
+    tokens = spec.batch_size * (spec.max_length or MAX_LENGTH) * ROW_TOKENS * (PAIR_COST if kind == "dpo" else 1)
+    is_spread = spec.machine.count > 1 and spec.placement == "auto_map"
+    use = PLAIN_USE if is_spread or spec.speed == "plain" else USE
     at_work = max(1.0, spec.machine.count * RANKS_USE) if spec.placement in ("ddp", "auto") else 1.0
-    return tokens * FLOP_PER_TOKEN * parameters / ((_tflops(gpu) or UNKNOWN_TFLOPS) * 1e12 * USE * at_work)
+    rate = (_tflops(gpu) or UNKNOWN_TFLOPS) * 1e12 * use * at_work
+    return steps * max(STEP_S, tokens * FLOP_PER_TOKEN * parameters / rate)
+
+
+def _passes(spec: JobSpec) -> int:
+    """Over the weights: one for each file, and one for the 16-bit file that block formats are quantised from."""
+    return len(spec.export.gguf) + _has_block_formats(spec)
+
+
+def _has_block_formats(spec: JobSpec) -> bool:
+    return any(quant.endswith(("_K", "_K_M")) for quant in spec.export.gguf)
 
 
 def _tflops(gpu: str) -> float | None:
@@ -184,8 +201,8 @@ def _vram_gb(spec: JobSpec, weights: float) -> int:
     return math.ceil(1.15 * weights / 1e9 / holders) + GPU_BASE_GB
 
 
-def _disk_gb(spec: JobSpec, weights: float, model_bytes: float, adapter: float) -> int:
+def _work_bytes(spec: JobSpec, weights: float, model_bytes: float, adapter: float) -> float:
     """Base and merged model, a 16-bit GGUF where one is quantised from it, the outputs, adapters with optimizer."""
-    copies = 2 + any(quant.endswith(("_K", "_K_M")) for quant in spec.export.gguf)
+    copies = 2 + _has_block_formats(spec)
     checkpoints = 3 * adapter * (spec.checkpoint.keep + 1) * len(_stages(spec))
-    return BOX_BASE_GB + math.ceil(1.1 * (copies * weights + model_bytes + checkpoints) / 1e9)
+    return 1.1 * (copies * weights + model_bytes + checkpoints)

@@ -16,6 +16,7 @@ class HoldReason(StrEnum):
     DATA = "DATA"
     STAGE_FAILED = "STAGE_FAILED"
     VERIFY_FAILED = "VERIFY_FAILED"
+    NOT_VERIFIED = "NOT_VERIFIED"
     TRANSFER_FAILED = "TRANSFER_FAILED"
     DISK_FULL = "DISK_FULL"
     HOST_KEY = "HOST_KEY"
@@ -95,6 +96,13 @@ HOLDS: dict[HoldReason, Hold] = {
         "the machine still has it; retry --from gguf converts and fetches again",
         (_RETRY + " --from gguf", _ABANDON),
     ),
+    HoldReason.NOT_VERIFIED: Hold(
+        "nothing is wrong with the model so far, but a level of verification cannot run on this computer",
+        N,
+        R,
+        "mend what is named (memory, a package), then resume; or accept less, and the receipt says who did",
+        (_RESUME, "jobctl accept {job} --level L4"),
+    ),
     HoldReason.TRANSFER_FAILED: Hold(
         "bytes arrive that do not hash to what the box promised", N, R, "retry fetches again", (_RETRY, _ABANDON)
     ),
@@ -107,7 +115,12 @@ HOLDS: dict[HoldReason, Hold] = {
         (_RESUME, _ABANDON),
     ),
     HoldReason.HOST_STOPPED: Hold(
-        "the machine is stopped and does not come back", N, R, "resume starts it again", (_RESUME, _ABANDON)
+        "the machine is stopped and does not come back",
+        N,
+        Release.STOP_NOW,
+        "its data is kept there; resume starts it again, once its GPU is free. Meanwhile the market's own client can "
+        "copy what lies on it, unverified: vastai copy INSTANCE:/workspace/homeport/run DIR",
+        (_RESUME, _ABANDON),
     ),
     HoldReason.GONE: Hold(
         "the machine was deleted by somebody else", N, R, "resume rents a new one", (_RESUME, _CANCEL)

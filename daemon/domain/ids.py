@@ -20,6 +20,15 @@ def nonce() -> str:
     return "".join(secrets.choice(ALPHABET) for _ in range(10))
 
 
+def is_job_id(text: str) -> bool:
+    """Whether `job_id` can have made it: a label may have been edited, and ids name folders here."""
+    return len(text) == 6 and text[0] in LETTERS and set(text) <= set(ALPHABET)
+
+
+def is_nonce(text: str) -> bool:
+    return len(text) == 10 and set(text) <= set(ALPHABET)
+
+
 def label(install: str, job: str, fresh: str) -> str:
     """hp-<install>-<job>-<nonce>: written to the database before the market sees it."""
     text = f"{LABEL_PREFIX}-{install}-{job}-{fresh}"

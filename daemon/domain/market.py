@@ -61,6 +61,7 @@ class Instance:
     direct: tuple[str, int] | None  # address and port of the mapped sshd
     proxy: tuple[str, int] | None
     gpu_util: float | None
+    env: dict[str, str] = field(default_factory=dict, compare=False, repr=False)  # as create gave it; holds a secret
     raw: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property

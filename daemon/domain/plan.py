@@ -78,7 +78,8 @@ def plan(s: Snapshot) -> Action:
 
 def _pending_destroy(s: Snapshot) -> Action | None:
     """A destroy that was sent is followed to its end before anything else is decided."""
-    for lease in s.held_leases:
+    held = s.held_leases
+    for lease in held:
         sent = s.destroys(lease)
         if not sent or (lease.state is LeaseState.LOST and not s.job.is_ending):
             continue  # reconcile ends it; the job goes on elsewhere
@@ -94,10 +95,28 @@ def _pending_destroy(s: Snapshot) -> Action | None:
             if s.job.hold_reason or s.job.is_ending:
                 continue  # a hold has its price limit, a wish and a lost receipt end in one
             return HoldJob(HoldReason.CANCEL_WISH, f"instance {lease.instance_id} is still listed: type its id again")
-        return Destroy(lease, "the market still lists it")
-    if not s.held_leases and s.open(Kind.DESTROY):
+        return _destroy(s, lease, "the market still lists it")
+    if not held and s.open(Kind.DESTROY):
         return Wait("the answer to a destroy is still out")
     return None
+
+
+def _destroy(s: Snapshot, lease: Lease, why: str) -> Action:
+    """What the market refused is asked again, since nothing else ends the machine; at last the person is told."""
+    refused = [
+        op
+        for op in s.operations
+        if op.kind is Kind.DESTROY
+        and op.lease_id == lease.id
+        and op.state is OpState.REFUSED
+        and op.created_at >= s.job.spoken_at
+    ]
+    if len(refused) >= LINGERS and not s.job.hold_reason:
+        detail = f"the market refused {len(refused)} times to destroy {lease.instance_id}: {refused[-1].error}"
+        return HoldJob(HoldReason.INTERNAL, detail)
+    if refused and not _longer(s, refused[-1].created_at, s.rules.destroy_resend_s):
+        return Wait("the market refused to destroy the machine, and is asked again: may still bill")
+    return Destroy(lease, why)
 
 
 def _ready_machine(s: Snapshot) -> Action | Lease:
@@ -107,12 +126,12 @@ def _ready_machine(s: Snapshot) -> Action | Lease:
         return _no_machine(s)
     if lease.host_key is None and lease.challenge is None:
         return MarkLost(lease, "a restored database does not know how it proves itself")
-    if any(text in (lease.status_msg or "") for text in BROKEN_HOST) and not s.work_started(lease):
-        return Destroy(lease, f"the host cannot start it: {lease.status_msg}")
+    if lease.status_msg and any(text in lease.status_msg for text in BROKEN_HOST) and not s.work_started(lease):
+        return _destroy(s, lease, f"the host cannot start it: {lease.status_msg}")
     if lease.is_running:
         if lease.host_key is None:
             if not s.work_started(lease) and _longer(s, lease.status_since, s.rules.ssh_patience_s):
-                return Destroy(lease, "runs, but no login was possible")
+                return _destroy(s, lease, "runs, but no login was possible")
             return Prove(lease)
         if lease.provisioned != s.job.attempt:
             if lease.provisioned is not None and _runner_may_live(s, lease):
@@ -124,7 +143,7 @@ def _ready_machine(s: Snapshot) -> Action | Lease:
     if lease.status in HALTED and (lease.running_ms > 0 or lease.intended == "stopped"):
         return _halted(s, lease)
     if not s.work_started(lease) and _longer(s, lease.created_at, s.rules.boot_patience_s):
-        return Destroy(lease, f"not running after {s.rules.boot_patience_s:.0f} s ({lease.status or 'no status'})")
+        return _destroy(s, lease, f"not running after {s.rules.boot_patience_s:.0f} s ({lease.status or 'no status'})")
     return Wait(f"machine is {lease.status or 'being made'}")
 
 
@@ -132,7 +151,7 @@ def _out_of_sight(s: Snapshot, lease: Lease) -> Action | Lease:
     """The market does not reach the host. We may: a box that answers goes on working, and is not lost."""
     over = _longer(s, lease.status_since, s.rules.offline_patience_s)
     if not s.work_started(lease):
-        return Destroy(lease, f"host {lease.status}") if over else Wait(f"the host is {lease.status}")
+        return _destroy(s, lease, f"host {lease.status}") if over else Wait(f"the host is {lease.status}")
     ready = lease.host_key is not None and lease.provisioned == s.job.attempt
     if over and not (ready and s.link_down_since_ms is None):
         return MarkLost(lease, f"host {lease.status}")
@@ -177,14 +196,24 @@ def _halted(s: Snapshot, lease: Lease) -> Action:
     if s.open(Kind.START):
         return Wait("start sent")
     starts = _sent(s, Kind.START, lease)
-    recent = starts and not _longer(s, starts[-1].created_at, s.rules.start_patience_s)
-    if recent and starts[-1].state is OpState.DONE:
+    looked_s = ((lease.last_seen or 0) - starts[-1].created_at) / 1000 if starts else 0.0
+    if starts and starts[-1].state is OpState.DONE and looked_s <= s.rules.start_patience_s:
+        if _stop_failed(s, lease):
+            return StopMachine(lease, "the start was only queued, and the stop of it did not happen")
         return Wait("starting")
     if starts and starts[-1].created_at >= max(lease.status_since or 0, s.job.spoken_at):
         if not s.work_started(lease):
-            return Destroy(lease, "stopped, and does not start again")
+            return _destroy(s, lease, "stopped, and does not start again")
         return HoldJob(HoldReason.HOST_STOPPED, f"instance {lease.instance_id} is {lease.status} and does not start")
     return StartMachine(lease)
+
+
+def _stop_failed(s: Snapshot, lease: Lease) -> bool:
+    """Our last word about its power was a stop, and a listing since then has it meant to run: it bills, or may soon."""
+    asked = [op for op in s.operations if op.kind in (Kind.START, Kind.STOP) and op.lease_id == lease.id]
+    if not asked or asked[-1].kind is not Kind.STOP or asked[-1].state.is_open:
+        return False
+    return lease.intended == "running" and (lease.last_seen or 0) > asked[-1].created_at
 
 
 def _sent(s: Snapshot, kind: Kind, lease: Lease) -> list[Operation]:
@@ -208,7 +237,9 @@ def _work(s: Snapshot, lease: Lease) -> Action:
     if not asked or asked[-1].state is not OpState.DONE:
         return StartStage(lease, run)
     if _runner_died(s, asked[-1]):
-        deaths = sum(op.state is OpState.DONE and op.created_at >= s.job.spoken_at for op in asked)
+        # Starts whose answers were lost are settled together with the one that was heard: one start of the runner.
+        done = (op for op in asked if op.state is OpState.DONE and op.created_at >= s.job.spoken_at)
+        deaths = len({op.resolved_at for op in done})
         if deaths >= STARTS_BEFORE_HOLD:
             return HoldJob(HoldReason.STAGE_FAILED, f"{run.stage}: the runner died {deaths} times without a word")
         return StartStage(lease, run)
@@ -236,9 +267,8 @@ def _over_limits(s: Snapshot) -> Action | None:
     """Money drains, it does not cut: at the cap minus the reserve training is brought to a checkpoint and held."""
     if s.lease is None:
         return None
-    limit = s.rules.cost_limit
     training = s.job.state in (JobState.QUEUED, JobState.PROVISIONED, JobState.SFT, JobState.DPO)
-    if limit is not None and training and s.cost >= limit - s.rules.reserve:
+    if training and s.rules.spends_reserve(s.cost):
         return HoldJob(HoldReason.BUDGET, "limits.cost minus what the way home needs is spent")
     if training and s.loss_ms is not None and s.loss_ms - s.now_ms < 2 * s.rules.rescue_s * 1000:
         return HoldJob(HoldReason.LOSS_NEAR, "less than twice the time that bringing the model home takes is left")
@@ -257,7 +287,7 @@ def _let_go(s: Snapshot) -> Action:
     lease = s.held_leases[0]
     if not s.may_go(lease):
         return HoldJob(HoldReason.ARTIFACT_LOST, "no receipt of the current model stands")
-    return Destroy(lease, "verified")
+    return _destroy(s, lease, "verified")
 
 
 def _fulfil_wish(s: Snapshot) -> Action:
@@ -269,7 +299,7 @@ def _fulfil_wish(s: Snapshot) -> Action:
         return Move(Trigger.ABANDON if wish is Wish.ABANDON else Trigger.CANCEL, f"wish of {s.job.wish_by}")
     for lease in s.held_leases:
         if s.may_go(lease):
-            return Destroy(lease, f"{wish} of {s.job.wish_by}")
+            return _destroy(s, lease, f"{wish} of {s.job.wish_by}")
     lease = s.held_leases[0]
     if wish in (Wish.DISCARD, Wish.ABANDON):
         return HoldJob(
@@ -285,23 +315,31 @@ def _held(s: Snapshot, rule: Hold) -> Action:
     if lease is None:
         return Wait("held")
     if rule.release is Release.RETURN_UNUSED and not s.work_started(lease):
-        return Destroy(lease, "nothing was started on it")
-    if lease.status in HALTED or s.open(Kind.STOP):
+        return _destroy(s, lease, "nothing was started on it")
+    if s.open(Kind.STOP):
+        return Wait("held; stop sent")
+    if lease.status in HALTED:
+        may_start = lease.intended == "running" and rule.release is Release.STOP_NOW
+        if may_start or _stop_failed(s, lease):
+            return _stop(s, lease, "nobody waits for it to start, and it would bill")
         return Wait("held; the machine is stopped")
     spent = _waited(s, lease) >= s.rules.hold_limit
-    # One lost connection ends no rescue: it is tried again until the hold has cost its limit.
-    rescuing = _reachable(s, lease) or (_is_proven(lease) and not spent)
+    # One lost connection ends no rescue: not before the hold has cost its limit, nor just after a sleep that cost it.
+    rescuing = _is_proven(lease) and not (spent and _longer(s, s.link_down_since_ms, s.rules.ssh_patience_s))
     if rule.release is Release.STOP_NOW and _runner_alive(s) and rescuing and not spent:
         return StopStages(lease)
     if rule.rescue is Rescue.EVERYTHING and not s.rescued and s.work_started(lease) and rescuing:
         return Save(lease)
     if rule.release is Release.STOP_NOW or spent:
-        stops = _sent(s, Kind.STOP, lease)
-        if stops and not _longer(s, stops[-1].created_at, s.rules.start_patience_s):
-            return Wait("held; stop sent")
-        return StopMachine(lease, "the hold has cost its limit")
+        return _stop(s, lease, "the hold has cost its limit")
     run = s.stage
     return Watch(lease, run) if run and _is_proven(lease) else Wait("held")
+
+
+def _stop(s: Snapshot, lease: Lease, why: str) -> Action:
+    stops = _sent(s, Kind.STOP, lease)
+    recent = stops and not _longer(s, stops[-1].created_at, s.rules.start_patience_s)
+    return Wait("held; stop sent") if recent and not _stop_failed(s, lease) else StopMachine(lease, why)
 
 
 def _waited(s: Snapshot, lease: Lease) -> int:

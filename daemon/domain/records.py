@@ -47,11 +47,16 @@ class OpState(StrEnum):
 
     @property
     def is_open(self) -> bool:
-        return self in (OpState.INTENT, OpState.SENT, OpState.UNKNOWN)
+        return self in _OPEN
 
     @property
     def may_have_happened(self) -> bool:
         return self in (OpState.SENT, OpState.UNKNOWN, OpState.DONE)
+
+
+# Named once: a member looked up through its class costs a call, and these are asked for every row in every decision.
+_HELD = (LeaseState.LIVE, LeaseState.LOST)
+_OPEN = (OpState.INTENT, OpState.SENT, OpState.UNKNOWN)
 
 
 @dataclass(frozen=True)
@@ -133,7 +138,7 @@ class Lease:
     @property
     def is_held(self) -> bool:
         """Something at the market stands behind this lease, as far as we know."""
-        return self.state in (LeaseState.LIVE, LeaseState.LOST)
+        return self.state in _HELD
 
     @property
     def is_running(self) -> bool:
@@ -149,8 +154,9 @@ class Lease:
 
     def time_cost_at(self, now_ms: int) -> int:
         """Micro-dollars for its time until `now_ms`: what was counted up to the last look, and the rate since."""
-        since = max(0, now_ms - (self.observed_ms or self.created_at)) if self.is_held else 0
-        return self.cost + accrued(self.rate, since)
+        if not self.is_held:
+            return self.cost
+        return self.cost + accrued(self.rate, now_ms - (self.observed_ms or self.created_at))
 
     def cost_at(self, now_ms: int) -> int:
         """Micro-dollars for time and bytes until `now_ms`: never below what the market can have billed."""

@@ -35,6 +35,10 @@ class Rules:
     offer_retry_s: float
     offer_patience_s: float
 
+    def spends_reserve(self, cost: int) -> bool:
+        """What training may spend is spent: the rest is for the way home."""
+        return self.cost_limit is not None and cost >= self.cost_limit - self.reserve
+
 
 @dataclass(frozen=True)
 class Snapshot:

@@ -84,6 +84,7 @@ class Gates(Block):
     reward_accuracy: float | None = None
     reward_margin: float | None = None
     chosen_fall: float | None = None
+    loss_fall: float | None = None
     held_out_nll: float | None = None
     sft_perplexity: float | None = None
 
@@ -134,6 +135,7 @@ class JobSpec(Block):
     batch_size: Positive = 32  # rows of one step, over all GPUs
     micro_batch_size: Positive | None = None
     placement: Literal["auto_map", "single", "ddp", "auto"] = "auto_map"
+    speed: Literal["fast", "plain"] = "fast"
     checkpoint: Checkpoint = Checkpoint()
     max_length: Annotated[int, Field(ge=16)] | None = None  # tokens; None: the box derives it from the rows
     seed: int = Field(default=42, ge=0)
@@ -142,6 +144,7 @@ class JobSpec(Block):
     gates: Gates = Gates()
     expect: Expect = Expect()
     report_to: Literal["tensorboard", "wandb"] | None = None
+    deliver: Literal["download", "rebuild", "auto"] = "download"
     destroy: Literal["auto", "ask"] = "auto"
     machine: Machine = Machine()
     limits: Limits = Limits()
@@ -182,7 +185,6 @@ HUMAN: dict[Where, Callable[[Any], float]] = {
 # Words of the format that this release does not act on. Refused, not ignored: where the key has a value that means what
 # happens anyway, that one is accepted.
 NOT_YET: dict[Where, tuple[Any, ...]] = {
-    ("deliver",): ("download",),
     ("export", "adapter"): (True,),
     ("export", "merged"): (False,),
     ("machine", "rental"): ("on-demand",),
@@ -191,6 +193,7 @@ NOT_YET: dict[Where, tuple[Any, ...]] = {
     ("notify",): (),
     ("env",): (),
 }
+NOT_ON_WINDOWS = r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?|.*\."  # devices there, and a dot that it drops
 HUB_ID = r"[\w.-]+/[\w.-]+(@[\w./-]+)?"
 PLACEMENTS_NEVER = {
     "deepspeed": "its shards change the arithmetic, and LoRA leaves too little optimizer state to be worth it",
@@ -301,6 +304,8 @@ def _written(value: Any) -> str:
 
 def _contradictions(spec: JobSpec, base: Path) -> Found:
     """What no single key shows."""
+    if re.fullmatch(NOT_ON_WINDOWS, spec.name):
+        yield ("name",), f"{spec.name} can be no folder on Windows (expected another name)"
     if spec.sft is None and spec.dpo is None:
         yield ("sft",), "there is nothing to train (expected sft, dpo or both)"
     if spec.micro_batch_size is not None and spec.batch_size % spec.micro_batch_size:
@@ -314,7 +319,14 @@ def _contradictions(spec: JobSpec, base: Path) -> Found:
     if len(set(spec.export.gguf)) < len(spec.export.gguf):
         yield ("export", "gguf"), "names a quantisation twice"
     for kind, path in spec.data.items():
-        if not (base / Path(path).expanduser()).is_file():
+        if not _there(Path.is_file, base, path):
             yield (kind, "data"), f"{path} is no file (looked in {base})"
-    if not (base / Path(spec.model).expanduser()).is_dir() and not re.fullmatch(HUB_ID, spec.model):
+    if not _there(Path.is_dir, base, spec.model) and not re.fullmatch(HUB_ID, spec.model):
         yield ("model",), f"{spec.model} is neither a folder nor a hub id (expected owner/name or owner/name@revision)"
+
+
+def _there(is_kind: Callable[[Path], bool], base: Path, path: str) -> bool:
+    try:
+        return is_kind(base / Path(path).expanduser())
+    except (OSError, RuntimeError):  # a name that no file can have, or ~somebody who is not known here
+        return False

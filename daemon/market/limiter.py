@@ -82,7 +82,8 @@ class Limiter:
         try:
             while (wait_s := self.wait_s(call)) > 0:
                 with suppress(TimeoutError):  # or a reply comes, which may free the turn sooner than was known
-                    await asyncio.wait_for(self._replied.wait(), wait_s)
+                    async with asyncio.timeout(wait_s):
+                        await self._replied.wait()
             self._free_at[call] = self._clock.mono() + INTERVAL_S[call] / self._scale + SLOW_REPLY_S
         finally:
             self._destroys_waiting -= urgent

@@ -8,7 +8,6 @@ read is None, unless nothing can be done without it.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -19,6 +18,7 @@ from daemon.errors import CredentialsRefused, HomeportError, MarketRefused, Mark
 
 Json = dict[str, Any]
 
+LARGEST = 1e12  # of any figure: seconds, bytes, dollars; a million times it still fits 63 bits
 SEARCH_LIMIT = 64  # offers that come back at most, whatever is asked for
 PAGE_LIMIT = 25  # instances on a page of the list, at most
 
@@ -228,7 +228,7 @@ def _own_cpu_ram_mb(raw: Json) -> int | None:
 
 def read_instance(raw: Any) -> Instance:
     """One row of the list, or the object of show. Raises Unreadable without an integer id."""
-    if not isinstance(raw, dict) or type(raw.get("id")) is not int:
+    if not isinstance(raw, dict) or type(raw.get("id")) is not int or _int(raw["id"]) is None:
         raise Unreadable("an instance without an integer id")
     label = raw.get("label")
     return Instance(
@@ -249,8 +249,18 @@ def read_instance(raw: Any) -> Instance:
         direct=_direct(raw),
         proxy=_proxy(raw),
         gpu_util=_float(raw.get("gpu_util")),
+        env=_env(raw.get("extra_env")),
         raw=raw,
     )
+
+
+def _env(pairs: Any) -> dict[str, str]:
+    """The variables of a create, which come back as [[name, value], ...]; anything else in there is left out."""
+    if not isinstance(pairs, list):
+        return {}
+    return {
+        pair[0]: pair[1] for pair in pairs if isinstance(pair, list) and [type(part) for part in pair] == [str, str]
+    }
 
 
 def _storage_per_hour(raw: Json) -> int | None:
@@ -343,18 +353,19 @@ def _charge(raw: Json) -> Charge:
 
 
 def _float(value: Any) -> float | None:
+    """None for what is no number, and for one beyond all measure: no column of ours would hold it."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
         number = float(value)
-    except ValueError:  # a figure that cannot be read is None, as the top says
+    except (ValueError, OverflowError):  # a figure that cannot be read is None, as the top says
         return None
-    return number if math.isfinite(number) else None
+    return number if abs(number) < LARGEST else None
 
 
 def _int(value: Any) -> int | None:
     if type(value) is int:
-        return value  # ids may be larger than a float holds exactly
+        return value if abs(value) < 1 << 63 else None  # ids may be larger than a float holds exactly
     number = _float(value)
     return int(number) if number is not None else None
 

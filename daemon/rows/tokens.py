@@ -32,12 +32,13 @@ class Counter:
     def __init__(self, folder: Path, reasoning: str = "keep") -> None:
         try:
             from remote_payload import tokens
-            from remote_payload.templates import for_training
+            from remote_payload.templates import for_training, may_be_replaced
         except ImportError as error:
             raise SpecError([f"counting tokens needs {error.name}, which is not installed"], hint=INSTALL) from error
         self._folder, self._reasoning, self._payload = folder, reasoning, tokens
         self._tokenizer = Tokenizer(folder)
         self._tokenizer.chat_template = for_training(self._tokenizer)
+        self._unsure = self._tokenizer.chat_template is not None and may_be_replaced(self._tokenizer)
 
     def length(self, row: Row) -> int:
         """Tokens of a canonical row, the end-of-text token included; of a pair, those of its longer half.
@@ -63,9 +64,17 @@ class Counter:
     def _texts(self, row: Row) -> tuple[Text, ...]:
         from jinja2 import TemplateError
 
-        from remote_payload.reasoning import with_reasoning
+        from remote_payload.reasoning import answers, has, with_reasoning
 
         try:
             return self._payload.texts(self._tokenizer, with_reasoning(row, self._reasoning))
         except (self._payload.RowRefused, TemplateError) as error:
+            if self._unsure and any(map(has, answers(row))):
+                return (self._words(row),)
             raise BadRow(str(error)) from error
+
+    def _words(self, row: Row) -> Text:
+        """What a row says, without what a template writes around it: for one whose reasoning only TRL's variant of the
+        template keeps. The machine has that variant, and the last word."""
+        turns = (turn for value in row.values() if isinstance(value, list) for turn in value)
+        return self._payload.Text("\n".join(str(turn.get("content") or "") for turn in turns), [], plain=True)

@@ -73,7 +73,8 @@ async def serve(folder: Path, *, boot: bool) -> None:
             switch_off(home, spec.id)
             break
         with contextlib.suppress(TimeoutError):  # the next report is due
-            await asyncio.wait_for(stop.wait(), REPORT_EVERY_S)
+            async with asyncio.timeout(REPORT_EVERY_S):
+                await stop.wait()
     meter.cut()
     meter.report()
 

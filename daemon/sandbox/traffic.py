@@ -55,16 +55,16 @@ class Meter:
             return self._disturbances.delay_s(door, size)
 
         def received(chunk: bytes) -> None:
-            self._in += len(chunk)
             if not transport.is_closing():
+                self._in += len(chunk)
                 receive(chunk)
-            self._cut_if_due()
+                self._cut_if_due()
 
         def sent(chunk: bytes) -> None:
-            self._out += len(chunk)
-            if not transport.is_closing():
+            if not transport.is_closing():  # what the server still answers on a dead line crosses none
+                self._out += len(chunk)
                 send(chunk)
-            self._cut_if_due()
+                self._cut_if_due()
 
         inward, outward = Flow(received, delay_s), Flow(sent, delay_s)
         wrapped: Any = connection

@@ -2,13 +2,42 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, insert, select, update
+import json
+from typing import Any
+
+from sqlalchemy import Connection, bindparam, insert, select, update
 
 from daemon.domain.records import Job, ReceiptRow, Token
 from daemon.store import events, schema
 from daemon.store.rows import record
 
-_R, _S, _T = schema.receipts.c, schema.supersessions.c, schema.tokens.c
+_R, _S, _T, _E = schema.receipts.c, schema.supersessions.c, schema.tokens.c, schema.events.c
+ACCEPTED = "verify.accepted"  # the event that a person's acceptance is
+
+# Built once: building a statement takes several times as long as running it.
+_CURRENT_RECEIPT = (
+    select(schema.receipts)
+    .where(
+        _R.job_id == bindparam("job"),
+        _R.attempt == bindparam("attempt"),
+        _R.manifest_sha256 == bindparam("manifest"),
+        _R.id.not_in(select(_S.receipt_id)),
+    )
+    .order_by(_R.id.desc())
+)
+_USABLE_TOKEN = (
+    select(schema.tokens)
+    .where(
+        _T.job_id == bindparam("job"),
+        _T.instance_id == bindparam("instance"),
+        _T.attempt == bindparam("attempt"),
+        _T.void_at.is_(None),
+        _T.used_by.is_(None),
+        _T.created_at <= bindparam("now"),  # typed in what is the future now: before the clock was set back
+        _T.expires_at >= bindparam("now"),
+    )
+    .order_by(_T.id.desc())
+)
 
 
 def add_receipt(c: Connection, job: Job, now_ms: int, *, folder: str, files: str, levels: str, level: str) -> int:
@@ -31,16 +60,8 @@ def add_receipt(c: Connection, job: Job, now_ms: int, *, folder: str, files: str
 
 def current_receipt(c: Connection, job: Job) -> ReceiptRow | None:
     """The receipt of the job's current artifact set, if it stands."""
-    row = c.execute(
-        select(schema.receipts)
-        .where(
-            _R.job_id == job.id,
-            _R.attempt == job.attempt,
-            _R.manifest_sha256 == job.manifest_sha256,
-            _R.id.not_in(select(_S.receipt_id)),
-        )
-        .order_by(_R.id.desc())
-    ).first()
+    current = {"job": job.id, "attempt": job.attempt, "manifest": job.manifest_sha256}
+    row = c.execute(_CURRENT_RECEIPT, current).first()
     return record(ReceiptRow, row) if row else None
 
 
@@ -50,6 +71,24 @@ def supersede(c: Connection, job: Job, reason: str, now_ms: int) -> None:
     for receipt in standing:
         c.execute(insert(schema.supersessions).values(receipt_id=receipt, at=now_ms, reason=reason))
         events.add(c, "receipt.superseded", now_ms, job=job.id, receipt=receipt, reason=reason)
+
+
+def accept_level(c: Connection, job: Job, level: str, by: str, now_ms: int) -> None:
+    """`by` accepts that of the job's current artifact set nothing above `level` can be verified here."""
+    of, attempt = job.manifest_sha256, job.attempt
+    events.add(c, ACCEPTED, now_ms, job=job.id, by=by, level=level, manifest_sha256=of, attempt=attempt)
+
+
+def accepted_level(c: Connection, job: Job) -> dict[str, Any] | None:
+    """The newest acceptance that stands for the job's current artifact set: {level, by, at}."""
+    rows = c.execute(
+        select(_E.at, _E.by, _E.body).where(_E.job_id == job.id, _E.kind == ACCEPTED).order_by(_E.id.desc())
+    )
+    for at, by, text in rows:
+        body = json.loads(text)
+        if (body["manifest_sha256"], body["attempt"]) == (job.manifest_sha256, job.attempt):
+            return {"level": body["level"], "by": by, "at": at}
+    return None
 
 
 def add_token(c: Connection, job: Job, instance_id: int, by: str, now_ms: int, expires_at: int) -> int:
@@ -64,19 +103,8 @@ def add_token(c: Connection, job: Job, instance_id: int, by: str, now_ms: int, e
 
 
 def usable_token(c: Connection, job: Job, instance_id: int, now_ms: int) -> Token | None:
-    row = c.execute(
-        select(schema.tokens)
-        .where(
-            _T.job_id == job.id,
-            _T.instance_id == instance_id,
-            _T.attempt == job.attempt,
-            _T.void_at.is_(None),
-            _T.used_by.is_(None),
-            _T.created_at <= now_ms,  # typed in what is the future now: before the clock was set back
-            _T.expires_at >= now_ms,
-        )
-        .order_by(_T.id.desc())
-    ).first()
+    now = {"job": job.id, "instance": instance_id, "attempt": job.attempt, "now": now_ms}
+    row = c.execute(_USABLE_TOKEN, now).first()
     return record(Token, row) if row else None
 
 

@@ -50,7 +50,8 @@ def _of_lease(lease: LeaseView, ended: set[str]) -> Iterator[Attention]:
         yield Attention(kind="NOT_CONFIRMED", urgent=False, job=job, instance=instance, text=text, hint="jobctl leases")
     elif job is None:
         text = f"instance {instance} carries our label and belongs to no job, {bills}"
-        yield Attention(kind="ORPHAN", urgent=True, job=None, instance=instance, text=text, hint=hint)
+        adopt = f"jobctl adopt {instance} JOB.yaml"
+        yield Attention(kind="ORPHAN", urgent=True, job=None, instance=instance, text=text, hint=adopt)
     if job in ended:
         text = f"instance {instance} of the ended job {job} reappeared, {bills}"
         yield Attention(kind="REAPPEARED", urgent=True, job=job, instance=instance, text=text, hint=hint)

@@ -20,6 +20,7 @@ from daemon.errors import Fenced, StoreError
 from daemon.store import schema
 
 BUSY_TIMEOUT_MS = 30_000
+_EPOCH = select(schema.leader.c.epoch)
 
 
 class Database:
@@ -60,8 +61,13 @@ class Database:
         except DatabaseError as error:
             raise StoreError(f"{self.path}: {error.orig}", hint="jobctl doctor") from error
 
+    def refuse_overtaken(self) -> None:
+        """Before the world is asked for something that leaves no row. Raises Fenced when a newer leader exists."""
+        with self.read() as connection:
+            self._check_epoch(connection)
+
     def _check_epoch(self, connection: Connection) -> None:
-        current = connection.execute(select(schema.leader.c.epoch)).scalar()
+        current = connection.execute(_EPOCH).scalar()
         if self.epoch is None or current != self.epoch:
             raise Fenced(f"this process leads epoch {self.epoch}, the database is at {current}", hint="jobctl status")
 

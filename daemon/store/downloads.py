@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, delete, insert, select
+from sqlalchemy import Connection, delete, func, insert, select
 
 from daemon.clock import Clock
+from daemon.domain.lifecycle import JobState
 from daemon.store import schema
 from daemon.store.database import Database
 
@@ -52,6 +53,46 @@ class DurableChunks:
                     updated_at=self._clock.wall_ms(),
                 )
             )
+
+
+def measured_line(c: Connection) -> float | None:
+    """Mbit/s of the last run of the last model's way home; None before any, or when that run fetched nothing.
+
+    A model that was rebuilt here does not count: what was left to fetch took less time than reading it all back.
+    """
+    began, over = schema.events.alias("began").c, schema.events.alias("over").c
+    size = select(func.sum(_D.size)).where(_D.job_id == over.job_id, _D.complete == 1).scalar_subquery()
+    rebuilt = select(schema.events.c.id).where(
+        schema.events.c.kind == "rebuild.compared", schema.events.c.job_id == over.job_id
+    )
+    row = c.execute(
+        select(  # in SQLite the columns beside max() are of the row that has it
+            size.label("size"),
+            func.max(began.at).label("began"),
+            over.at.label("over"),
+            func.coalesce(func.json_extract(began.body, "$.here"), 0).label("here"),
+        )
+        .where(over.kind == "job.moved", func.json_extract(over.body, "$.to") == JobState.DOWNLOADED)
+        .where(began.kind == "download.started", began.job_id == over.job_id, began.at < over.at)
+        .where(~rebuilt.exists())
+        .group_by(over.id)
+        .order_by(over.id.desc())
+        .limit(1)
+    ).one_or_none()
+    fetched = (row.size or 0) - row.here if row else 0
+    return float(fetched * 8 / 1e3 / (row.over - row.began)) if row and fetched > 0 else None
+
+
+def bytes_here(c: Connection, job: str) -> int:
+    """Of the job's files, as far as they are recorded; whole chunks."""
+    rows = c.execute(select(_D.size, _D.chunk_size, _D.durable).where(_D.job_id == job))
+    return sum(min(size, int.from_bytes(durable).bit_count() * chunk) for size, chunk, durable in rows)
+
+
+def is_begun(c: Connection, job: str, manifest_sha256: str) -> bool:
+    """Whether a download of this artifact set was begun."""
+    rows = select(_D.path).where(_D.job_id == job, _D.manifest_sha256 == manifest_sha256).limit(1)
+    return c.execute(rows).one_or_none() is not None
 
 
 def forget(c: Connection, job: str) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, insert, select
@@ -26,6 +28,21 @@ def add(
         )
     )
     return int(result.inserted_primary_key[0])  # type: ignore[index]
+
+
+@dataclass(frozen=True)
+class Noted:
+    id: int
+    kind: str
+    body: dict[str, Any]
+
+
+def newest(c: Connection, job: str, kinds: Sequence[str]) -> Noted | None:
+    """The last event of `job` that is of one of `kinds`."""
+    e = schema.events.c
+    asked = select(e.id, e.kind, e.body).where(e.job_id == job, e.kind.in_(kinds)).order_by(e.id.desc()).limit(1)
+    row = c.execute(asked).one_or_none()
+    return Noted(row.id, row.kind, json.loads(row.body)) if row else None
 
 
 def replay(c: Connection, job: str) -> dict[str, Any]:

@@ -25,9 +25,11 @@ class JobRows:
     leases: Sequence[Row] = ()
     operations: Sequence[Row] = ()  # open creates, every destroy of a lease that is not gone
     downloads: Sequence[Row] = ()  # of the current manifest
+    download_began: Row | None = None  # the event of its newest start
     report: Row | None = None
     metrics: Sequence[Row] = ()  # the last few of the stage that runs
     receipt: Row | None = None  # of the current artifact set, not superseded
+    moving: Mapping[str, Any] | None = None  # see transfers.py; only of the process that leads
     mirrored: Row | None = None  # the event of the newest checkpoint or stage that came home
     credit: int | None = None  # micro-dollars
     burn: int = 0  # micro-dollars per hour, all machines
@@ -83,6 +85,15 @@ def bytes_here(rows: JobRows) -> tuple[int, int]:
         bits = int.from_bytes(row["durable"], "little").bit_count()
         done += row["size"] if row["complete"] else min(row["size"], bits * row["chunk_size"])
     return done, max(total, sum(row["size"] for row in rows.downloads))
+
+
+def bytes_per_s(rows: JobRows, done: int) -> float | None:
+    """What came home since the download began or went on, by its last commit; None before the first."""
+    if rows.download_began is None:
+        return None
+    took_ms = max((row["updated_at"] for row in rows.downloads), default=0) - rows.download_began["at"]
+    came = done - json.loads(rows.download_began["body"]).get("here", 0)
+    return came / took_ms * 1000 if took_ms > 0 and came > 0 else None
 
 
 def box_status(report: Row | None) -> Mapping[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, bindparam, insert, select, update
 
 from daemon.domain.holds import ANSWERS, HoldReason
 from daemon.domain.lifecycle import TERMINAL, JobState
@@ -14,6 +14,10 @@ from daemon.store import events, schema
 from daemon.store.rows import record
 
 _J = schema.jobs.c
+
+# Built once: building a statement takes several times as long as running it.
+_BY_ID = select(schema.jobs).where(_J.id == bindparam("id"))
+_UNFINISHED = select(schema.jobs).where(_J.state.not_in([s.value for s in TERMINAL])).order_by(_J.created_at)
 
 
 def add(c: Connection, now_ms: int, by: str, **values: Any) -> None:
@@ -28,7 +32,7 @@ def add(c: Connection, now_ms: int, by: str, **values: Any) -> None:
 
 
 def get(c: Connection, job: str) -> Job:
-    row = c.execute(select(schema.jobs).where(_J.id == job)).one_or_none()
+    row = c.execute(_BY_ID, {"id": job}).one_or_none()
     if row is None:
         raise NoSuchJob(f"no job {job}", hint="jobctl status")
     return record(Job, row)
@@ -40,8 +44,12 @@ def by_request(c: Connection, request_id: str) -> Job | None:
 
 
 def unfinished(c: Connection) -> list[Job]:
-    rows = c.execute(select(schema.jobs).where(_J.state.not_in([s.value for s in TERMINAL])).order_by(_J.created_at))
-    return [record(Job, row) for row in rows]
+    return [record(Job, row) for row in c.execute(_UNFINISHED)]
+
+
+def ended_since(c: Connection, ms: int) -> list[Job]:
+    query = select(schema.jobs).where(_J.state.in_([s.value for s in TERMINAL]), _J.state_since >= ms)
+    return [record(Job, row) for row in c.execute(query.order_by(_J.created_at))]
 
 
 def names(c: Connection) -> set[str]:

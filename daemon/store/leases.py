@@ -4,16 +4,25 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, bindparam, insert, select, update
 
-from daemon.domain.billing import between
+from daemon.domain.billing import afterwards, between
 from daemon.domain.market import Instance
-from daemon.domain.records import Lease, LeaseState, Operation
+from daemon.domain.plan import HALTED
+from daemon.domain.records import Kind, Lease, LeaseState, Operation, OpState
 from daemon.store import events, schema
 from daemon.store.rows import record
 
 _L = schema.leases.c
 HELD = (LeaseState.LIVE.value, LeaseState.LOST.value)
+
+# Built once: building a statement takes several times as long as running it.
+_BY_ID = select(schema.leases).where(_L.id == bindparam("id"))
+_BY_INSTANCE = select(schema.leases).where(_L.instance_id == bindparam("instance")).order_by(_L.id.desc())
+_LIVE = select(schema.leases).where(_L.job_id == bindparam("job"), _L.state == LeaseState.LIVE.value)
+_OF_JOB = select(schema.leases).where(_L.job_id == bindparam("job")).order_by(_L.id)
+_HELD = select(schema.leases).where(_L.state.in_(HELD)).order_by(_L.id)
+_RECHECK_DUE = select(schema.leases).where(_L.state == LeaseState.GONE.value, _L.recheck_at <= bindparam("now"))
 
 
 def add(
@@ -46,25 +55,25 @@ def add(
 
 
 def get(c: Connection, lease: int) -> Lease:
-    return record(Lease, c.execute(select(schema.leases).where(_L.id == lease)).one())
+    return record(Lease, c.execute(_BY_ID, {"id": lease}).one())
 
 
 def live(c: Connection, job: str) -> Lease | None:
-    row = c.execute(select(schema.leases).where(_L.job_id == job, _L.state == LeaseState.LIVE.value)).one_or_none()
+    row = c.execute(_LIVE, {"job": job}).one_or_none()
     return record(Lease, row) if row else None
 
 
 def of_job(c: Connection, job: str) -> list[Lease]:
-    return [record(Lease, r) for r in c.execute(select(schema.leases).where(_L.job_id == job).order_by(_L.id))]
+    return [record(Lease, row) for row in c.execute(_OF_JOB, {"job": job})]
 
 
 def held(c: Connection) -> list[Lease]:
     """Every lease something may stand behind, orphans included."""
-    return [record(Lease, r) for r in c.execute(select(schema.leases).where(_L.state.in_(HELD)).order_by(_L.id))]
+    return [record(Lease, row) for row in c.execute(_HELD)]
 
 
 def by_instance(c: Connection, instance_id: int) -> Lease | None:
-    row = c.execute(select(schema.leases).where(_L.instance_id == instance_id).order_by(_L.id.desc())).first()
+    row = c.execute(_BY_INSTANCE, {"instance": instance_id}).first()
     return record(Lease, row) if row else None
 
 
@@ -80,9 +89,13 @@ def change(c: Connection, lease: int, **values: Any) -> None:
 def set_state(c: Connection, lease: Lease, state: LeaseState, now_ms: int, *, why: str, by: str = "daemon") -> None:
     values: dict[str, Any] = {"state": state.value}
     if state in (LeaseState.GONE, LeaseState.WRITTEN_OFF):
-        values |= {"gone_at": now_ms, "cost": lease.time_cost_at(now_ms), "observed_ms": now_ms}
+        values |= {"gone_at": now_ms, "cost": lease.cost, "observed_ms": now_ms}
+        if lease.is_held:
+            started = _started_since(c, lease, lease.observed_ms or lease.created_at)
+            values["cost"] += afterwards(lease, now_ms, started=started)
     else:
-        values |= {"gone_at": None, "recheck_at": None, "absent_count": 0, "absent_first": None}
+        # What it bills from here on is in no settled cost.
+        values |= {"gone_at": None, "recheck_at": None, "absent_count": 0, "absent_first": None, "settled_cost": None}
     change(c, lease.id, **values)
     events.add(
         c,
@@ -101,7 +114,9 @@ def observe(c: Connection, lease: Lease, seen: Instance, now_ms: int) -> None:
     """What a trusted listing says about it, and what the time since the last one may have cost."""
     price = seen.price_per_hour if seen.price_per_hour is not None else lease.price_per_hour
     storage = seen.storage_per_hour if seen.storage_per_hour is not None else lease.storage_per_hour
-    span = between(lease, seen.actual_status, price, storage, now_ms)
+    halted = seen.actual_status in HALTED
+    started = halted and _started_since(c, lease, lease.observed_ms or lease.created_at)
+    span = between(lease, seen.actual_status, price, storage, now_ms, started=started)
     changed = seen.actual_status != lease.status or seen.intended_status != lease.intended
     values: dict[str, Any] = {
         "status": seen.actual_status,
@@ -142,6 +157,29 @@ def observe(c: Connection, lease: Lease, seen: Instance, now_ms: int) -> None:
     change(c, lease.id, **values)
 
 
+def recount(c: Connection, lease: Lease, charged: int, now_ms: int) -> None:
+    """It has cost less until now than we counted: `charged` micro-dollars, by the market's own charges."""
+    counted = lease.time_cost_at(now_ms)
+    if charged < counted:
+        change(c, lease.id, cost=charged, observed_ms=now_ms if lease.is_held else lease.observed_ms)
+        events.add(c, "lease.recounted", now_ms, job=lease.job_id, lease=lease.id, counted=counted, charged=charged)
+
+
+def price_at_least(c: Connection, lease: Lease, price: int | None) -> None:
+    """What it bills since the last listing that showed it is no less than `price` micro-dollars an hour."""
+    if price is not None and price > lease.price_per_hour:
+        change(c, lease.id, price_per_hour=price)
+
+
+def _started_since(c: Connection, lease: Lease, since_ms: int) -> bool:
+    """Whether a start left for it then; one that the market refused started nothing."""
+    o = schema.operations.c
+    sent = select(o.id).where(
+        o.lease_id == lease.id, o.kind == Kind.START.value, o.sent_at >= since_ms, o.state != OpState.REFUSED.value
+    )
+    return c.execute(sent.limit(1)).first() is not None
+
+
 def miss(c: Connection, lease: Lease, now_ms: int) -> None:
     """A trusted listing does not show it."""
     change(c, lease.id, absent_count=lease.absent_count + 1, absent_first=lease.absent_first or now_ms)
@@ -149,5 +187,4 @@ def miss(c: Connection, lease: Lease, now_ms: int) -> None:
 
 def recheck_due(c: Connection, now_ms: int) -> list[Lease]:
     """Leases confirmed gone a day ago, to be looked for once more."""
-    rows = c.execute(select(schema.leases).where(_L.state == LeaseState.GONE.value, _L.recheck_at <= now_ms))
-    return [record(Lease, row) for row in rows]
+    return [record(Lease, row) for row in c.execute(_RECHECK_DUE, {"now": now_ms})]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sqlite3
 from pathlib import Path
 
 from daemon.errors import StoreError
+from daemon.store import backups as copies
 from daemon.store.database import Database
 
 HEAD = "0001"
-KEEP_BACKUPS = 5
 
 
 def migrate(database: Database, backups: Path, now_ms: int) -> Path | None:
@@ -20,7 +19,7 @@ def migrate(database: Database, backups: Path, now_ms: int) -> Path | None:
     present = _revision(database)
     if present == HEAD:
         return None
-    backup = _backup(database.path, backups, now_ms) if present else None
+    backup = copies.copy(database.path, backups, now_ms) if present else None
     from alembic import command
     from alembic.config import Config
     from alembic.script import ScriptDirectory
@@ -52,18 +51,3 @@ def _revision(database: Database) -> str | None:
                 raise StoreError(f"{database.path} is not a homeport database", hint="move it away")
             return None
         return str(c.exec_driver_sql("SELECT version_num FROM alembic_version").scalar_one())
-
-
-def _backup(path: Path, backups: Path, now_ms: int) -> Path:
-    backups.mkdir(parents=True, exist_ok=True, mode=0o700)
-    target = backups / f"homeport-{now_ms}.db"
-    source, copy = sqlite3.connect(path), sqlite3.connect(target)
-    try:
-        source.backup(copy)
-    finally:
-        copy.close()
-        source.close()
-    target.chmod(0o600)
-    for old in sorted(backups.glob("homeport-*.db"))[:-KEEP_BACKUPS]:
-        old.unlink()
-    return target

@@ -82,6 +82,7 @@ class ReadModel:
                 recent=_recent_events(db, job),
                 losses=_losses(db, rows),
                 scores=_scores(rows),
+                delivery=_delivery(db, job),
                 money=money_strip(db, now),
             )
 
@@ -217,6 +218,11 @@ def _job_rows(db: sqlite3.Connection, only: str = "") -> Iterator[JobRows]:
             db,
             "SELECT d.* FROM downloads d JOIN jobs j ON j.id = d.job_id AND j.manifest_sha256 = d.manifest_sha256",
         ),
+        "began": _by_job(
+            db,
+            "SELECT * FROM events WHERE id IN"
+            " (SELECT max(id) FROM events WHERE kind = 'download.started' GROUP BY job_id)",
+        ),
         "receipts": _by_job(
             db,
             "SELECT r.* FROM receipts r JOIN jobs j ON j.id = r.job_id AND j.manifest_sha256 = r.manifest_sha256"
@@ -238,6 +244,7 @@ def _job_rows(db: sqlite3.Connection, only: str = "") -> Iterator[JobRows]:
             PACE_STEPS,
         ),
     }
+    moving = _moving(db)
     credit = _meta(db, "credit")
     burn = sum(rate(row) for row in db.execute("SELECT * FROM leases WHERE state IN ('LIVE', 'LOST')"))
     rows = db.execute("SELECT * FROM jobs WHERE ? IN (id, '') ORDER BY created_at DESC, rowid DESC", (only,))
@@ -248,14 +255,24 @@ def _job_rows(db: sqlite3.Connection, only: str = "") -> Iterator[JobRows]:
             leases=of["leases"],
             operations=of["operations"],
             downloads=of["downloads"],
+            download_began=of["began"][0] if of["began"] else None,
             report=of["reports"][0] if of["reports"] else None,
             metrics=of["metrics"],
             receipt=of["receipts"][-1] if of["receipts"] else None,
+            moving=moving.get(row["id"]),
             mirrored=of["mirrored"][0] if of["mirrored"] else None,
             credit=credit,
             burn=burn,
             spec=json.loads(row["spec_json"]),
         )
+
+
+def _moving(db: sqlite3.Connection) -> dict[str, dict[str, Any]]:
+    """By job: what the process that leads moves now, or moved when it died."""
+    leader = db.execute("SELECT epoch FROM leader").fetchone()
+    rows = db.execute("SELECT key, value FROM meta WHERE key GLOB 'moving.*'")
+    found = {row["key"].partition(".")[2]: json.loads(row["value"]) for row in rows}
+    return {job: each for job, each in found.items() if leader is not None and each["epoch"] == leader["epoch"]}
 
 
 def _open_operations(db: sqlite3.Connection) -> list[sqlite3.Row]:
@@ -297,6 +314,21 @@ def _scores(rows: JobRows) -> list[str]:
     evaluation = rows.spec.get("eval") or {}
     names = {"base": rows.spec["model"], "compared": evaluation.get("compare_to") or scores.COMPARED}
     return list(scores.told(json.loads(rows.job["manifest_json"] or "{}").get("scores", ()), names))
+
+
+def _delivery(db: sqlite3.Connection, job: str) -> list[str]:
+    """In order: the newest choice, and what came of it."""
+    query = "SELECT kind, body FROM events WHERE job_id = ? AND kind IN (?, ?, ?) ORDER BY id"
+    told: list[str] = []
+    for kind, text in db.execute(query, (job, "deliver.chosen", "rebuild.failed", "rebuild.compared")):
+        body = json.loads(text)
+        if kind == "deliver.chosen":
+            told = [f"{body['way']}: {body['why']}"]
+        elif kind == "rebuild.failed":
+            told.append(f"not rebuilt: {body['why']}")
+        else:
+            told.append(f"{body['quant']}: {body['agreeing']:,} of {body['size']:,} bytes rebuilt here")
+    return told
 
 
 def _event(row: sqlite3.Row) -> Event:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, bindparam, select
 from sqlalchemy.dialects.sqlite import insert
 
 from daemon.domain.records import BoxReport
@@ -13,10 +13,11 @@ from daemon.store import schema
 from daemon.store.rows import record
 
 _B = schema.box_reports.c
+_OF_JOB = select(schema.box_reports).where(_B.job_id == bindparam("job"))
 
 
 def get(c: Connection, job: str) -> BoxReport | None:
-    row = c.execute(select(schema.box_reports).where(_B.job_id == job)).one_or_none()
+    row = c.execute(_OF_JOB, {"job": job}).one_or_none()
     return record(BoxReport, row) if row else None
 
 

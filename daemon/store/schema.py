@@ -200,9 +200,9 @@ receipts = _table(
     _required("attempt", INTEGER),
     _required("manifest_sha256", TEXT),
     _required("folder", TEXT),
-    _required("files", TEXT),  # JSON [{path, size, mtime_ns, inode, sha256}]
+    _required("files", TEXT),  # JSON [{path, size, mtime_ns, inode, sha256, ends}]
     _required("levels", TEXT),  # JSON: the numbers of L0..L5
-    _required("level", TEXT),  # full or hash
+    _required("level", TEXT),  # full; hash as the spec asks; L4 or L3 as a person accepted
     _required("created_at", INTEGER),
 )
 # A receipt is never changed; it is superseded by a row here.

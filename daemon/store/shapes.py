@@ -52,10 +52,12 @@ class HoldView(TypedDict):
 
 
 class Progress(TypedDict):
-    stage: str
+    stage: str  # the job's state; of what moves beside it, UPLOAD or MIRROR
     done: int
     total: int
     unit: str  # STEPS or BYTES
+    per_s: float | None  # of bytes: since the transfer began or went on
+    resent: int  # of bytes: asked for more than once
 
 
 class CoverageView(TypedDict):
@@ -115,6 +117,7 @@ class JobView(TypedDict):
     state_since: str
     finished_at: str | None
     progress: Progress | None
+    moving: Progress | None  # to or from the machine, beside the model's way home: data there, checkpoints here
     loss: float | None
     lr: float | None
     tok_s: float | None
@@ -124,6 +127,7 @@ class JobView(TypedDict):
     expected_s: dict[str, float]  # what the spec expects of: step, sft, dpo, gguf
     gpu_busy: float | None  # percent, by the machine's own last report
     gpu_memory: float | None  # percent of the fullest card's
+    placement: str | None  # what the machine decided, with its reason; None where nothing was to decide
     checkpoint_step: int | None
     box_seen_at: str | None
     out_of_contact_since: str | None
@@ -189,6 +193,7 @@ class JobPage(TypedDict):
     recent: list[Event]
     losses: list[float]  # of the stage that reported last, thinned out
     scores: list[str]  # how the model stands against others on the held-out rows, once it is made
+    delivery: list[str]  # where there was a choice: the way home and why, then what was rebuilt here
     money: MoneyStrip
 
 

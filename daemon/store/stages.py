@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, bindparam, insert, select, update
 
 from daemon.domain import ids
 from daemon.domain.records import Job, StageRun
@@ -10,6 +10,7 @@ from daemon.store import events, schema
 from daemon.store.rows import record
 
 _S = schema.stages.c
+_OF_ATTEMPT = select(schema.stages).where(_S.job_id == bindparam("job"), _S.attempt == bindparam("attempt"))
 
 
 def begin_attempt(
@@ -46,7 +47,7 @@ def begin_attempt(
 def of_attempt(c: Connection, job: Job) -> list[StageRun]:
     """In the order in which they run."""
     order = {"SFT": 0, "DPO": 1, "GGUF": 2}
-    rows = c.execute(select(schema.stages).where(_S.job_id == job.id, _S.attempt == job.attempt))
+    rows = c.execute(_OF_ATTEMPT, {"job": job.id, "attempt": job.attempt})
     return sorted((record(StageRun, row) for row in rows), key=lambda run: order[run.stage])
 
 

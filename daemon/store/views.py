@@ -19,6 +19,7 @@ from daemon.store.job_rows import (
     Row,
     box_status,
     bytes_here,
+    bytes_per_s,
     cost_so_far,
     current_lease,
     is_billing,
@@ -45,7 +46,7 @@ def job_view(rows: JobRows, now: int) -> JobView:
     lease = current_lease(rows.leases)
     last = rows.metrics[-1] if rows.metrics else None
     limit = rows.spec["limits"]["cost"]
-    safety = model_safety(rows)
+    safety, counted = model_safety(rows), progress(rows, status)
     return JobView(
         id=job["id"],
         name=job["name"],
@@ -59,16 +60,18 @@ def job_view(rows: JobRows, now: int) -> JobView:
         created_at=iso(job["created_at"]) or "",
         state_since=iso(job["state_since"] or job["created_at"]) or "",
         finished_at=iso(job["finished_at"]),
-        progress=progress(rows, status),
+        progress=counted,
+        moving=moving(rows),
         loss=last["loss"] if last else None,
         lr=last["lr"] if last else None,
         tok_s=last["tok_s"] if last else None,
         coverage=coverage_views(rows),
-        eta_s=eta_s(rows.metrics, status) if last and last["stage"] == job["state"] else None,
+        eta_s=ends_in_s(rows, status, counted),
         step_s=step_s(rows.metrics),
         expected_s=expected_s(rows.spec),
         gpu_busy=status.get("gpu_util"),
         gpu_memory=status.get("gpu_memory"),
+        placement=status.get("placement"),
         checkpoint_step=status.get("checkpoint_step") or None,
         box_seen_at=iso(rows.report["seen_at"]) if rows.report else None,
         out_of_contact_since=iso(rows.report["lost_since"]) if rows.report else None,
@@ -182,7 +185,9 @@ def progress(rows: JobRows, status: Mapping[str, Any]) -> Progress | None:
     state = rows.job["state"]
     if state == "GGUF" and rows.job["manifest_sha256"]:
         done, total = bytes_here(rows)
-        return Progress(stage=state, done=done, total=total, unit="BYTES")
+        resent = sum(row["resent_bytes"] for row in rows.downloads)
+        per_s = bytes_per_s(rows, done)
+        return Progress(stage=state, done=done, total=total, unit="BYTES", per_s=per_s, resent=resent)
     if state not in ("SFT", "DPO"):
         return None
     steps = json.loads(rows.job["prepared_json"] or "{}").get("steps", {})
@@ -191,7 +196,24 @@ def progress(rows: JobRows, status: Mapping[str, Any]) -> Progress | None:
     step = last["step"] if last else 0
     if status.get("stage") == state:
         step, total = max(step, status.get("step", 0)), total or status.get("total_steps", 0)
-    return Progress(stage=state, done=step, total=total, unit="STEPS") if total else None
+    return Progress(stage=state, done=step, total=total, unit="STEPS", per_s=None, resent=0) if total else None
+
+
+def moving(rows: JobRows) -> Progress | None:
+    """What goes up, or comes home beside the work."""
+    if (now := rows.moving) is None:
+        return None
+    done, total, per_s, resent = (now[name] for name in ("done", "total", "per_s", "resent"))
+    return Progress(stage=now["what"], done=done, total=total, unit="BYTES", per_s=per_s, resent=resent)
+
+
+def ends_in_s(rows: JobRows, status: Mapping[str, Any], counted: Progress | None) -> int | None:
+    """Seconds to the end of the stage or of the download that runs."""
+    if counted is not None and counted["per_s"]:
+        return round((counted["total"] - counted["done"]) / counted["per_s"])
+    if rows.metrics and rows.metrics[-1]["stage"] == rows.job["state"]:
+        return eta_s(rows.metrics, status)
+    return None
 
 
 def eta_s(metrics: Sequence[Row], status: Mapping[str, Any]) -> int | None:

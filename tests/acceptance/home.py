@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -40,6 +41,7 @@ class Home:
     image: str
     python: Path
     time_scale: float = TIME_SCALE
+    box_python: Path | None = None  # has what rebuilding files here needs; None: the daemon's own, which has not
     daemon: subprocess.Popen[bytes] | None = None
     market: subprocess.Popen[str] | None = None
     said: dict[str, Any] = field(default_factory=dict)
@@ -71,8 +73,9 @@ class Home:
         config = self.folder / "config"
         config.mkdir(exist_ok=True)
         (config / "config.toml").write_text(
-            f'market_url = "{self.said["url"]}"\ntime_scale = {self.time_scale}\n\n'
-            f'[image]\nref = "{self.image}"\nroot = "homeport"\npython = "bin/python"\ncuda = false\n'
+            f'market_url = "{self.said["url"]}"\ntime_scale = {self.time_scale}\n'
+            + (f'box_python = "{self.box_python}"\n\n' if self.box_python else "\n")
+            + f'[image]\nref = "{self.image}"\nroot = "homeport"\npython = "bin/python"\ncuda = false\n'
         )
         key = config / "vast_api_key"
         key.touch(mode=0o600)
@@ -84,7 +87,24 @@ class Home:
         with open(self.folder / "jobd.out", "ab") as out:
             self.daemon = subprocess.Popen(command, stdout=out, stderr=out, env=self.env, cwd=self.folder)
         gone = self.daemon.poll if crash else lambda: None  # it may die before it answers
-        until(lambda: gone() or self.jobctl("status", check=None).returncode == 0, "the daemon answers")
+        until(
+            lambda: gone() or (self._listens() and self.jobctl("status", check=None).returncode == 0),
+            "the daemon answers",
+        )
+
+    def _listens(self) -> bool:
+        """Whether it is worth asking it: a whole jobctl for each try costs more than the daemon's start."""
+        address = str(self.folder / "state" / "jobd.sock")
+        with socket.socket(socket.AF_UNIX) as line:
+            try:
+                line.connect(address)
+            except FileNotFoundError:
+                return (self.folder / "state" / "jobd.json").exists()  # too long a path: it listens on a port
+            except ConnectionRefusedError:
+                return False  # of one that was killed
+            except OSError:
+                return True  # the path is too long for us as well
+        return True
 
     def crashed(self, within_s: float = WITHIN_S) -> bool:
         """Wait until the daemon has killed itself."""
@@ -117,8 +137,8 @@ class Home:
         )
         return done
 
-    def submit(self, job_file: Path, check: int | None = 0) -> str:
-        self.jobctl("submit", "-y", str(job_file), check=check)
+    def submit(self, job_file: Path, *options: str, check: int | None = 0) -> str:
+        self.jobctl("submit", "-y", *options, str(job_file), check=check)
         return self.job("@last")["id"]
 
     def job(self, ref: str) -> dict[str, Any]:

@@ -18,6 +18,9 @@ UNFIT = "unfit"  # beside the launcher: how many more machines fail their prefli
 GO = "go-"  # beside the launcher, with a job's name: a module that dawdles goes on
 PATIENCE_S = 120.0
 
+TEN_TERABYTES = 10 << 40
+ENDLESS = 3 << 20  # bytes of a line that does not end; more than one look reads
+
 RUN, OUT = Path("run"), Path("run/out")
 MANIFEST = RUN / "manifest.json"
 
@@ -100,13 +103,34 @@ def link(folder: Path) -> None:
     adapter.symlink_to("/etc")
 
 
+def sparse(folder: Path) -> None:
+    """Ten terabytes of nothing in the model's place, and a manifest that says so in one chunk."""
+    with open(model(), "r+b") as file:
+        file.truncate(TEN_TERABYTES)
+    manifest = json.loads(MANIFEST.read_text())
+    entry = next(file for file in manifest["files"] if file["role"] == "gguf")
+    entry.update(size=TEN_TERABYTES, chunks=entry["chunks"][:1])
+    MANIFEST.write_text(json.dumps(manifest | {"chunk_size": TEN_TERABYTES}))
+
+
+def another_done(folder: Path) -> None:
+    """DPO is done before it begins, says a marker of somebody else's stage; DPO waits, so that it is read."""
+    (sft,) = RUN.glob("stages/*/done.json")
+    (dpo,) = (started.parent for started in RUN.glob("stages/*/started.json") if started.parent != sft.parent)
+    (dpo / "done.json").write_text(json.dumps(json.loads(sft.read_text()) | {"nonce": "0000000000"}))
+    dawdle(folder)
+
+
 def of_another_job(folder: Path) -> None:
     manifest = json.loads(MANIFEST.read_text())
     MANIFEST.write_text(json.dumps(manifest | {"job": "zzzzzz"}))
 
 
 def noise(folder: Path) -> None:
-    """Escapes in the log and rubbish among the events, once the work is done; the model is good."""
+    """Escapes in the log and rubbish among the events, once, when the work is done; the model is good."""
+    if (RUN / "noisy").exists():
+        return
+    (RUN / "noisy").touch()
     deadline = time.monotonic() + PATIENCE_S
     while len(list(RUN.glob("stages/*/done.json"))) < 3 and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -116,7 +140,9 @@ def noise(folder: Path) -> None:
                b'{"kind": "step", "t": "x", "stage": [], "step": {}}',
                b'{"kind": "step", "t": 1, "stage": "SFT", "step": 1e999}', b"[" * 5000, b"9" * 70_000]  # fmt: skip
     with open(RUN / "events.jsonl", "ab") as events:
-        events.write(b"\n".join(rubbish) + b"\n")
+        events.write(b"\n".join(rubbish) + b"\n" + b"8" * ENDLESS)
+    with open(RUN / "log.txt", "ab") as log:
+        log.write(b"endless" + b"\x1b[31m" * (ENDLESS // 5))
 
 
 def say(**fields: object) -> Callable[[Path], None]:
@@ -191,7 +217,10 @@ DEEDS: dict[tuple[str, str], dict[str, Deed]] = {
         "wrong-line": say(line="INTEGRATION forged: 1 SFT, 1 DPO"),
         "other-counts": say(sft_rows=1, dpo_rows=1),
     },
-    ("before", "dpo"): {name: dawdle for name in ("steered", "cancelled", "abandoned", "priced")},
+    ("before", "dpo"): {
+        **{name: dawdle for name in ("steered", "cancelled", "abandoned", "priced")},
+        "forged-done": another_done,
+    },
     ("before", "manifest"): {
         "cut-byte": change(lambda content: content[:-1]),
         "cut-half": change(lambda content: content[: len(content) // 2]),
@@ -210,7 +239,7 @@ DEEDS: dict[tuple[str, str], dict[str, Deed]] = {
         "path-up": forge(path="run/out/../../../../escaped.gguf"),
         "path-absolute": forge(path="/tmp/escaped.gguf"),
         "path-sibling": forge(path="run/elsewhere.gguf"),
-        "ten-terabytes": forge(size=10 << 40),
+        "ten-terabytes": sparse,
         "other-job": of_another_job,
     },
     ("after", "run"): {"future-status": future, "noise": noise},

@@ -1,8 +1,13 @@
-"""`kill -9` at every boundary of the line: the same end, the same model, one machine."""
+"""`kill -9` at every boundary of the line: the same end, the same model, one machine.
+
+Here before each boundary in one life, and, when there is time, before and after each in a life of its own. After each
+in one life, with real training: test_real_crash.py.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 import pytest
@@ -59,21 +64,45 @@ def undisturbed(recorded: Path) -> str:
     return hashlib.sha256((recorded / "gguf" / "Q8_0.gguf").read_bytes()).hexdigest()
 
 
+def assert_same_end(one: Home, view: dict[str, str], model: str) -> None:
+    """One create on the wire, one machine, asked to go after the receipt and gone; the model that was recorded."""
+    (instance,) = one.ledger()
+    assert instance["destroyed_at"] is not None
+    assert len(one.journal("PUT", "/asks/")) == 1
+    assert model_hash(view) == model
+    stored = one.events(view["id"], "receipt.stored")[0]["at"]
+    assert all(request["t"] * 1000 >= stored for request in one.journal("DELETE", "/instances/"))
+
+
+def test_killed_before_every_boundary_in_turn(home: MakeHome, job_file: MakeJob, undisturbed: str) -> None:
+    """The commit of each event is lost once, and what led to it is done again."""
+    one, job = home(), ""
+    for event, _ in BOUNDARIES:
+        one.start(event, "before")
+        if not job:
+            one.jobctl("submit", "-y", str(job_file()), check=None)
+        assert one.crashed(), event
+        job = job or next((each["id"] for each in stored_jobs(one)), "")
+    one.start()
+
+    assert_same_end(one, one.reach(job, "DESTROYED"), undisturbed)
+
+
+def stored_jobs(one: Home) -> list[dict[str, str]]:
+    """Those in the database of a daemon that is dead."""
+    jobs: list[dict[str, str]] = json.loads(one.jobctl("status", "--json", check=4).stdout)["jobs"]
+    return jobs
+
+
+@pytest.mark.full
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize(("event", "nth"), BOUNDARIES, ids=[f"{event}-{nth}" for event, nth in BOUNDARIES])
 def test_killed_at_a_boundary(
     home: MakeHome, job_file: MakeJob, undisturbed: str, event: str, nth: int, when: str
 ) -> None:
-    """Killed before or after the commit of one event: one create on the wire, one machine, gone, the same model."""
     one = home()
     one.start(event, when, str(nth))
 
     job = submitted(one, job_file())
-    view = one.reach(job, "DESTROYED")
 
-    (instance,) = one.ledger()
-    assert instance["destroyed_at"] is not None
-    assert len(one.journal("PUT", "/asks/")) == 1
-    assert model_hash(view) == undisturbed
-    stored = one.events(job, "receipt.stored")[0]["at"]
-    assert all(request["t"] * 1000 >= stored for request in one.journal("DELETE", "/instances/"))
+    assert_same_end(one, one.reach(job, "DESTROYED"), undisturbed)

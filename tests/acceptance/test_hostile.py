@@ -33,7 +33,7 @@ def court(installed: Path, recorded: Path, tmp_path_factory: pytest.TempPathFact
     home = Home(folder / "home", installed, "homeport/replay", launcher(folder, installed / "python"))
     home.open_market()
     home.start()
-    for name in ["noise", "future-status", *COVERED_UP, *CONTRADICTED]:
+    for name in ["noise", "future-status", "forged-done", *COVERED_UP, *CONTRADICTED]:  # the market has twenty machines
         home.submit(write_job(recorded, folder, name))
     yield home
     home.close()
@@ -70,8 +70,16 @@ def test_status_of_a_contract_we_do_not_know(court: Home) -> None:
     assert not court.events(view["id"], "destroy")
 
 
+def test_a_marker_of_another_stage(court: Home) -> None:
+    """A done.json under another nonce ends no stage: held, and the machine is kept."""
+    view = court.reach("forged-done", "HELD", within_s=WITHIN_S)
+    assert view["hold"]["reason"] == "TRANSFER_FAILED" and "0000000000" in view["hold"]["detail"]
+    assert view["state"] == "DPO" and not court.events(view["id"], "destroy")
+    assert len(court.events(view["id"], "stage.done")) == 1  # SFT's own
+
+
 def test_noise_does_not_hurt(court: Home) -> None:
-    """Rubbish among events and escapes in the log are left out; the good model comes home."""
+    """Rubbish among events, escapes in the log and lines that never end are left out; the good model comes home."""
     view = court.reach("noise", "DESTROYED", within_s=WITHIN_S)
     log = court.jobctl("logs", "noise").stdout
     assert "noisy" in log and "\x1b" not in log and "\x07" not in log

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+from canaries import Canaries, rows_in
 from conftest import MakeHome, MakeJob
 
 TRAINING_S = 400.0
@@ -21,14 +22,21 @@ def checked_sums(folder: Path) -> int:
     return len(lines)
 
 
-@pytest.mark.parametrize("real", [False, True], ids=["replay", "nano"])
+# `test_demo.py` and `test_real_crash.py` train nano for real in `make test`.
+@pytest.mark.parametrize("real", [False, pytest.param(True, marks=pytest.mark.full)], ids=["replay", "nano"])
 def test_from_submit_to_destroyed(home: MakeHome, job_file: MakeJob, real: bool) -> None:
-    """One machine, destroyed after the receipt and not before; a model that is whole; a receipt that says so."""
+    """One machine, destroyed after the receipt and not before; a model that is whole; a receipt that says so; and no
+    secret anywhere but in its own place."""
     one = home(real=real)
+    planted = Canaries.plant(one)
     one.start()
 
-    job = one.submit(job_file())
+    spec = job_file()
+    job = one.submit(spec)
     view = one.reach(job, "DESTROYED", within_s=TRAINING_S)
+    planted.stop()
+    assert planted.found(job) == [] and planted.looks > 10
+    assert rows_in(one.folder / "bundle.zip", spec.parent / "sft.jsonl") == []
 
     (instance,) = one.ledger()
     stored = one.events(job, "receipt.stored")[0]["at"]

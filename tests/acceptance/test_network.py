@@ -20,6 +20,7 @@ TRAINING_S = 240.0
 CREATE = {"method": "PUT", "path": "/api/v0/asks/*"}
 RARE_AFTER_S = 25.0  # out of contact: from then on attempts are half a minute apart
 REACHED_WITHIN_S = 5.0
+BLOCK_BYTES = 255 * 1024  # one that lags at the end is asked for on another connection as well
 LOGIN_BYTES = 100_000  # of SSH itself, its listings and the runner's answers, at most
 
 ENDLESS_SFT = "{data: sft.jsonl, lr: 1.0e-5, epochs: 500}"  # 8000 steps
@@ -57,7 +58,11 @@ def watched(one: Home, job: str) -> int:
 # -- provisioning
 
 
-@pytest.mark.parametrize("after_bytes", [2_000, 60_000, 400_000, 2_500_000])
+# The real kills cut the line anywhere and reboot boxes in every stage, so few of such tests stay in CI.
+RARELY = pytest.mark.full
+
+
+@pytest.mark.parametrize("after_bytes", [*(pytest.param(n, marks=RARELY) for n in (2_000, 60_000, 400_000)), 2_500_000])
 def test_cut_while_provisioning(home: MakeHome, job_file: MakeJob, after_bytes: int) -> None:
     """Cut in the proof, the payload's, the data's or the model's upload: sent again on the same machine."""
     one = home()
@@ -182,6 +187,7 @@ def test_reached_again_within_seconds(home: MakeHome, job_file: MakeJob) -> None
     assert len(one.ledger()) == len(one.events(job, "stage_start.done")) == 1
 
 
+@RARELY
 def test_reboot_while_training(home: MakeHome, job_file: MakeJob) -> None:
     """The box restarts and its runner dies: the stage goes on under the same nonce from its newest whole checkpoint."""
     one = home(real=True)
@@ -201,6 +207,7 @@ def test_reboot_while_training(home: MakeHome, job_file: MakeJob) -> None:
     assert [done["nonce"] for done in one.events(job, "stage.done")] == runner["nonces"]
 
 
+@RARELY
 @pytest.mark.parametrize("stage", ["SFT", "DPO", "GGUF"])
 def test_reboot_in_each_stage(home: MakeHome, job_file: MakeJob, stage: str) -> None:
     """The box restarts as soon as a stage has been started: the chain is started again, whatever it was doing."""
@@ -218,7 +225,7 @@ def test_reboot_in_each_stage(home: MakeHome, job_file: MakeJob, stage: str) -> 
 # -- the way home
 
 
-@pytest.mark.parametrize("after_bytes", [3_000, 300_000, 1_800_000])
+@pytest.mark.parametrize("after_bytes", [pytest.param(3_000, marks=RARELY), 300_000, 1_800_000])
 def test_cut_while_downloading(home: MakeHome, job_file: MakeJob, recorded: Path, after_bytes: int) -> None:
     """Cut at the login, in the first file, near the end: the same model, and no more sent again than was under way."""
     one = home()
@@ -236,4 +243,4 @@ def test_cut_while_downloading(home: MakeHome, job_file: MakeJob, recorded: Path
     assert (folder / "quick-Q8_0.gguf").read_bytes() == (recorded / "gguf" / "Q8_0.gguf").read_bytes()
     size = sum(file["size"] for file in json.loads((folder / "receipt.json").read_text())["files"])
     sent = one.ledger()[0]["bytes_out"] - before
-    assert size < sent <= size + after_bytes + LOGIN_BYTES
+    assert size < sent <= size + after_bytes + BLOCK_BYTES + LOGIN_BYTES

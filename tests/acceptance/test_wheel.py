@@ -21,7 +21,7 @@ NEEDED = [
     "daemon/sandbox/models/nano/model.safetensors",
     "daemon/sandbox/models/nano/tokenizer.json",
     "daemon/_migrations/env.py",
-    "remote_payload/contract.py",
+    "remote_payload/contract/__init__.py",
     "remote_payload/bootstrap.sh",
     "remote_payload/requirements.txt",
 ]

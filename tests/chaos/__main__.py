@@ -1,7 +1,8 @@
 """Real kills: `python -m tests.chaos --runs A:B [--jobs N] [--record]`, or `--next N` from where the ledger ends.
 
 Builds and installs the wheel, learns from runs that nothing befalls which model has to come home, then runs each number
-in a process group of its own. Exit code 1 when a promise was broken; the homes of such runs are kept.
+in a process group of its own. Exit code 1 when a promise was broken; the homes of such runs are kept. Where there is no
+box image to train on, `--replay-only` leaves the runs out that train for real; `--minutes` begins no run after that.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import shutil
 import signal
@@ -24,7 +26,7 @@ from typing import Any
 
 from tests.acceptance.installed import ROOT, build_wheel, install
 from tests.chaos import ledger
-from tests.chaos.schedule import REAL_EVERY, STATES, draw, is_real
+from tests.chaos.schedule import STATES, draw, is_real
 
 BATCH = 10  # runs a line of the ledger stands for
 LIMIT_S = 1800.0  # of one run: patience is the run's own, this only ends what hangs for ever
@@ -82,15 +84,16 @@ def batches(runs: range) -> Iterator[range]:
         start = stop
 
 
-def chaos(runs: range, jobs: int, scratch: Path, *, record: bool) -> bool:
-    """All of `runs`; whether every promise was kept."""
+def chaos(asked: argparse.Namespace, runs: range, scratch: Path) -> bool:
+    """All of `runs`, in order, as many as time allows; whether every promise was kept."""
     bin_folder = install(build_wheel(scratch / "wheel"), scratch / "venv")
-    real = any(map(is_real, runs))
+    until = time.monotonic() + 60 * asked.minutes
+    real = any(map(is_real, runs)) and not asked.replay_only
     if not real:
-        print(f"no real training: no run of {runs.start}:{runs.stop} is a multiple of {REAL_EVERY} above 0")
+        print(f"no real training in {runs.start}:{runs.stop}")
     expected: dict[bool, str] = {}
     every: list[dict[str, Any]] = []
-    with ThreadPoolExecutor(jobs) as pool:
+    with ThreadPoolExecutor(asked.jobs) as pool:
         quiet = {False: "quiet", True: "quiet-real"} if real else {False: "quiet"}
         for is_trained, report in zip(
             quiet, pool.map(lambda name: alone(name, bin_folder, scratch / name, ""), quiet.values()), strict=True
@@ -98,18 +101,31 @@ def chaos(runs: range, jobs: int, scratch: Path, *, record: bool) -> bool:
             expected[is_trained] = report["model_sha256"]
             assert report["model_sha256"], told(report, scratch / quiet[is_trained])
 
-        def run(number: int) -> dict[str, Any]:
+        def run(number: int) -> dict[str, Any] | None:
+            if time.monotonic() > until:
+                return None
             folder = scratch / f"run-{number}"
             report = alone(str(number), bin_folder, folder, expected[is_real(number)])
             print(told(report, folder), flush=True)
             return report
 
-        for batch in batches(runs) if record else [runs]:
-            begun = time.monotonic()
-            reports = list(pool.map(run, sorted(batch, key=is_real, reverse=True)))  # the long ones first
+        left_out = {number for number in runs if asked.replay_only and is_real(number)}
+        going = {number: pool.submit(run, number) for number in runs if number not in left_out}
+        for batch in batches(runs):
+            reports, stop = [], batch.start
+            for stop in batch:  # begun in order, so what time cut off is the end
+                if stop not in left_out and (report := going[stop].result()) is None:
+                    break
+                reports += [report] if stop not in left_out else []
+            else:
+                stop = batch.stop
             every += reports
-            if record:
-                ledger.add(ledger.entry(batch, reports, time.monotonic() - begun))
+            if asked.record and reports:
+                without = sorted(left_out & set(range(batch.start, stop)))
+                ledger.add(ledger.entry(range(batch.start, stop), reports, without, asked.commit or ledger.commit()))
+            if stop < batch.stop:
+                print(f"out of time: the next run is {stop}")
+                break
     print(table(every))
     return not any(report["broken"] for report in every)
 
@@ -127,12 +143,15 @@ def main() -> int:
     which.add_argument("--next", type=int, metavar="N", help="N runs from where the ledger ends")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--record", action="store_true", help="add a line to the ledger for each ten runs")
+    parser.add_argument("--replay-only", action="store_true", help="leave out the runs that train for real")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no run after so long")
+    parser.add_argument("--commit", help="what is run, where git cannot say it")
     given = parser.parse_args()
     runs = given.runs or range(ledger.next_run(), ledger.next_run() + given.next)
     scratch = Path(tempfile.mkdtemp(prefix="chaos-"))
     begun = time.monotonic()
-    kept = chaos(runs, given.jobs, scratch, record=given.record)
-    print(f"{len(runs)} runs in {time.monotonic() - begun:.0f} s: {'every promise kept' if kept else 'BROKEN'}")
+    kept = chaos(given, runs, scratch)
+    print(f"{runs.start}:{runs.stop} in {time.monotonic() - begun:.0f} s: {'every promise kept' if kept else 'BROKEN'}")
     if kept:
         shutil.rmtree(scratch)
     return 0 if kept else 1

@@ -16,16 +16,17 @@ LEDGER = Path(__file__).with_name("ledger.jsonl")
 KILLS = ("kill", "end", "sleep")
 
 
-def entry(runs: range, reports: Sequence[dict[str, Any]], seconds: float) -> dict[str, Any]:
-    """The line of one batch."""
+def entry(runs: range, reports: Sequence[dict[str, Any]], without: Sequence[int], name: str) -> dict[str, Any]:
+    """The line of one batch of the commit `name`, `without` those that train for real where that was not possible."""
     faults = Counter(stroke["deed"] for report in reports for stroke in report["dealt"])
     return {
-        "commit": commit(),
+        "commit": name,
         "runs": f"{runs.start}:{runs.stop}",
+        **({"without": list(without)} if without else {}),
         "kills": sum(faults[kill] for kill in KILLS),
         "faults": dict(sorted(faults.items())),
         "violations": sum(bool(report["broken"]) for report in reports),
-        "seconds": round(seconds),
+        "seconds": round(sum(report["seconds"] for report in reports)),
         "date": datetime.now(UTC).date().isoformat(),
     }
 

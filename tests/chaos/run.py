@@ -71,6 +71,9 @@ class Run:
         finally:
             sight = self._look()
             self._report.tail = [f"{i} {kind} {body[:160]}" for i, kind, body in sight.events[-TAIL:]]
+            if not sight.job:  # never taken: what the person was told
+                said = self._home.folder / "submit.out"
+                self._report.tail += said.read_text(errors="replace").splitlines()[-TAIL:] if said.exists() else []
             self._later.now("market", "box", "daemon")
             self._window.close()
 
@@ -103,7 +106,7 @@ class Run:
 
     def _wait(self, until: Callable[[], bool], what: str) -> None:
         """Until it is so; meanwhile the person insists and what is due is undone. Patience begins anew with news."""
-        patience_s = PATIENCE_S[self._schedule.real]
+        patience_s = PATIENCE_S[self._report.real]
         news, deadline = self._look().events[-1:], time.monotonic() + patience_s
         while not until():
             self._tick()

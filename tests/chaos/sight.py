@@ -51,12 +51,21 @@ class Window:
         self._db = sqlite3.connect(
             f"file:{folder / 'state' / 'homeport.db'}?mode=ro", uri=True, timeout=BUSY_S, isolation_level=None
         )
+        self._version, self._sight = 0, Sight("", "", "", ())
 
     def look(self) -> Sight:
-        job = self._db.execute("SELECT id, state, hold_reason FROM jobs ORDER BY rowid DESC LIMIT 1").fetchone()
-        events = tuple(self._db.execute("SELECT id, kind, body FROM events ORDER BY id"))
-        ident, state, hold = job or ("", "", "")
-        return Sight(ident, state, hold or "", events)
+        """Read again only what somebody has written since; events are never changed."""
+        (version,) = self._db.execute("PRAGMA data_version").fetchone()
+        if version != self._version:
+            self._version = version  # first: what is written while we read is read the next time
+            job = self._db.execute("SELECT id, state, hold_reason FROM jobs ORDER BY rowid DESC LIMIT 1").fetchone()
+            known = self._sight.events
+            new = self._db.execute(
+                "SELECT id, kind, body FROM events WHERE id > ? ORDER BY id", (known[-1][0] if known else 0,)
+            )
+            ident, state, hold = job or ("", "", "")
+            self._sight = Sight(ident, state, hold or "", (*known, *new))
+        return self._sight
 
     def one(self, query: str) -> str:
         return str(self._db.execute(query).fetchone()[0])

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+
+from click.testing import Result
 
 from daemon.api.server import Server
 from daemon.domain.coverage import coverage
 from daemon.settings import Settings
 from daemon.store.views import coverage_view
+
+Run = Callable[..., Result]
+CANARY = "canary-5d1f0c"  # in every secret of the home
 
 PLAN: dict[str, Any] = {
     "name": "support-bot",
@@ -27,11 +33,16 @@ PLAN: dict[str, Any] = {
     "cost": "1.720000",
     "reserve": "0.150000",
     "download_bytes": 6_200_000_000,
+    "deliver": [
+        {"way": "download", "seconds": 1160.0, "cost": "5.15", "bytes": 6_200_000_000, "why": None},
+        {"way": "rebuild", "seconds": 192.0, "cost": "0.84", "bytes": 0, "why": "the job file says so"},
+    ],
     "disk_gb": 80,
     "currency": "USD",
     "offers": [
         {"offer": 11, "gpu": "RTX 4090", "price_per_hour": "0.41", "reliability": 0.996, "location": "SE", "reason": ""}
     ],
+    "choices": [],
     "rejected": [
         {
             "offer": 12,
@@ -98,3 +109,9 @@ def running(settings: Settings, commands: Scripted) -> Iterator[Server]:
         loop.call_soon_threadsafe(loop.stop)
         thread.join(10)
         loop.close()
+
+
+def a_job_file(folder: Path) -> str:
+    file = folder / "job.yaml"
+    file.write_text("version: 1\nname: support-bot\n")
+    return str(file)

@@ -110,7 +110,8 @@ def test_readings_come_from_the_database(client: Client, stored: Stored) -> None
     log.write_text("step 12\n")
 
     assert [job["id"] for job in client.jobs()["jobs"]] == ["k7f3qd"]
-    assert client.job("k7f")["job"]["progress"] == {"stage": "SFT", "done": 12, "total": 520, "unit": "STEPS"}
+    steps = {"stage": "SFT", "done": 12, "total": 520, "unit": "STEPS", "per_s": None, "resent": 0}
+    assert client.job("k7f")["job"]["progress"] == steps
     assert [event["kind"] for event in client.events("k7f", 0)["events"]] == ["job.moved"]
     assert [step["step"] for step in client.metrics("k7f", 10)["metrics"]] == [11, 12]
     assert client.log("k7f", 5) == {"schema": "homeport.log/1", "job": "k7f3qd", "text": "12\n", "offset": 8}
@@ -125,18 +126,22 @@ def test_verbs_reach_the_commands_with_the_whole_id(client: Client, stored: Stor
     client.resume("name-k7f3qd", "ann")
     client.retry("@last", "ann", "GGUF")
     client.accept("k7f", "ann")
+    client.accept("k7f", "ann", "L4", "name-k7f3qd")
     client.cancel("k7f3qd", "ann", discard=True, confirm=29481133)
     client.abandon("k7f", "ann", 29481133)
     client.write_off(29481133, "ann", 29481133)
+    client.adopt(29481133, "version: 1", "job.yaml", "/jobs", "ann")
 
     assert commands.calls == [
         ("hold", "k7f3qd", "ann"),
         ("resume", "k7f3qd", "ann"),
         ("retry", "k7f3qd", "ann", "GGUF"),
-        ("accept", "k7f3qd", "ann"),
+        ("accept", "k7f3qd", "ann", None, None),
+        ("accept", "k7f3qd", "ann", "L4", "name-k7f3qd"),
         ("cancel", "k7f3qd", "ann", True, 29481133),
         ("abandon", "k7f3qd", "ann", 29481133),
         ("write_off", 29481133, "ann", 29481133),
+        ("adopt", 29481133, "version: 1", "job.yaml", "/jobs", "ann"),
     ]
 
 

@@ -165,16 +165,20 @@ def test_before_the_model_exists(
 
 
 def test_a_download_counts_whole_chunks_and_names_the_machine(model: ReadModel, stored: Stored) -> None:
-    """Durable chunks are here, the whole is on the box: bytes, place and instance are named."""
+    """Durable chunks are here, the whole is on the box: bytes, pace, end, place and instance are named."""
     stored.job("k7f3qd", state="GGUF")
+    began = json.dumps({"here": (8 << 20) + 10})
+    stored.insert("events", job_id="k7f3qd", at=NOW - 4000, kind="download.started", by="daemon", body=began)
     stored.lease("k7f3qd")
     stored.manifest("k7f3qd", {"a.gguf": 100 << 20, "b.json": 10})
-    stored.download("k7f3qd", "run/out/a.gguf", 100 << 20, chunks=5)
+    stored.download("k7f3qd", "run/out/a.gguf", 100 << 20, chunks=5, resent_bytes=77)
     stored.download("k7f3qd", "run/out/b.json", 10, chunks=1)
 
     view = the_job(model)
 
-    assert view["progress"] == {"stage": "GGUF", "done": (40 << 20) + 10, "total": (100 << 20) + 10, "unit": "BYTES"}
+    counted = {"stage": "GGUF", "done": (40 << 20) + 10, "total": (100 << 20) + 10, "unit": "BYTES"}
+    assert view["progress"] == {**counted, "per_s": 8 << 20, "resent": 77}
+    assert view["eta_s"] == 8
     assert view["safety"]["where"] == "BOX"
     assert "41.9 MB of 104.9 MB is here; the whole model is on instance 29481133" in view["safety"]["text"]
 

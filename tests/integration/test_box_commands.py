@@ -42,6 +42,20 @@ async def test_a_failing_command_carries_its_code_and_complaint(tmp_path: Path) 
         assert "no such model" in failure.value.output
 
 
+async def test_a_call_leaves_how_long_the_next_may_stay_away(tmp_path: Path) -> None:
+    """Every command writes what it is to allow from then on, as of its own moment."""
+    async with proven(tmp_path) as (there, box):
+        said = []
+
+        for allowed_s in (None, 3600.0, 1800.4):
+            if allowed_s is not None:
+                box.allow_silence(allowed_s)
+            await box.run("true")
+            said.append((there.root / "run" / "called").read_text())
+
+        assert said == ["", "3600\n", "1800\n"]
+
+
 async def test_a_reply_over_the_limit_is_refused(tmp_path: Path) -> None:
     """A box cannot fill our memory; the next command is served."""
     async with proven(tmp_path) as (_, box):

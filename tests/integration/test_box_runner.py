@@ -21,6 +21,7 @@ from remote_payload.contract import (
     JobFile,
     Lora,
     ModelSource,
+    Needs,
     Phase,
     Stage,
     StagePlan,
@@ -127,7 +128,7 @@ async def test_the_manifest_comes_with_the_hash_of_its_text(tmp_path: Path) -> N
 async def test_preflight_answers_whether_passed_or_not(tmp_path: Path) -> None:
     """A box that lacks something is an answer with reasons, not an error."""
     async with ready_box(tmp_path) as (_, box):
-        found = await box.preflight()
+        found = await box.preflight(Needs())
 
         assert found["ok"] is False
         assert any(not check["ok"] and check["name"] for check in found["checks"])

@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import sys
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -19,7 +20,8 @@ from tcp_proxy import CuttingProxy
 
 from daemon.box import lanes
 from daemon.box.box import Box
-from daemon.box.download import TransferProgress
+from daemon.box.part import PartFile
+from daemon.box.progress import TransferProgress
 from daemon.errors import LinkLost, TransferFailed
 from remote_payload import contract
 from remote_payload.contract import ContractError, Manifest
@@ -59,8 +61,9 @@ def assert_home(there: LoopbackBox, manifest: Manifest, home: Path) -> None:
         assert (home / name).read_bytes() == (there.root / "run/out" / name).read_bytes()
 
 
-async def test_a_manifest_comes_home_under_its_own_names(tmp_path: Path) -> None:
+async def test_a_manifest_comes_home_under_its_own_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Large, small and empty files arrive, are recorded as complete, and progress ends at the total."""
+    monkeypatch.setattr(lanes, "LATE_S", 60.0)  # a starved machine's blocks lag, and would be asked for twice
     async with box_with_model(tmp_path, 40 * MIB + 12345) as (there, manifest):
         box = Box(there.address(), there.key)
         await box.prove()
@@ -71,6 +74,7 @@ async def test_a_manifest_comes_home_under_its_own_names(tmp_path: Path) -> None
 
         assert_home(there, manifest, tmp_path / "home")
         assert durable.complete == {file.path for file in manifest.files}
+        assert seen[0].done == 0
         assert seen[-1] == TransferProgress(seen[-1].total, sum(f.size for f in manifest.files), 0, 0)
         assert [p.done for p in seen] == sorted(p.done for p in seen)
         await box.aclose()
@@ -133,6 +137,35 @@ async def test_a_silent_link_is_replaced(tmp_path: Path, monkeypatch: pytest.Mon
             await box.download(manifest, tmp_path / "home", DurableFile(tmp_path / "durable.json"), freeze_once)
 
         assert frozen
+        assert_home(there, manifest, tmp_path / "home")
+        await box.aclose()
+
+
+async def test_a_slow_disk_slows_the_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While nothing can be written, no more is asked for than was under way: memory stays bounded."""
+    may_write, store = threading.Event(), PartFile.store
+
+    def wait_and_store(part: PartFile, chunk: int, content: memoryview) -> None:
+        may_write.wait()
+        store(part, chunk, content)
+
+    monkeypatch.setattr(PartFile, "store", wait_and_store)
+    async with box_with_model(tmp_path, 128 * MIB) as (there, _), CuttingProxy(there.port) as proxy:
+        manifest = manifest_of(there.root, [MODEL], 2 * MIB)
+        box = Box(there.address(port=proxy.port), there.key)
+        await box.prove()
+        durable = DurableFile(tmp_path / "durable.json")
+        download = asyncio.create_task(box.download(manifest, tmp_path / "home", durable, ignore))
+        try:
+            passed = -1
+            while passed < proxy.down:
+                passed = proxy.down
+                await asyncio.sleep(1.0)
+        finally:
+            may_write.set()
+        await download
+
+        assert 2 * MIB < passed < 48 * MIB
         assert_home(there, manifest, tmp_path / "home")
         await box.aclose()
 
@@ -203,7 +236,7 @@ async def test_a_damaged_file_under_its_final_name_is_mended(tmp_path: Path) -> 
 
 
 async def test_a_source_that_hashes_wrong_three_times_fails(tmp_path: Path) -> None:
-    """A corrupt chunk at the source never gets the final name; the good ones are kept."""
+    """A source that is not what was promised never gets the final name; what is right of it is kept."""
     async with box_with_model(tmp_path, 4 * MIB) as (there, manifest):
         damage(there.root / MODEL, 2 * MIB)
         box = Box(there.address(), there.key)

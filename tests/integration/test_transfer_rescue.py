@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import os
+import resource
 import shutil
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
+import asyncssh
 import pytest
 from boxes import LoopbackBox, loopback_box
 
 from daemon.box.box import Box
+from daemon.box.progress import TransferProgress
+from daemon.box.upload import Upload
 from daemon.errors import TransferFailed
 from remote_payload import contract
 from remote_payload.contract import Checkpoint, Output, Stage
@@ -48,8 +52,11 @@ async def test_whole_checkpoints_and_logs_come_home(tmp_path: Path) -> None:
         (source / "stranger.bin").write_bytes(b"not promised")
         (there.root / "run/sft/trainer.log").write_text("step 100\n")
 
-        outputs = await box.fetch_folder("run/sft", tmp_path / "home")
+        seen: list[TransferProgress] = []
+        outputs = await box.fetch_folder("run/sft", tmp_path / "home", follow=seen.append)
 
+        size = sum(o.size for o in outputs if not o.path.endswith("checkpoint.json"))
+        assert (seen[0].done, seen[-1].done, seen[-1].total) == (0, size, size)
         home = {str(p.relative_to(tmp_path / "home")) for p in (tmp_path / "home").rglob("*") if p.is_file()}
         names = {"adapter_model.safetensors", "optimizer.pt", "checkpoint.json"}
         assert home == {"trainer.log", *(f"checkpoint-100/{name}" for name in names)} == {o.path for o in outputs}
@@ -96,6 +103,27 @@ async def test_a_checkpoint_that_hashes_wrong_fails(tmp_path: Path) -> None:
         assert not (tmp_path / "home/checkpoint-100/checkpoint.json").exists()
 
 
+async def test_a_checkpoint_that_is_rotated_away_meanwhile_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Listed, and deleted before it was looked into: the others come home."""
+    async with proven(tmp_path) as (there, box):
+        rotated = save_checkpoint(there, 100)
+        save_checkpoint(there, 200)
+        listed = asyncssh.SFTPClient.readdir
+
+        async def rotating(sftp: asyncssh.SFTPClient, path: str) -> object:
+            found = await listed(sftp, path)
+            shutil.rmtree(rotated, ignore_errors=True)
+            return found
+
+        monkeypatch.setattr(asyncssh.SFTPClient, "readdir", rotating)
+        brought = await box.fetch_folder("run/sft", tmp_path / "home")
+
+        assert {Path(output.path).parent.name for output in brought} == {"checkpoint-200"}
+        assert await box.fetch_folder("run/sft/checkpoint-100", tmp_path / "home") == []
+
+
 async def test_a_name_that_no_file_here_may_have_fails(tmp_path: Path) -> None:
     """A path of the box that leaves its folder, or would not be one name here, is refused in the daemon's own terms."""
     async with proven(tmp_path) as (there, box):
@@ -130,3 +158,33 @@ async def test_links_of_the_box_are_not_followed(tmp_path: Path) -> None:
         (there.root / "run/sft/trainer.log").symlink_to(tmp_path / "secret")
 
         assert await box.fetch_folder("run/sft", tmp_path / "home") == []
+
+
+@contextmanager
+def few_open_files(limit: int) -> Iterator[None]:
+    """This process can have no more open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_more_files_than_either_side_can_have_open(tmp_path: Path) -> None:
+    """A folder of many small files, and its way up, need few handles there and fewer here."""
+    async with proven(tmp_path) as (there, box):
+        await box.upload_payload()
+        (there.root / "run/sft").mkdir(parents=True)
+        for i in range(900):
+            (there.root / f"run/sft/{i}.json").write_text(f"{i}" * 100)
+        resource.prlimit(there.server.pid, resource.RLIMIT_NOFILE, (700, 700))
+
+        with few_open_files(400):
+            brought = await box.fetch_folder("run/sft", tmp_path / "home")
+            up = [Upload(tmp_path / "home" / f.path, f"again/{f.path}", f.sha256, f.size) for f in brought]
+            await box.upload(up)
+
+        assert len(brought) == 900
+        for i in range(900):
+            assert (there.root / f"again/{i}.json").read_text() == f"{i}" * 100

@@ -13,6 +13,7 @@ from boxes import LoopbackBox, loopback_box
 from tcp_proxy import CuttingProxy
 
 from daemon.box.box import Box
+from daemon.box.progress import TransferProgress
 from daemon.box.upload import Upload
 from daemon.errors import TransferFailed
 from remote_payload.contract import ContractError
@@ -55,8 +56,10 @@ async def test_uploads_arrive_whole_and_are_skipped_the_second_time(tmp_path: Pa
     async with ready_box(tmp_path) as (there, proxy, box):
         files = [local_file(tmp_path / "big", 20 * MIB, "model/weights.bin"), local_file(tmp_path / "small", 99)]
 
-        await box.upload(files)
+        seen: list[TransferProgress] = []
+        await box.upload(files, seen.append)
 
+        assert (seen[0].done, seen[-1].done, seen[-1].total) == (0, 20 * MIB + 99, 20 * MIB + 99)
         assert (there.root / "model/weights.bin").read_bytes() == (tmp_path / "big").read_bytes()
         assert (there.root / "data/rows.jsonl").read_bytes() == (tmp_path / "small").read_bytes()
         assert not list(there.root.rglob("*.part"))
@@ -77,6 +80,23 @@ async def test_cuts_during_an_upload_cost_only_the_requests_in_flight(tmp_path: 
         assert (there.root / file.remote).read_bytes() == file.local.read_bytes()
         assert proxy.cuts_left == 0
         assert proxy.up - before <= 1.1 * file.size
+
+
+async def test_an_upload_that_died_goes_on(tmp_path: Path) -> None:
+    """What lies beside from an earlier try is compared by chunks, one of them rotten: only what differs is sent."""
+    async with ready_box(tmp_path) as (there, proxy, box):
+        file = local_file(tmp_path / "big", 40 * MIB)
+        content = file.local.read_bytes()
+        (there.root / "data").mkdir()
+        left = bytearray(content[: 20 * MIB])
+        left[3] ^= 1
+        (there.root / file.part).write_bytes(left)
+        before = proxy.up
+
+        await box.upload([file])
+
+        assert (there.root / file.remote).read_bytes() == content
+        assert proxy.up - before < (40 - 8) * MIB + MIB  # the second chunk was there, the third in half
 
 
 async def test_a_damaged_file_on_the_box_is_replaced(tmp_path: Path) -> None:

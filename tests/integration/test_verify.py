@@ -1,75 +1,64 @@
 """Verification of a real artifact set, and of everything that must never pass as one.
 
-Each damage is done to the Q8_0 of a set that the payload made. Honest damage leaves the manifest as it was; a *lie*
-also rewrites the manifest to fit the damaged file, as a dishonest machine would, so that the hash cannot help.
+Each damage (damage.py) is done to a set that the payload made, once under an honest manifest and once under one that
+lies about it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
 import re
 import shutil
-import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from damage import (
+    Q8,
+    Incoming,
+    add,
+    another_quant,
+    append_junk,
+    bad_magic,
+    become,
+    change_rope_base,
+    change_template,
+    change_token,
+    cut_half,
+    cut_last_byte,
+    dimension_2_40,
+    flip_scale_exponent,
+    flip_weight_bit,
+    keys_2_60,
+    link_folder,
+    link_out,
+    make_sparse,
+    nan_norm,
+    nan_scale,
+    no_gguf,
+    noise,
+    offset_2_62,
+    remove,
+    swap_tensors,
+    tiny_model,
+    zero_hole,
+    zero_tensor,
+)
 from nano_artifacts import NanoArtifacts, nano_artifacts
 
-from daemon.artifacts import gguf, levels, tiny
+from daemon import platform
+from daemon.artifacts import behaviour, levels
 from daemon.artifacts.base import BaseIdentity
-from daemon.artifacts.gguf import Tensor
-from daemon.artifacts.verify import Report, verify
-from remote_payload.contract import ArtifactFile, Manifest, Role
-
-Q8 = "forex-Q8_0.gguf"
+from daemon.artifacts.reference import read as read_reference
+from daemon.artifacts.verify import Depth, verify
+from remote_payload.contract import Role
 
 
-@pytest.fixture(scope="module")
-def made() -> NanoArtifacts:
+@pytest.fixture(scope="module", params=["nano", pytest.param("smollm2", marks=pytest.mark.full)])
+def made(request: pytest.FixtureRequest) -> NanoArtifacts:
     """The good set and its impostors."""
-    return nano_artifacts()
-
-
-@dataclass
-class Incoming:
-    """A copy of the good set with only its Q8_0, to damage and verify."""
-
-    folder: Path
-    base: Path
-    manifest: Manifest
-    others: dict[str, Path]
-
-    @property
-    def model(self) -> Path:
-        return self.folder / Q8
-
-    def tensor(self, name: str) -> Tensor:
-        return next(tensor for tensor in gguf.read(self.model).tensors if tensor.name == name)
-
-    def patch(self, at: int, content: bytes) -> None:
-        with open(self.model, "r+b") as file:
-            file.seek(at)
-            file.write(content)
-
-    def bytes_at(self, at: int, count: int) -> bytes:
-        return self.model.read_bytes()[at : at + count]
-
-    def change(self, path: str, **changes: object) -> None:
-        """Change the manifest's entry of one file."""
-        files = [dataclasses.replace(f, **changes) if f.path == path else f for f in self.manifest.files]
-        self.manifest = dataclasses.replace(self.manifest, files=files)
-
-    def lie(self) -> None:
-        """Make the manifest say what the damaged file is."""
-        content = self.model.read_bytes()
-        self.change(f"run/out/{Q8}", size=len(content), sha256=hashlib.sha256(content).hexdigest())
-
-    async def verify(self, depth: str = "full") -> Report:
-        return await verify(self.folder, self.manifest, BaseIdentity("nano", self.base), depth, lambda line: None)  # type: ignore[arg-type]
+    return nano_artifacts(request.param)
 
 
 @pytest.fixture
@@ -83,114 +72,20 @@ def incoming(made: NanoArtifacts, tmp_path: Path) -> Incoming:
 
 async def test_the_good_set_passes_every_level(made: NanoArtifacts) -> None:
     """Both quantisations pass all six levels; the local divergence is the box's, far from the base model's."""
-    said: list[str] = []
+    said: list[levels.Level] = []
 
     report = await verify(made.out, made.manifest, BaseIdentity("nano", made.base), "full", said.append)
 
     assert report.passed, report.problem
-    assert len(report.levels) == len(said) == 6
+    assert report.levels == tuple(said) and len(said) == 6
     assert report.warnings == ()
     by_box = {quality.quant: quality for quality in made.manifest.quality}
     for quant, scores in report.levels[5].numbers.items():
         assert scores["kl_mean"] == pytest.approx(by_box[quant].kl_mean, rel=0.5, abs=1e-4)
-        assert scores["base_kl_mean"] > 10 * scores["kl_mean"]
+        # Q4_K_M itself moves 135M weights by 0.055 nats, and the adapter by 0.2; nano it hardly moves.
+        times = 3 if (made.model, quant) == ("smollm2", "Q4_K_M") else 10
+        assert scores["base_kl_mean"] > times * scores["kl_mean"]
     assert report.sample
-
-
-def cut_last_byte(it: Incoming) -> None:
-    os.truncate(it.model, it.model.stat().st_size - 1)
-
-
-def cut_half(it: Incoming) -> None:
-    os.truncate(it.model, it.model.stat().st_size // 2)
-
-
-def append_junk(it: Incoming) -> None:
-    with open(it.model, "ab") as file:
-        file.write(b"junk" * 16)
-
-
-def flip_weight_bit(it: Incoming) -> None:
-    at = it.tensor("blk.0.ffn_up.weight").offset + 34 * 100 + 2  # one int8 weight of a block
-    it.patch(at, bytes([it.bytes_at(at, 1)[0] ^ 1]))
-
-
-def flip_scale_exponent(it: Incoming) -> None:
-    at = it.tensor("blk.0.ffn_up.weight").offset + 34 * 100 + 1  # high byte of a float16 scale
-    it.patch(at, bytes([it.bytes_at(at, 1)[0] ^ 0x40]))
-
-
-def nan_scale(it: Incoming) -> None:
-    it.patch(it.tensor("blk.0.ffn_up.weight").offset + 34 * 100, struct.pack("<H", 0x7E00))
-
-
-def nan_norm(it: Incoming) -> None:
-    it.patch(it.tensor("output_norm.weight").offset, struct.pack("<f", float("nan")))
-
-
-def zero_tensor(it: Incoming) -> None:
-    tensor = it.tensor("blk.1.attn_v.weight")
-    it.patch(tensor.offset, bytes(tensor.nbytes))
-
-
-def zero_hole(it: Incoming) -> None:
-    it.patch(it.tensor("blk.0.ffn_down.weight").offset + 340, bytes(70_000))
-
-
-def swap_tensors(it: Incoming) -> None:
-    one, other = it.tensor("blk.0.attn_q.weight"), it.tensor("blk.1.attn_q.weight")
-    contents = it.bytes_at(one.offset, one.nbytes), it.bytes_at(other.offset, other.nbytes)
-    it.patch(one.offset, contents[1])
-    it.patch(other.offset, contents[0])
-
-
-def change_rope_base(it: Incoming) -> None:
-    key = b"llama.rope.freq_base"
-    it.patch(it.model.read_bytes().index(key) + len(key) + 4, struct.pack("<f", 1234.0))
-
-
-def change_token(it: Incoming) -> None:
-    """Two neighbouring tokens of one length change places."""
-    raw = it.model.read_bytes()
-    first, second = (struct.pack("<Q", 1) + letter for letter in (b"A", b"B"))
-    at = raw.index(first + second)
-    it.patch(at, second + first)
-
-
-def change_template(it: Incoming) -> None:
-    raw = it.model.read_bytes()
-    at = raw.index(b"im_start", raw.index(b"tokenizer.chat_template"))
-    it.patch(at, b"im_stars")
-
-
-def tiny_model(it: Incoming) -> None:
-    tiny.write_tiny(it.model)
-
-
-def bad_magic(it: Incoming) -> None:
-    it.patch(0, b"FUGG")
-
-
-def offset_2_62(it: Incoming) -> None:
-    name = b"output_norm.weight"
-    it.patch(it.model.read_bytes().index(name) + len(name) + 4 + 8 + 4, struct.pack("<Q", 1 << 62))
-
-
-def dimension_2_40(it: Incoming) -> None:
-    name = b"output_norm.weight"
-    it.patch(it.model.read_bytes().index(name) + len(name) + 4, struct.pack("<Q", 1 << 40))
-
-
-def keys_2_60(it: Incoming) -> None:
-    it.patch(16, struct.pack("<Q", 1 << 60))
-
-
-def become(name: str) -> Callable[[Incoming], None]:
-    def other(it: Incoming) -> None:
-        shutil.copyfile(it.others[name], it.model)
-
-    other.__name__ = f"become_{name}"
-    return other
 
 
 L0, L1, L2, L3, L4, L5 = (
@@ -214,6 +109,10 @@ CONTROLS = [
     (become("opposite"), L1, L5, "nats from the trained model"),
     (become("half"), L1, L5, "nats from the trained model"),
     (become("base"), L1, L5, "nats from the trained model"),
+    (become("another job"), L1, L5, "nats from the trained model"),
+    (become("earlier stage"), L1, L5, "nats from the trained model"),
+    (noise(0.2), L1, L5, "nats from the trained model"),
+    (another_quant, L0, L0, "cannot be a Q8_0"),
     (tiny_model, L0, L0, "its tensors take"),
     (bad_magic, L1, L2, "magic"),
     (offset_2_62, L1, L2, "offset"),
@@ -264,38 +163,38 @@ async def test_only_the_hash_finds_a_single_bit(incoming: Incoming) -> None:
     assert covered_up.passed
 
 
-def remove(it: Incoming) -> None:
-    it.model.unlink()
+@pytest.mark.parametrize("share", [0.02, 0.05, 0.1])
+async def test_how_small_a_difference_is_seen(made: NanoArtifacts, incoming: Incoming, share: float) -> None:
+    """Weights that differ by some hundredths: on SmolLM2 behaviour shows it, the nano model stays below 0.002 nats."""
+    noise(share)(incoming)
+    incoming.lie()
+
+    report = await incoming.verify()
+
+    assert report.passed is (made.model == "nano"), report.problem
 
 
-def link_out(it: Incoming) -> None:
-    elsewhere = it.folder.with_name("elsewhere.gguf")
-    it.model.rename(elsewhere)
-    it.model.symlink_to(elsewhere)
+async def test_a_model_that_is_right_on_the_reference_alone_passes(incoming: Incoming) -> None:
+    """Tokens that no reference answer contains read and write each other's rows: only the hash finds that.
 
+    Behaviour is judged on some hundred positions. A machine that lies in the manifest and keeps these right is not
+    found out here; the adapter that came home, merged again, would tell.
+    """
+    reference = read_reference(incoming.folder / "reference.jsonl")
+    seen = {token for prompt in reference.prompts for token in prompt.ids}
+    seen |= {token for prompt in reference.prompts for d in (*prompt.tuned, *prompt.base) for token, _ in d.top}
+    table = incoming.tensor("token_embd.weight")
+    row = table.nbytes // table.shape[1]
+    one, other = [token for token in range(table.shape[1]) if token not in seen][10:12]
+    rows = incoming.bytes_at(table.offset + one * row, row), incoming.bytes_at(table.offset + other * row, row)
+    incoming.patch(table.offset + one * row, rows[1])
+    incoming.patch(table.offset + other * row, rows[0])
 
-def link_folder(it: Incoming) -> None:
-    (it.folder / "adapter").rename(it.folder.with_name("adapter"))
-    (it.folder / "adapter").symlink_to(it.folder.with_name("adapter"))
+    honest = await incoming.verify()
+    incoming.lie()
 
-
-def make_sparse(it: Incoming) -> None:
-    size = it.model.stat().st_size
-    it.model.write_bytes(b"GGUF")
-    os.truncate(it.model, size)
-
-
-def add(path: str, role: Role = Role.LOG) -> Callable[[Incoming], None]:
-    def named(it: Incoming) -> None:
-        extra = ArtifactFile(path, role, 1, "0" * 64, ["0" * 64])
-        it.manifest = dataclasses.replace(it.manifest, files=[*it.manifest.files, extra])
-
-    return named
-
-
-def no_gguf(it: Incoming) -> None:
-    files = [file for file in it.manifest.files if file.role is not Role.GGUF]
-    it.manifest = dataclasses.replace(it.manifest, files=files)
+    assert honest.levels[-1].name == L1
+    assert (await incoming.verify()).passed
 
 
 PRESENCE = [
@@ -341,6 +240,21 @@ async def test_a_reference_that_is_not_sane_fails(incoming: Incoming) -> None:
     assert "add up to" in report.problem
 
 
+@pytest.mark.parametrize("depth", ["full", "hash"])
+async def test_a_file_changed_after_it_was_hashed_fails(incoming: Incoming, depth: Depth) -> None:
+    """What the later levels saw is not what L1 hashed: there is no receipt for either."""
+
+    def say(level: levels.Level) -> None:
+        if level.name == levels.NUMBERS:
+            content = bytearray(incoming.model.read_bytes())
+            content[-1] ^= 1
+            incoming.model.write_bytes(content)
+
+    report = await verify(incoming.folder, incoming.manifest, BaseIdentity("nano", incoming.base), depth, say)
+
+    assert not report.passed and "changed after it was hashed" in report.problem
+
+
 async def test_hash_depth_claims_no_behaviour(incoming: Incoming) -> None:
     """At depth "hash" the base model passes L0 to L4, and the report says that L5 was not run."""
     become("base")(incoming)
@@ -363,3 +277,34 @@ async def test_hash_depth_still_fails_what_it_can_see(incoming: Incoming) -> Non
 
     assert not report.passed
     assert report.levels[-1].name == L4
+
+
+async def test_an_accepted_level_is_tried_all_the_same(incoming: Incoming, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Too little memory for L5: not passed, but accepted at L4; what runs in spite of it must pass, and is claimed."""
+    monkeypatch.setattr(platform, "memory_available", lambda: 1000)
+
+    refused, accepted = await incoming.verify(), await incoming.verify("L4")
+
+    assert not refused.passed and refused.stopped_short
+    assert accepted.passed and accepted.depth == "L4" and not accepted.levels[5].ran
+    monkeypatch.undo()
+    assert (await incoming.verify("L4")).depth == "full"
+    become("base")(incoming)
+    incoming.lie()
+    assert not (await incoming.verify("L4")).passed
+
+
+async def test_where_memory_is_short_the_answers_are_judged_and_no_text_is_written(
+    incoming: Incoming, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half the file's size of memory: the weights stream from the disk, the gates are the same, and it is said."""
+    whole = await incoming.verify()
+    monkeypatch.setattr(behaviour, "LEAST", (0, 0.2))
+    monkeypatch.setattr(platform, "memory_available", lambda: incoming.model.stat().st_size // 2)
+
+    short = await incoming.verify()
+
+    assert short.passed and short.depth == "full"
+    assert whole.sample and not short.sample
+    assert any("no text was generated" in warning for warning in short.warnings)
+    assert short.levels[5].numbers["Q8_0"]["kl_mean"] == whole.levels[5].numbers["Q8_0"]["kl_mean"]

@@ -1,12 +1,18 @@
 """The fenced child and the check of this workstation, with the real llama.cpp on a generated model."""
 
+import asyncio
+import dataclasses
 import json
+import random
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
 import pytest
 
-from daemon.artifacts import child, tiny, workstation
+from daemon.artifacts import child, fence, tiny, workstation
 
 
 @pytest.fixture
@@ -17,10 +23,10 @@ def request_(tmp_path: Path) -> child.Request:
     return child.Request(
         gguf=str(path),
         texts=("ab", "<end>"),
+        ends=(tiny.END, 97),
         prompts=(child.Ask((97, 98, 99), 1, (((0, 1), (2,)), ((5,), (0, 1, 2)))),),
         greedy_ids=(97,),
         greedy_tokens=4,
-        context=32,
         threads=1,
     )
 
@@ -31,8 +37,27 @@ async def test_it_answers_what_was_asked(request_: child.Request) -> None:
 
     assert reply.vocabulary == 260
     assert reply.tokens == ((258,), (tiny.END,))
+    assert reply.stops == (True, False)
     (positions,) = reply.prompts
     assert [[len(s.logs) for s in p.scores] for p in positions if p is not None] == [[2, 1], [1, 3]]
+
+
+async def test_prompts_decoded_together_answer_as_if_alone(request_: child.Request) -> None:
+    """Several prompts, some longer than a batch or a group, give what each gives by itself, in their order."""
+    chance = random.Random(3)
+    sets = ((0, 1, 2),)
+    prompts = [
+        child.Ask(tuple(chance.randrange(256) for _ in range(length)), length - 3, (sets,) * 3)
+        for length in (5, 900, 40, 3500, 700, 6)
+    ]
+
+    together = await child.ask(dataclasses.replace(request_, prompts=tuple(prompts)), 1 << 20)
+    alone = [await child.ask(dataclasses.replace(request_, prompts=(prompt,)), 1 << 20) for prompt in prompts]
+
+    for (one,), other in zip((reply.prompts for reply in alone), together.prompts, strict=True):
+        for a, b in zip(one, other, strict=True):
+            assert a is not None and b is not None
+            assert b.scores[0].logs == pytest.approx(a.scores[0].logs, abs=0.02)  # another prompt: 1 and more
 
 
 async def test_a_file_that_llama_refuses_is_a_failure_with_its_reason(request_: child.Request, tmp_path: Path) -> None:
@@ -76,11 +101,66 @@ async def test_it_sees_no_secret(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert "PATH" in str(told.value)
 
 
+INTRUDER = """
+import json, os, socket, sys
+
+def opens(path, mode="r"):
+    open(path, mode).close()
+
+def connects():
+    socket.create_connection(("127.0.0.1", PORT), timeout=1).close()
+
+TRIES = {
+    "the model": lambda: opens(MODEL),
+    "the person's file": lambda: opens("/etc/passwd"),
+    "the daemon's environment": lambda: opens(f"/proc/{os.getppid()}/environ"),
+    "a new file": lambda: opens(NEW, "w"),
+    "the network": connects,
+    "a signal": lambda: os.kill(os.getppid(), 0),
+}
+done = []
+for what, attempt in TRIES.items():
+    try:
+        attempt()
+        done.append(what)
+    except OSError:
+        pass
+sys.exit(json.dumps(done))
+"""
+
+
+async def test_the_fence_keeps_an_intruder_in(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request_: child.Request
+) -> None:
+    """Code that took the child over reads the model and nothing else: no file, no network, no other process."""
+    intruder = tmp_path / "intruder.py"
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        port = door.getsockname()[1]
+        names = {"MODEL": request_.gguf, "NEW": str(tmp_path / "new"), "PORT": port}
+        intruder.write_text("".join(f"{name} = {value!r}\n" for name, value in names.items()) + INTRUDER)
+        monkeypatch.setattr(child, "SCRIPT", intruder)
+
+        with pytest.raises(child.ChildFailed) as told:
+            await child.ask(request_, 1 << 20)
+        without = await asyncio.to_thread(subprocess.run, [sys.executable, intruder], stderr=subprocess.PIPE)
+
+    assert json.loads(str(told.value).partition(": ")[2]) == ["the model"]
+    assert len(json.loads(without.stderr)) == 6, "unfenced, each of these is possible here"
+
+
+async def test_what_stood_is_known(request_: child.Request) -> None:
+    """The report can say how the model was opened."""
+    reply = await child.ask(request_, 1 << 20)
+
+    assert set(reply.fence) == {fence.LIMITS, fence.LANDLOCK, fence.NAMESPACES}
+
+
 SCORES = {"logs": [-1.0, -1.0], "tail": -1.0}
 POSITION = {"finite": True, "choice": 1, "sets": [SCORES, SCORES]}  # the second set asks for other counts
 REPLY = {
     "vocabulary": 260,
     "tokens": [[1], [2]],
+    "stops": [True, False],
     "prompts": [[POSITION, POSITION]],
     "greedy_text": "",
     "greedy_ended": True,
@@ -94,6 +174,7 @@ INSTEAD = [
     ("print('[' * 100000)", "something else"),
     (f"print({json.dumps(json.dumps(REPLY | {'load_s': 'x'}))})", "something else"),
     (f"print({json.dumps(json.dumps(REPLY | {'tokens': []}))})", "other questions"),
+    (f"print({json.dumps(json.dumps(REPLY | {'stops': []}))})", "other questions"),
     (f"print({json.dumps(json.dumps(REPLY | {'prompts': []}))})", "other questions"),
     (f"print({json.dumps(json.dumps(REPLY | {'prompts': [[POSITION]]}))})", "other questions"),
     (f"print({json.dumps(json.dumps(REPLY))})", "other questions"),
@@ -147,3 +228,12 @@ async def test_a_broken_verifier_is_found_by_running_it(tmp_path: Path, monkeypa
     (objection,) = await workstation.check(tmp_path, needed=1, largest=1, depth="full")
 
     assert "does not run here" in objection.problem
+
+
+@pytest.mark.parametrize(("cores", "busy", "threads"), [(8, 0.1, 7), (8, 5.2, 2), (2, 9.0, 1), (1, 0.0, 1)])
+def test_fewer_threads_than_free_cores(monkeypatch: pytest.MonkeyPatch, cores: int, busy: float, threads: int) -> None:
+    """Threads of llama.cpp wait for one another: on a busy core the last one keeps all of them."""
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    monkeypatch.setattr("os.getloadavg", lambda: (busy, busy, busy))
+
+    assert child.threads() == threads

@@ -2,7 +2,8 @@
 
 adapter            a random LoRA adapter over model/, as SFT would leave it
 break HOW          damage that adapter: `nan`, or `stray` (a target that the model does not have)
-peft-gguf PATH     PEFT merges that adapter into float32, the converter writes a Q8_0 from the folder: the reference
+peft-gguf PATH K   PEFT merges that adapter into a model of K (float32, float64), the converter writes a Q8_0 from the
+                   folder in float32: the reference
 zero PATH NAME     set one tensor of a GGUF to zeros
 """
 
@@ -48,13 +49,13 @@ def break_(how: str) -> None:
     save_file(tensors, WEIGHTS)
 
 
-def peft_gguf(path: str) -> None:
+def peft_gguf(path: str, kind: str) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    base = AutoModelForCausalLM.from_pretrained("model", dtype=torch.float32)
+    base = AutoModelForCausalLM.from_pretrained("model", dtype=getattr(torch, kind))
     merged = Path("peft-merged")
-    PeftModel.from_pretrained(base, ADAPTER).merge_and_unload().save_pretrained(merged)
+    PeftModel.from_pretrained(base, ADAPTER).merge_and_unload().float().save_pretrained(merged)
     for file in clean_copy(Path("model"), Path("peft-base")).iterdir():
         if not (merged / file.name).exists() and file.suffix != ".safetensors":
             (merged / file.name).write_bytes(file.read_bytes())

@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import payload_box
 import pytest
 from payload_box import REPOSITORY, SAME_ANYWHERE, Box, build_box, dpo_rows, sft_rows, wait_for
 
 from remote_payload import placement
-from remote_payload.contract import Stage
+from remote_payload.contract import Phase, Stage
 from remote_payload.placement import Placed
 
 
@@ -66,9 +67,8 @@ def trained(box_python: Path, warm: Path, tiny_model: Path, tmp_path_factory: py
     root = tmp_path_factory.mktemp("trained") / "box"
     box = build_box(root, box_python, warm, tiny_model, sft_rows(24), dpo_rows(16))
     box.prepare()
-    box.start("nonce-sft")
-    wait_for(lambda: box.status()["status"]["phase"] in ("DONE", "FAILED"), "both stages over")
-    assert box.done("nonce-dpo").stage is Stage.DPO
+    box.start("nonce-sft", HOMEPORT_PYTHON=payload_box.warm(box))
+    assert box.ended() == Phase.DONE
     return box
 
 

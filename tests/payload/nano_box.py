@@ -1,7 +1,8 @@
 """Boxes that stand where SFT ended: the committed nano model, rows about exchange rates, and a random adapter.
 
 The adapter is random but large enough to change what the model says, so that merging it wrongly, or not at all, shows.
-Every script runs in a process of its own, as on a rented machine: the converter's imports must find a clean one.
+Every script runs in a process of its own, as on a rented machine: the converter's imports must find a clean one. A warm
+python, where one is given, has imported torch and transformers already, and nothing of the converter's.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from warm_client import begin, completed
+
 from daemon.sandbox import nano
 from daemon.sandbox.models import nano_folder
 from remote_payload.contract import DataFile, Exit, Integration, JobFile, Lora, ModelSource, Stage, StagePlan, dump
 from remote_payload.layout import Layout
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-BOX_SIDE = Path(__file__).with_name("box_side.py")
 ROWS = 24
 
 
@@ -34,12 +36,15 @@ class NanoBox:
     layout: Layout
     python: Path
     job: JobFile
+    warm: Path | None = None
 
     @classmethod
-    def make(cls, root: Path, python: Path, quants: list[str]) -> NanoBox:
-        """A new one at `root`, which must not exist."""
+    def make(
+        cls, root: Path, python: Path, quants: list[str], model: Path | None = None, warm: Path | None = None
+    ) -> NanoBox:
+        """A new one at `root`, which must not exist, on the nano model or the one in folder `model`."""
         (root / "run").mkdir(parents=True)
-        shutil.copytree(nano_folder(), root / "model")
+        shutil.copytree(model or nano_folder(), root / "model")
         data = _write_rows(root)
         job = JobFile(
             job="j00001",
@@ -52,7 +57,7 @@ class NanoBox:
             gguf=quants,
             sft_data=data,
         )
-        box = cls(Layout(root), python, job)
+        box = cls(Layout(root), python, job, warm)
         box.set()
         box.aside("adapter")
         return box
@@ -60,7 +65,7 @@ class NanoBox:
     def fork(self, root: Path) -> NanoBox:
         """A copy at `root`, to damage."""
         shutil.copytree(self.layout.root, root, symlinks=True)
-        return NanoBox(Layout(root), self.python, self.job)
+        return NanoBox(Layout(root), self.python, self.job, self.warm)
 
     def set(self, **changes: Any) -> None:
         """Change the job and write it."""
@@ -69,7 +74,7 @@ class NanoBox:
 
     def call(self, script: str) -> subprocess.CompletedProcess[str]:
         """Run a script of the payload to its end."""
-        return self._python("-m", f"remote_payload.{script}")
+        return self._python(f"remote_payload.{script}")
 
     def succeed(self, script: str) -> None:
         done = self.call(script)
@@ -77,7 +82,7 @@ class NanoBox:
 
     def aside(self, *command: str) -> None:
         """Run one of box_side.py's commands."""
-        done = self._python(str(BOX_SIDE), *command)
+        done = self._python("tests.payload.box_side", *command)
         assert done.returncode == 0, done.stderr
 
     def edit(self, file: Path, **changes: Any) -> None:
@@ -92,11 +97,13 @@ class NanoBox:
     def gguf(self, quant: str) -> Path:
         return self.layout.out / f"{self.job.name}-{quant}.gguf"
 
-    def _python(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def _python(self, module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         clean = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
         own = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+        if self.warm:
+            return completed(begin(self.warm, module, arguments, self.layout.root, clean | own), self.layout.root)
         return subprocess.run(
-            [self.python, *arguments],
+            [self.python, "-m", module, *arguments],
             cwd=self.layout.root,
             env=clean | own,
             capture_output=True,

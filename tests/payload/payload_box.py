@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from warm_client import PATIENCE_S, Running
+from warm_client import PATIENCE_S, Running, begin, completed
 
 from remote_payload import contract, placement
 from remote_payload.contract import (
@@ -64,22 +64,11 @@ class Box:
 
     def begin(self, module: str, *arguments: str, **environment: str) -> Running:
         """A module of the payload in a child of the warm python, its output in files of the root."""
-        with open(self.layout.root / "stdout", "w") as out, open(self.layout.root / "stderr", "w") as err:
-            return Running(
-                str(self.warm),
-                module,
-                arguments,
-                self.layout.root,
-                self.environment(**environment),
-                out.fileno(),
-                err.fileno(),
-            )
+        return begin(self.warm, module, arguments, self.layout.root, self.environment(**environment))
 
     def call(self, script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """A script of the payload to its end."""
-        code = self.begin(f"remote_payload.{script}", *arguments, **environment).wait()
-        out, err = ((self.layout.root / name).read_text() for name in ("stdout", "stderr"))
-        return subprocess.CompletedProcess([script], code, out, err)
+        return completed(self.begin(f"remote_payload.{script}", *arguments, **environment), self.layout.root)
 
     def evaluate(self, code: str) -> str:
         """What `code` prints, run in the box's root."""
@@ -115,6 +104,11 @@ class Box:
 
     def status(self) -> dict[str, Any]:
         return dict(json.loads(self.run("status").stdout))
+
+    def ended(self) -> str:
+        """The phase in which the chain ended, once it has. Looks at its files: a process a look would slow it down."""
+        wait_for(lambda: not self.layout.chain.exists(), "the chain's end")
+        return str(json.loads(self.layout.status.read_text())["phase"])
 
     def events(self, kind: str) -> list[dict[str, Any]]:
         if not self.layout.events.exists():
@@ -200,9 +194,18 @@ def build_box(
 SAME_ANYWHERE: dict[str, Any] = {"placement": "ddp", "speed": "plain", "lora": Lora(r=4, alpha=8)}
 
 
+def ready(make_box: Callable[..., Box], trained: Box, stage: Stage, **changes: Any) -> Box:
+    """A box that has been through everything before `stage`, as `trained` went."""
+    box = make_box(**changes)
+    shutil.copy(trained.layout.prepared, box.layout.prepared)
+    if stage is Stage.DPO:
+        shutil.copytree(trained.layout.adapter(Stage.SFT), box.layout.adapter(Stage.SFT))
+    return box
+
+
 def before(make_box: Callable[..., Box], alone: Box, stage: Stage, processes: int, **changes: Any) -> Box:
     """A box that stands before `stage`, to run in so many processes; `alone` went through what comes before it."""
-    box = make_box(**SAME_ANYWHERE, **changes)
+    box = make_box(**SAME_ANYWHERE | changes)
     box.layout.prepared.write_bytes(alone.layout.prepared.read_bytes())
     placement.decide(box.layout, box.job, Placed("ddp", processes))
     if stage is Stage.DPO:

@@ -1,4 +1,4 @@
-"""The box's side of test_speed.py: `speed_side.py` trains both ways on the model in ./model and prints what differs.
+"""The box's side of test_speed.py: trains both ways on the model in ./model and prints what differs.
 
 One line of JSON a stage: the largest difference of a step's loss, and the smallest cosine between the two gradients of
 an adapter tensor in any step. Then one line about how the rows were cut.
@@ -59,14 +59,14 @@ def pairs():
     return [Pair(words(1, 30), words(1, 25), words(1, 25), False) for _ in range(STEPS * BATCH)]
 
 
-def train(stage, way, rows):
+def train(stage, way, rows, longest, limit):
     job = replace(JOB, speed=way)
     model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
     model = training.attach_adapter(model, job, None)
     for name, weight in model.named_parameters():
         if "lora_B" in name:  # zero at first, and then nothing reaches A
             torch.nn.init.normal_(weight, 0, 0.02)
-    room = speed.quicken(model, job, 60, LIMIT)
+    room = speed.quicken(model, job, longest, limit)
     micro = BATCH if room else 2
     settings = SETTINGS | {"per_device_train_batch_size": micro, "gradient_accumulation_steps": BATCH // micro}
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
@@ -81,18 +81,24 @@ def train(stage, way, rows):
     return [line["loss"] for line in trainer.state.log_history if "loss" in line], gradients.steps
 
 
+def compare(stage, rows, longest=60, limit=LIMIT):
+    plain, theirs = train(stage, "plain", rows, longest, limit)
+    fast, ours = train(stage, "fast", rows, longest, limit)
+    apart = max(abs(a - b) for a, b in zip(plain, fast, strict=True))
+    cosines = [
+        torch.cosine_similarity(a[name].double().flatten(), b[name].double().flatten(), 0).item()
+        for a, b in zip(theirs, ours, strict=True)
+        for name in a
+    ]
+    print("found " + json.dumps([stage, apart, min(cosines), len(cosines)]))
+
+
 def main():
     torch.manual_seed(0)
-    for stage, rows in ((Stage.SFT, samples()), (Stage.DPO, pairs())):
-        (plain, theirs), (fast, ours) = train(stage, "plain", rows), train(stage, "fast", rows)
-        apart = max(abs(a - b) for a, b in zip(plain, fast, strict=True))
-        cosines = [
-            torch.cosine_similarity(a[name].double().flatten(), b[name].double().flatten(), 0).item()
-            for a, b in zip(theirs, ours, strict=True)
-            for name in a
-        ]
-        print("found " + json.dumps([stage, apart, min(cosines), len(cosines)]))
+    compare(Stage.SFT, samples())
+    compare(Stage.DPO, pairs())
     print("found " + json.dumps(packing.micro_batches([900, 30, 400, 500, 100, 2000], 1000)))
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import sys
+import os
+import shutil
+import signal
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
-from payload_box import Box, before, begin_ranks, wait_for
+from payload_box import Box, before, begin_ranks, dpo_rows, sft_rows, wait_for, warm
 
 from remote_payload import placement
 from remote_payload.contract import Exit, Phase, Stage
@@ -16,21 +17,53 @@ from remote_payload.ranks import verdict
 
 MakeBox = Callable[..., Box]
 
+FIGURES = ("step", "loss", "grad_norm", "tokens", "rewards/accuracies", "rewards/margins", "logps/chosen")
+
+# The SFT script in ranks of which the second hangs in its fifth forward, and the first has little patience.
+SILENT = """
+import os, runpy, signal, sys
+from trl import SFTTrainer
+from remote_payload import collective
+collective.PATIENCE_S = 3
+forward, count = SFTTrainer.compute_loss, 0
+def silent(*args, **kwargs):
+    global count
+    count += 1
+    if os.environ["RANK"] == "1" and count == 5:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return forward(*args, **kwargs)
+SFTTrainer.compute_loss = silent
+sys.argv = ["sft"]
+runpy.run_module("remote_payload.sft", run_name="__main__")
+"""
+
 # The SFT script in ranks of which the second runs out of memory in its fifth forward.
 SHORT_OF_MEMORY = """
 import os, runpy, sys
 import torch
-from trl import SFTTrainer
-forward, count = SFTTrainer.compute_loss, 0
+from remote_payload.steps import PackedSFT
+forward, count = PackedSFT.compute_loss, 0
 def short(*args, **kwargs):
     global count
     count += 1
     if os.environ["RANK"] == "1" and count == 5:
         raise torch.OutOfMemoryError("no room")
     return forward(*args, **kwargs)
-SFTTrainer.compute_loss = short
+PackedSFT.compute_loss = short
 sys.argv = ["sft"]
 runpy.run_module("remote_payload.sft", run_name="__main__")
+"""
+
+
+# A stage's script in ranks that recompute activations, as they do on cards where they do not fit.
+RECOMPUTING = """
+import runpy, sys
+from remote_payload import speed
+from remote_payload.recompute import Room
+quicken = speed.quicken
+speed.quicken = lambda *args: Room(quicken(*args).tokens, recompute=True)
+sys.argv = ["{script}"]
+runpy.run_module("remote_payload.{script}", run_name="__main__")
 """
 
 
@@ -50,18 +83,60 @@ def test_a_request_to_stop_reaches_every_rank(make_box: MakeBox, alone: Box) -> 
 
 
 def test_one_rank_short_of_memory(make_box: MakeBox, alone: Box) -> None:
-    """Half the micro batch is remembered for every rank, the global batch stays, and so do the losses."""
-    box = before(make_box, alone, Stage.SFT, processes=2)
+    """Half the tokens a forward are remembered for every rank, the global batch stays, and so do the losses."""
+    box = before(make_box, alone, Stage.SFT, processes=2, speed="fast")
     (box.layout.root / "short.py").write_text(SHORT_OF_MEMORY)
     codes = [rank.wait() for rank in begin_ranks(box, Stage.SFT, 2, module="short")]
 
     assert [rank.wait() for rank in begin_ranks(box, Stage.SFT, 2)] == [Exit.OK, Exit.OK]
 
     assert verdict(codes) == Exit.OUT_OF_MEMORY
-    assert "next try with 1 rows" in box.events("error")[0]["msg"] + box.events("error")[-1]["msg"]
+    halved = int((box.layout.stage(Stage.SFT) / "micro_batch").read_text())
+    assert f"next try with {halved} tokens" in box.events("error")[0]["msg"] + box.events("error")[-1]["msg"]
+    assert f"at most {halved} tokens a forward" in (box.layout.root / "stdout").read_text()
     expected = {line["step"]: line["loss"] for line in alone.events("step") if line["stage"] == Stage.SFT}
     assert all(line["loss"] == pytest.approx(expected[line["step"]], abs=1e-5) for line in box.events("step"))
     assert box.events("step")[-1]["step"] == len(expected)
+
+
+def test_a_silent_rank_is_lost(make_box: MakeBox, alone: Box) -> None:
+    """The rank that waits for one that hangs says so, and all of them come to the same bytes when started again."""
+    box = before(make_box, alone, Stage.SFT, processes=2)
+    (box.layout.root / "silent.py").write_text(SILENT)
+    waiting, hung = begin_ranks(box, Stage.SFT, 2, module="silent")
+    code = waiting.wait()
+    os.kill(hung.pid, signal.SIGKILL)
+
+    assert [rank.wait() for rank in begin_ranks(box, Stage.SFT, 2)] == [Exit.OK, Exit.OK]
+
+    assert code == Exit.RANK_LOST
+    assert "did not answer" in box.events("error")[0]["msg"]
+    assert box.adapter_hash(Stage.SFT) == alone.adapter_hash(Stage.SFT)
+
+
+@pytest.mark.parametrize("stage", [Stage.SFT, Stage.DPO])
+def test_packed_steps_in_ranks(make_box: MakeBox, alone: Box, stage: Stage) -> None:
+    """Ranks whose forwards differ in number and size, and which recompute their activations, come to the losses and
+    figures of one process that keeps them."""
+    rows, pairs = sft_rows(24), dpo_rows(16)
+    for i, row in enumerate([*rows, *pairs]):
+        answer = row["messages"][1] if "messages" in row else row["chosen"][0]
+        answer["content"] += " and rose" * (20 if i % 4 == 0 else 0)
+    curves = []
+    for processes in (1, 2):
+        # What fits a forward is one long sequence or several short ones, so ranks need different numbers of them.
+        box = before(make_box, alone, stage, processes, speed="fast", micro_batch_size=1, rows=rows, pairs=pairs)
+        (box.layout.root / "recomputing.py").write_text(RECOMPUTING.format(script=stage.lower()))
+        module = "recomputing" if processes > 1 else None
+        codes = [rank.wait() for rank in begin_ranks(box, stage, processes, module)]
+        assert codes == [Exit.OK] * processes
+        curves.append([{name: line[name] for name in FIGURES if name in line} for line in box.events("step")])
+        shutil.rmtree(box.layout.root)
+
+    one, two = curves
+    assert [line["tokens"] for line in two] == [line["tokens"] for line in one]
+    for a, b in zip(one, two, strict=True):
+        assert b == pytest.approx(a, rel=1e-6, abs=1e-5)
 
 
 def test_the_chain_tries_and_starts_the_ranks(make_box: MakeBox, alone: Box) -> None:
@@ -69,20 +144,13 @@ def test_the_chain_tries_and_starts_the_ranks(make_box: MakeBox, alone: Box) -> 
     box = before(make_box, alone, Stage.SFT, processes=2)
     box.layout.placement.unlink()
     box.set(placement="auto")
-    client = Path(__file__).with_name("warm_client.py")
-    python = box.layout.root / "python"
-    python.write_text(
-        f'#!/bin/sh\ncase "$*" in *remote_payload.run*) exec {box.python} "$@";; esac\n'
-        f'exec {sys.executable} -S {client} {box.warm} "$@"\n'
-    )
-    python.chmod(0o755)
 
-    box.start("nonce-sft", HOMEPORT_PYTHON=str(python), HOMEPORT_CPU_RANKS="2")
+    box.start("nonce-sft", HOMEPORT_PYTHON=warm(box), HOMEPORT_CPU_RANKS="2")
 
     wait_for(lambda: box.events("placement") or box.events("error"), "the trial's end")
     for over in (1, 2):
         wait_for(lambda n=over: len(box.events("stage_done") + box.events("error")) >= n, f"{over} stages over")
-    wait_for(lambda: box.status()["status"]["phase"] in (Phase.DONE, Phase.FAILED), "the chain's end")
+    assert box.ended() == Phase.DONE
     assert [(line["mode"], line["processes"]) for line in box.events("placement")] == [("ddp", 2)]
     assert box.status()["status"]["placement"] == "ddp: 2 processes train what one trains, in a trial"
     for stage in (Stage.SFT, Stage.DPO):

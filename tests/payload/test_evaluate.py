@@ -16,10 +16,11 @@ from remote_payload.contract import Exit, Manifest, Quality, Role, Stage, load
 
 
 @pytest.fixture(scope="module")
-def evaluated(box_python: Path, tmp_path_factory: pytest.TempPathFactory) -> NanoBox:
+def evaluated(box_python: Path, warm: Path, tmp_path_factory: pytest.TempPathFactory) -> NanoBox:
     """A box whose GGUF stage is over but for the manifest."""
-    box = NanoBox.make(tmp_path_factory.mktemp("evaluated") / "box", box_python, ["Q8_0", "Q4_K_M"])
+    box = NanoBox.make(tmp_path_factory.mktemp("evaluated") / "box", box_python, ["Q8_0", "Q4_K_M"], warm=warm)
     box.succeed("gguf")
+    box.succeed("answers")
     box.succeed("evaluate")
     return box
 
@@ -128,7 +129,7 @@ def test_the_box_goes_home_complete(evaluated: NanoBox) -> None:
     expected = {Role.GGUF, Role.ADAPTER, Role.TOKENIZER, Role.BASE, Role.REFERENCE, Role.METRICS, Role.REPORT}
     assert {file.role for file in manifest.files} == expected
     assert [score.quant for score in manifest.quality] == ["Q8_0", "Q4_K_M"]
-    assert manifest.tools["merge"] == "stream-fp32"
+    assert manifest.tools["merge"] == "stream-fp64"
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shipped = (evaluated.layout.model / name).read_bytes()
         assert (evaluated.layout.out / "tokenizer" / name).read_bytes() == shipped

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from payload_box import REPOSITORY, Box
 
-from remote_payload import contract, gpu, hashes, manifest
+from remote_payload import contract, gpu, hashes, manifest, outbox
 from remote_payload.contract import CHUNK_SIZE, Exit, Manifest, Role, Stage, StagePlan
 from remote_payload.progress import Events, read_from
 from remote_payload.script import ScriptFailed
@@ -119,6 +119,18 @@ def test_manifest_names_everything(make_box: MakeBox) -> None:
     assert len(manifest.outputs(box.layout)) == len(written.files) + 1
 
 
+def test_a_life_that_ended_in_the_outbox(make_box: MakeBox) -> None:
+    """A reboot while the report was written leaves half of it beside: the next life goes on."""
+    box = with_artifacts(make_box)
+    (box.layout.stage(Stage.GGUF) / "quality.json").write_text("[]")
+    box.layout.result(Stage.GGUF).write_text('{"metrics": {}}')
+    (box.layout.out / ".report.json.23591.tmp").write_text('{"prep')
+
+    outbox.fill(box.layout, box.job, box.layout.adapter(Stage.SFT))
+
+    assert manifest.write_manifest(box.layout, box.job, Events(box.layout.events)) is Exit.OK
+
+
 def test_stranger_among_the_artifacts(make_box: MakeBox) -> None:
     """A file of no known role, or a link, is not smuggled home."""
     box = with_artifacts(make_box)
@@ -155,18 +167,18 @@ def test_preflight_passes_on_the_image(make_box: MakeBox) -> None:
     assert (done.returncode, report["ok"]) == (Exit.OK, True), report["checks"]
     assert report["torch"].startswith("2.13.0")
     assert report["disk_free"] > 0 and report["ram"] > 0
-    assert {check["name"] for check in report["checks"]} >= {"python", "disk"}
+    assert {check["name"] for check in report["checks"]} >= {"python", "disk", "memory", "line", "matmul cpu"}
 
 
 def test_preflight_names_what_is_missing(make_box: MakeBox) -> None:
     """A pinned package that is absent, and a root that takes no files, fail the preflight by name."""
     box = make_box()
     code = (
-        "import importlib.metadata, json; from pathlib import Path; from remote_payload import preflight\n"
+        "import importlib.metadata, json; from pathlib import Path; from remote_payload import host, preflight\n"
         "pins = Path(preflight.__file__).with_name('requirements.txt').read_text()\n"
         "Path('payload').mkdir(); Path('payload/requirements.txt').write_text(pins + 'no-such-package==1.0\\n')\n"
         "preflight.__file__ = str(Path('payload/preflight.py'))\n"
-        "checks = [*preflight.requirement_checks(), preflight.disk_check(Path('no-such-folder'))]\n"
+        "checks = [*preflight.requirement_checks(), host.disk_check(Path('no-such-folder'), 0)]\n"
         "print(json.dumps([[check.name, check.ok] for check in checks]))"
     )
 

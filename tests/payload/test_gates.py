@@ -27,6 +27,7 @@ CASES = [
     ("reward_accuracy", 0.6, 0.59),
     ("reward_margin", 0.001, 0.0),
     ("chosen_fall", 0.29, 0.31),
+    ("loss_fall", 0.0, -0.001),
     ("held_out_nll", 0.02, 0.019),
     ("sft_perplexity", 0.05, 0.051),
 ]
@@ -79,8 +80,15 @@ def test_a_lasting_rise_is_seen() -> None:
     assert loss_rise([5.0] * 20, floor=0.01) == 1.0
 
 
+def test_a_fall_is_told_from_beginning_and_end() -> None:
+    """From 2 to 1.5 is a fall by a quarter, whatever came between; of losses that are nearly nought there is none."""
+    assert gates.loss_fall([2.0] * 20 + [9.0] * 160 + [1.5] * 20, floor=0.01) == pytest.approx(0.25)
+    assert gates.loss_fall([1.5] * 20 + [0.1] * 160 + [2.0] * 20, floor=0.01) == pytest.approx(-1 / 3)
+    assert gates.loss_fall([0.001] * 20 + [0.009] * 180, floor=0.01) == 0
+
+
 def test_a_healthy_run_is_let_alone() -> None:
-    """A noisy loss that falls, with its gradient norms, passes at every one of 500 steps."""
+    """A noisy loss that falls, with its gradient norms, passes at every one of 500 steps, and fell from every 200th."""
     draw = random.Random(7)
     losses = [(1 + 2 * math.exp(-step / 60)) * draw.lognormvariate(0, 0.25) for step in range(500)]
     norms = [draw.lognormvariate(-1, 0.8) for _ in range(500)]
@@ -88,6 +96,7 @@ def test_a_healthy_run_is_let_alone() -> None:
     for step in range(1, 501):
         assert gates.GATES["loss_rise"].rule(loss_rise(losses[:step], gates.FLOORS[Stage.SFT]), 1.5)
         assert gates.GATES["grad_norm"].rule(norm_rise(norms[:step]), 100)
+        assert step < 200 or gates.loss_fall(losses[:step], gates.FLOORS[Stage.SFT]) > 0
 
 
 def test_a_solved_preference_is_no_divergence() -> None:

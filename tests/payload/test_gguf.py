@@ -36,25 +36,40 @@ NANO_SHAPES: dict[str, tuple[int, ...]] = {
 
 
 @pytest.fixture(scope="module")
-def adapted(box_python: Path, tmp_path_factory: pytest.TempPathFactory) -> NanoBox:
+def adapted(box_python: Path, warm: Path, tmp_path_factory: pytest.TempPathFactory) -> NanoBox:
     """A box that has its adapter; tests fork it."""
-    return NanoBox.make(tmp_path_factory.mktemp("adapted") / "box", box_python, ["Q8_0"])
+    return NanoBox.make(tmp_path_factory.mktemp("adapted") / "box", box_python, ["Q8_0"], warm=warm)
 
 
 @pytest.fixture(scope="module")
-def converted(adapted: NanoBox, tmp_path_factory: pytest.TempPathFactory) -> NanoBox:
+def r1(box_python: Path) -> str:
+    """DeepSeek R1's chat template as shipped, which training replaces."""
+    (template,) = box_python.parent.parent.glob(
+        "lib/python*/site-packages/trl/chat_templates/deepseek_r1_distill.jinja"
+    )
+    return template.read_text()
+
+
+@pytest.fixture(scope="module")
+def converted(adapted: NanoBox, r1: str, tmp_path_factory: pytest.TempPathFactory) -> NanoBox:
     """A box with a GGUF of every kind."""
     box = adapted.fork(tmp_path_factory.mktemp("converted") / "box")
+    (box.layout.model / "chat_template.jinja").write_text(r1)
     box.set(gguf=list(QUANTS))
     box.succeed("gguf")
     return box
 
 
 def test_streamed_merge_equals_pefts(converted: NanoBox, tmp_path: Path) -> None:
-    """The file made by merging tensor by tensor is, byte for byte, the one made from PEFT's merged model."""
-    converted.aside("peft-gguf", str(tmp_path / "peft.gguf"))
+    """The file made by merging tensor by tensor is, bit for bit, the one made from the model that PEFT merged."""
+    converted.aside("peft-gguf", str(tmp_path / "peft.gguf"), "float64")
 
     assert converted.gguf("Q8_0").read_bytes() == (tmp_path / "peft.gguf").read_bytes()
+
+
+def test_a_replaced_template_is_in_the_file_as_shipped(converted: NanoBox, r1: str) -> None:
+    """What training put in the place of R1's template was never on disk: the file has the shipped one, to the byte."""
+    assert read(converted.gguf("Q8_0")).metadata["tokenizer.chat_template"] == r1
 
 
 def test_every_file_is_a_common_header_and_the_predicted_tensors(converted: NanoBox) -> None:
@@ -124,7 +139,7 @@ def test_an_unusual_adapter_is_merged_by_peft(adapted: NanoBox, tmp_path: Path) 
     box = adapted.fork(tmp_path / "box")
     box.edit(box.adapter_config, use_rslora=True)
     box.succeed("gguf")
-    box.aside("peft-gguf", str(tmp_path / "peft.gguf"))
+    box.aside("peft-gguf", str(tmp_path / "peft.gguf"), "float32")
 
     assert box.gguf("Q8_0").read_bytes() == (tmp_path / "peft.gguf").read_bytes()
     assert json.loads((box.layout.stage(Stage.GGUF) / "tools.json").read_text())["merge"] == "peft-fp32"

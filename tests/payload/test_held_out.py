@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from payload_box import Box, sft_rows, wait_for, warm, write_rows
+from payload_box import Box, sft_rows, warm, write_rows
 
-from remote_payload.contract import Exit, Stage, StagePlan, Subject
+from remote_payload.contract import AdapterSource, Exit, Phase, Stage, StagePlan, Subject
 from remote_payload.intervals import gain
 from remote_payload.manifest import scores
 
@@ -78,21 +78,26 @@ def report_of(box: Box, stage: Stage) -> dict[str, Any]:
 
 
 def test_both_stages_are_scored(fork: Fork) -> None:
-    """SFT is better than the base model beyond doubt, DPO is held against SFT, and each row is scored once a model."""
-    box = fork()
+    """SFT is better than the base model beyond doubt and no better than an equal one that the job names, DPO is held
+    against SFT, and each row is scored once a model."""
+    box = fork(compare_to=AdapterSource("adapters/earlier", "0" * 64, "earlier"))
+    shutil.copytree(box.layout.adapter(Stage.SFT), box.layout.root / "adapters/earlier")
 
     for stage in (Stage.SFT, Stage.DPO):
         done = box.call("held_out", "--stage", stage)
         assert done.returncode == Exit.OK, done.stderr
 
-    new, base = report_of(box, Stage.SFT)["scores"]
-    assert (new["subject"], base["subject"]) == ("new", "base")
+    new, base, compared = report_of(box, Stage.SFT)["scores"]
+    assert (new["subject"], base["subject"], compared["subject"]) == ("new", "base", "compared")
     assert new["rows"] == base["rows"] == HELD_OUT
+    assert (compared["nll"], compared["nll_gain"]["mean"], compared["right_gain"]["mean"]) == (new["nll"], 0, 0)
     assert 0 < base["nll_gain"]["low"] < base["nll"] - new["nll"] < base["nll_gain"]["high"]
     assert new["choice_rows"] == HELD_OUT // 2
     assert json.loads(box.layout.result(Stage.SFT).read_text())["metrics"]["held_out_nll_new"] == new["nll"]
-    assert report_of(box, Stage.DPO)["rows"].keys() == {"base", "SFT", "DPO"}
+    assert report_of(box, Stage.DPO)["rows"].keys() == {"base", "compare_to", "SFT", "DPO"}
     assert report_of(box, Stage.DPO)["rows"]["SFT"] == report_of(box, Stage.SFT)["rows"]["SFT"]
+    kept = [score for stage in (Stage.SFT, Stage.DPO) for score in report_of(box, stage)["scores"]]
+    assert [(line["subject"], line["nll"]) for line in box.events("eval")] == [(s["subject"], s["nll"]) for s in kept]
     verdicts = [gate for gate in box.events("gate") if gate["name"] in ("held_out_nll", "sft_perplexity")]
     assert [(gate["stage"], gate["name"], gate["ok"]) for gate in verdicts] == [
         ("SFT", "held_out_nll", True),
@@ -137,7 +142,7 @@ def test_the_chain_asks_after_training(fork: Fork) -> None:
 
     box.start("nonce-2", HOMEPORT_PYTHON=warm(box))
 
-    wait_for(lambda: box.status()["status"]["phase"] in ("DONE", "FAILED"), "SFT over")
+    assert box.ended() == Phase.DONE
     done = box.done("nonce-2")
     assert "run/sft/held_out/scores.json" in [output.path for output in done.outputs]
     assert done.metrics["held_out_nll_new"] < done.metrics["held_out_nll_base"]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import threading
 import venv
 import zipfile
@@ -103,7 +105,7 @@ def test_bootstrap_adds_what_is_missing_over_the_images_torch(root: Path, box_py
     wheels = tmp_path / "wheels"
     wheels.mkdir()
     make_wheel(wheels, "absentee", "1.0")
-    make_wheel(wheels, "llama_cpp_python", "9.9")
+    make_slow_source(wheels, "llama_cpp_python", "9.9", compiled := tmp_path / "compiled")
     make_wheel(wheels, "wanted", "2.0")
     requirements = root / "payload" / "remote_payload" / "requirements.txt"
     pinned = [line for line in requirements.read_text().splitlines() if not line.startswith("llama-cpp-python")]
@@ -115,6 +117,9 @@ def test_bootstrap_adds_what_is_missing_over_the_images_torch(root: Path, box_py
     assert done.returncode == Exit.OK, done.stderr
     python = root / "env/bin/python"
     assert done.stdout.splitlines()[-1] == f"PYTHON={python}"
+    with pytest.raises(TimeoutError):  # bootstrap is over and training begins, the build goes on
+        llama.wait_for_build(root, patience_s=0)
+    compiled.touch()
     llama.wait_for_build(root)
     ask = "import absentee, wanted, torch; from importlib.metadata import version as v; "
     ask += "print(v('llama-cpp-python'), torch.__file__)"
@@ -124,12 +129,32 @@ def test_bootstrap_adds_what_is_missing_over_the_images_torch(root: Path, box_py
 
 def make_wheel(folder: Path, name: str, version: str) -> None:
     """A wheel that holds one empty module of that name."""
+    folder.mkdir(exist_ok=True)
     about = f"{name}-{version}.dist-info"
     with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as wheel:
         wheel.writestr(f"{name}.py", "")
         wheel.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
         wheel.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         wheel.writestr(f"{about}/RECORD", "")
+
+
+def make_slow_source(folder: Path, name: str, version: str, compiled: Path) -> None:
+    """A source package that takes to build until the file `compiled` is there, a minute at most."""
+    make_wheel(wheel := compiled.with_name("built"), name, version)
+    backend = f"""
+import pathlib, shutil, time
+def build_wheel(folder, *_):
+    for _ in range(600):
+        if pathlib.Path({str(compiled)!r}).exists():
+            return pathlib.Path(shutil.copy(next(pathlib.Path({str(wheel)!r}).iterdir()), folder)).name
+        time.sleep(0.1)
+"""
+    build = '[build-system]\nrequires = []\nbuild-backend = "slow"\nbackend-path = ["."]\n'
+    with tarfile.open(folder / f"{name}-{version}.tar.gz", "w:gz") as source:
+        for file, text in {"slow.py": backend, "pyproject.toml": build, "PKG-INFO": ""}.items():
+            entry = tarfile.TarInfo(f"{name}-{version}/{file}")
+            entry.size = len(text.encode())
+            source.addfile(entry, io.BytesIO(text.encode()))
 
 
 def test_a_stage_waits_for_the_build_in_the_background(tmp_path: Path) -> None:

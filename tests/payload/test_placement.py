@@ -2,13 +2,43 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+
 import pytest
+from payload_box import Box
 
 from remote_payload import placement
 from remote_payload.contract import Exit
 from remote_payload.script import ScriptFailed
 
 GB = 10**9
+
+# `place` after trials that end as said: by the way in which the ranks reach each other, a loss or no end.
+TRIED = """
+import dataclasses, json
+from pathlib import Path
+from remote_payload import place
+from remote_payload.layout import Layout
+from remote_payload.trial import TrialFailed
+
+class Scripted:
+    alone = [(2.0, 1.0)]
+    def __init__(self, *_):
+        self.losses = iter(LOSSES)
+    def curve(self, processes, way):
+        loss = next(self.losses)
+        if loss is None:
+            raise TrialFailed(f"no end with {way}")
+        return [(loss, 1.0)]
+
+place.Trial = Scripted
+layout = Layout(Path())
+job = dataclasses.replace(layout.read_job(), placement="auto")
+for LOSSES in ([2.0], [None, 2.0], [None, None], [3.0, 2.0]):
+    placed = place.tried(layout, job, 2)
+    print(json.dumps([placed.mode, placed.processes, placed.environment, placed.why]))
+"""
 
 
 @pytest.mark.parametrize(
@@ -69,3 +99,17 @@ def test_a_failed_trial() -> None:
 def test_a_model_fits_on_every_card_or_on_none(weights: int, cards: list[int], expected: bool) -> None:
     """The smallest card decides; a machine without any has the host's memory."""
     assert placement.fits(weights, cards) is expected
+
+
+def test_ranks_that_cannot_reach_each_other_directly(make_box: Callable[..., Box]) -> None:
+    """They are tried once more through the host's memory, and trained that way; what trains otherwise is not."""
+    printed = make_box().evaluate(TRIED)
+
+    direct, host, neither, other = [json.loads(line) for line in printed.splitlines()[-4:]]
+    assert direct[:3] == ["ddp", 2, {}]
+    assert host[:3] == ["ddp", 2, {"NCCL_P2P_DISABLE": "1"}]
+    assert "with NCCL_P2P_DISABLE=1, in a trial" in host[3]
+    assert neither[:3] == ["single", 1, {}]
+    assert "no end with {}; no end with {'NCCL_P2P_DISABLE': '1'}" in neither[3]
+    assert other[:3] == ["single", 1, {}]
+    assert "loss 3 in step 1, 2 in one process" in other[3]

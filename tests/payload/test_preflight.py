@@ -23,6 +23,7 @@ VERDICTS: list[tuple[str, bool, str]] = [
     ("ecc_check('0, 0\\n1, 0\\n')", True, "no uncorrected errors"),
     ("ecc_check('0, 0\\n1, 3\\n')", False, "cuda:1 has 3"),
     ("ecc_check('0, [N/A]\\n')", True, "no uncorrected errors"),
+    ("attention_check('cpu')", True, "1e-05 is rounding"),
 ]
 
 

@@ -35,6 +35,9 @@ def outcome(script: str, size: int, folder: Path) -> int:
         ([Exit.INTERNAL, 1], 1),
         ([Exit.STOPPED, Exit.STOPPED], Exit.STOPPED),
         ([0, Exit.INTERNAL], Exit.INTERNAL),
+        ([Exit.RANK_LOST, -9], -9),
+        ([Exit.RANK_LOST, Exit.INTERNAL, -6], Exit.INTERNAL),
+        ([Exit.RANK_LOST], Exit.RANK_LOST),
     ],
 )
 def test_verdict_names_the_cause(codes: list[int], expected: int) -> None:

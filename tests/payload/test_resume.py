@@ -3,48 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import shutil
-import signal
 from collections.abc import Callable
 
-import pytest
-from payload_box import Box, wait_for
+from payload_box import Box, ready
 
 from remote_payload.contract import Exit, Stage, StageTraining
 
 MakeBox = Callable[..., Box]
-
-
-def ready(make_box: MakeBox, trained: Box, stage: Stage) -> Box:
-    """A box that has been through everything before `stage`."""
-    box = make_box()
-    shutil.copy(trained.layout.prepared, box.layout.prepared)
-    if stage is Stage.DPO:
-        shutil.copytree(trained.layout.adapter(Stage.SFT), box.layout.adapter(Stage.SFT))
-    return box
-
-
-def kill_after(box: Box, stage: Stage, step: int) -> None:
-    """Start the stage and kill -9 it once `step` has been reported."""
-    process = box.begin(f"remote_payload.{stage.lower()}")
-    wait_for(lambda: any(line["step"] >= step for line in box.events("step")), f"step {step}")
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-
-
-@pytest.mark.parametrize("stage", [Stage.SFT, Stage.DPO])
-def test_kill_and_resume_is_exact(make_box: MakeBox, trained: Box, stage: Stage) -> None:
-    """kill -9 between two checkpoints, then a second start: same bytes, same losses, resumed and not repeated."""
-    box = ready(make_box, trained, stage)
-    kill_after(box, stage, step=4)
-
-    box.train(stage)
-
-    assert box.adapter_hash(stage) == trained.adapter_hash(stage)
-    assert box.events("resume")[0]["step"] >= 3
-    undisturbed = {line["step"]: line["loss"] for line in trained.events("step") if line["stage"] == stage}
-    assert all(line["loss"] == undisturbed[line["step"]] for line in box.events("step"))
 
 
 def test_damaged_checkpoint_is_not_used(make_box: MakeBox, trained: Box) -> None:

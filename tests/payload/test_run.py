@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from payload_box import Box, launcher, wait_for, warm
+from payload_box import Box, launcher, ready, wait_for, warm
 
-from remote_payload import contract
-from remote_payload.chain import advance
-from remote_payload.contract import Exit, Phase, Stage, StagePlan, Status
+from remote_payload import contract, reporting
+from remote_payload.chain import Chain, advance
+from remote_payload.contract import Exit, Integration, JobFile, Lora, ModelSource, Phase, Stage, StagePlan, Status
+from remote_payload.layout import Layout
 from remote_payload.processes import Identity, boot_id, start_ticks
 
 MakeBox = Callable[..., Box]
@@ -28,12 +29,6 @@ SFT_ONLY = [StagePlan(Stage.SFT, "nonce-sft")]
 
 # Stands for a stage that takes for ever, in tests of who may live beside whom.
 ENDLESS = '#!/bin/sh\ncase "$*" in *remote_payload.sft*) echo endless; exec sleep 600;; *) exec {python} "$@";; esac\n'
-
-
-def prepared(make_box: MakeBox, trained: Box, **changes: Any) -> Box:
-    box = make_box(**changes)
-    shutil.copy(trained.layout.prepared, box.layout.prepared)
-    return box
 
 
 def stage_pid(box: Box) -> int:
@@ -82,7 +77,7 @@ def test_foreign_nonce_is_refused(make_box: MakeBox) -> None:
 
 def test_one_chain_at_a_time(make_box: MakeBox, trained: Box) -> None:
     """While a chain lives its own nonces are a no-op and a new attempt's are refused."""
-    box = prepared(make_box, trained, stages=SFT_ONLY)
+    box = ready(make_box, trained, Stage.SFT, stages=SFT_ONLY)
     python = launcher(box, ENDLESS)
     first = box.start("nonce-sft", HOMEPORT_PYTHON=python)
     again = box.start("nonce-sft", HOMEPORT_PYTHON=python)
@@ -97,7 +92,7 @@ def test_one_chain_at_a_time(make_box: MakeBox, trained: Box) -> None:
 
 def test_two_starts_at_once(make_box: MakeBox, trained: Box) -> None:
     """Starts that race leave one chain."""
-    box = prepared(make_box, trained, stages=SFT_ONLY)
+    box = ready(make_box, trained, Stage.SFT, stages=SFT_ONLY)
     python = launcher(box, ENDLESS)
     starters = [
         subprocess.Popen(
@@ -117,16 +112,17 @@ def test_two_starts_at_once(make_box: MakeBox, trained: Box) -> None:
 
 def test_killed_chain_resumes(make_box: MakeBox, trained: Box) -> None:
     """kill -9 of the chain alone: the same start ends the orphaned stage, resumes it, and the result is the same."""
-    box = prepared(make_box, trained, stages=SFT_ONLY)
+    box = ready(make_box, trained, Stage.SFT, stages=SFT_ONLY)
     chain = box.start("nonce-sft")["pid"]
     wait_for(lambda: box.events("checkpoint"), "a checkpoint")
     orphan = stage_pid(box)
     os.kill(chain, signal.SIGKILL)
-    wait_for(lambda: box.status()["alive"] is False, "the chain's death seen")
+    wait_for(lambda: start_ticks(chain) is None, "the chain's death")
+    assert box.status()["alive"] is False
 
     box.start("nonce-sft")
 
-    wait_for(lambda: box.status()["status"]["phase"] == Phase.DONE, "SFT done")
+    assert box.ended() == Phase.DONE
     assert start_ticks(orphan) is None
     assert box.events("resume")
     assert box.adapter_hash(Stage.SFT) == trained.adapter_hash(Stage.SFT)
@@ -134,7 +130,7 @@ def test_killed_chain_resumes(make_box: MakeBox, trained: Box) -> None:
 
 def test_orphaned_stage_is_ended_first(make_box: MakeBox, trained: Box) -> None:
     """Two trainers never write one folder: what a killed chain left running is dead before the new one begins."""
-    box = prepared(make_box, trained, stages=SFT_ONLY)
+    box = ready(make_box, trained, Stage.SFT, stages=SFT_ONLY)
     python = launcher(box, ENDLESS)
     chain = box.start("nonce-sft", HOMEPORT_PYTHON=python)["pid"]
     orphan = stage_pid(box)
@@ -148,25 +144,33 @@ def test_orphaned_stage_is_ended_first(make_box: MakeBox, trained: Box) -> None:
     assert again["pid"] != chain
 
 
-def test_killed_stage_is_resumed_once(make_box: MakeBox, trained: Box) -> None:
-    """A stage that a signal ends is started once more by itself; the second time it is a failure with its reason."""
-    box = prepared(make_box, trained, stages=SFT_ONLY)
-    python = launcher(box, ENDLESS.replace("exec sleep 600", "kill -9 $$"))
+@pytest.mark.parametrize(
+    ("end", "code", "reason"),
+    [
+        ("kill -9 $$", 128 + signal.SIGKILL, "killed by signal 9"),
+        (f"exit {Exit.RANK_LOST}", Exit.RANK_LOST, "exit 72 (rank lost)"),
+    ],
+)
+def test_killed_stage_is_resumed_once(make_box: MakeBox, trained: Box, end: str, code: int, reason: str) -> None:
+    """A stage that a signal or a hung rank ends is started once more by itself; the second time it is a failure with
+    its reason."""
+    box = ready(make_box, trained, Stage.SFT, stages=SFT_ONLY)
+    python = launcher(box, ENDLESS.replace("exec sleep 600", end))
 
     box.start("nonce-sft", HOMEPORT_PYTHON=python)
 
     failed_file = box.layout.markers("nonce-sft") / contract.FAILED_FILE
     wait_for(failed_file.exists, "failed.json")
     failed = box.failed("nonce-sft")
-    assert (failed.exit_code, failed.reason) == (128 + signal.SIGKILL, "killed by signal 9")
+    assert (failed.exit_code, failed.reason) == (code, reason)
     assert failed.detail.splitlines() == ["endless", "endless"]
-    wait_for(lambda: box.status()["status"]["phase"] == Phase.FAILED, "the last status")
+    assert box.ended() == Phase.FAILED
     assert box.start("nonce-sft")["phase"] == Phase.FAILED
 
 
 def test_short_memory_is_tried_with_less(make_box: MakeBox, trained: Box) -> None:
     """A stage out of card memory is started again four times, each with half the rows a forward, and then fails."""
-    box = prepared(make_box, trained, stages=SFT_ONLY)
+    box = ready(make_box, trained, Stage.SFT, stages=SFT_ONLY)
     python = launcher(box, ENDLESS.replace("exec sleep 600", "exit 70"))
 
     box.start("nonce-sft", HOMEPORT_PYTHON=python)
@@ -192,16 +196,16 @@ def test_failure_tells_the_reason(make_box: MakeBox) -> None:
 
 def test_stop_and_go_on(make_box: MakeBox, trained: Box) -> None:
     """`stop` ends the chain with a whole checkpoint and no failure; `start` goes on to the same result."""
-    box = prepared(make_box, trained, stages=SFT_ONLY)
+    box = ready(make_box, trained, Stage.SFT, stages=SFT_ONLY)
     box.start("nonce-sft", HOMEPORT_PYTHON=warm(box))
     wait_for(lambda: box.events("step"), "a step")
     box.run("stop")
-    wait_for(lambda: box.status()["alive"] is False, "the chain's end")
+    box.ended()
     stopped = box.status()["status"]
 
     box.start("nonce-sft", HOMEPORT_PYTHON=warm(box))
 
-    wait_for(lambda: box.status()["status"]["phase"] == Phase.DONE, "SFT done")
+    assert box.ended() == Phase.DONE
     assert stopped["phase"] == Phase.STOPPED
     assert stopped["checkpoint"] is not None
     assert box.adapter_hash(Stage.SFT) == trained.adapter_hash(Stage.SFT)
@@ -209,12 +213,12 @@ def test_stop_and_go_on(make_box: MakeBox, trained: Box) -> None:
 
 def test_fresh_stage_sets_the_old_one_aside(make_box: MakeBox, trained: Box) -> None:
     """A fresh plan starts at step one and keeps what an earlier nonce left beside it."""
-    box = prepared(make_box, trained, stages=[StagePlan(Stage.SFT, "nonce-2", fresh=True)])
+    box = ready(make_box, trained, Stage.SFT, stages=[StagePlan(Stage.SFT, "nonce-2", fresh=True)])
     shutil.copytree(trained.layout.stage(Stage.SFT), box.layout.stage(Stage.SFT))
 
     box.start("nonce-2", HOMEPORT_PYTHON=warm(box))
 
-    wait_for(lambda: box.status()["status"]["phase"] == Phase.DONE, "SFT done")
+    assert box.ended() == Phase.DONE
     assert [line["step"] for line in box.events("step")] == list(range(1, 13))
     assert (box.layout.run / "sft.before-nonce-2/checkpoint-12").is_dir()
 
@@ -263,6 +267,7 @@ def test_alone_for_too_long(make_box: MakeBox, market: tuple[str, list[dict[str,
 
 
 STATUS = Status("j00001", 1, Phase.RUNNING, Stage.SFT, "mine", 0.0, "boot", 1)
+JOB = JobFile("j00001", 1, "tiny", ModelSource("tiny"), [], Integration("T", 1, 0), Lora(), ["Q8_0"])
 STEP = {"kind": "step", "nonce": "mine", "step": 4, "total": 9, "loss": 1.5, "lr": 1e-4, "tokens": 99, "tok_s": 8.0}
 
 
@@ -283,6 +288,42 @@ STEP = {"kind": "step", "nonce": "mine", "step": 4, "total": 9, "loss": 1.5, "lr
 def test_status_follows_the_events(line: dict[str, Any], changed: dict[str, Any]) -> None:
     """status.json is a fold over the events of its own nonce."""
     assert advance(STATUS, line) == dataclasses.replace(STATUS, **changed)
+
+
+def test_the_heartbeat_says_how_busy_the_cards_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Utilisation of the busiest card and memory of the fullest, each under its own name, with every beat's time."""
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\nprintf '3, 4096, 81559\\n97, 61170, 81559\\n'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    layout = Layout(tmp_path)
+    layout.run.mkdir()
+
+    Chain(layout, JOB, -1, STATUS).beat(Phase.RUNNING, "sft")
+
+    told = contract.load(Status, layout.status.read_bytes())
+    assert (told.phase, told.gpu_util, told.gpu_memory) == (Phase.RUNNING, 97.0, 75.0)
+    assert told.updated_at > STATUS.updated_at
+
+
+@pytest.mark.parametrize(("key", "mode"), [({"WANDB_API_KEY": "secret"}, "online"), ({}, "offline")])
+def test_a_board_is_told_where_and_as_what(key: dict[str, str], mode: str) -> None:
+    """W&B is online only with the key of this start, which is not repeated; TensorBoard's files are the stage's own."""
+    told = reporting.environment(Layout(Path("/box")), dataclasses.replace(JOB, report_to="wandb"), Stage.SFT, key)
+
+    assert told["WANDB_MODE"] == mode
+    assert told["WANDB_NAME"] == "tiny j00001 SFT"
+    assert told["TENSORBOARD_LOGGING_DIR"] == "/box/run/sft/tensorboard"
+    assert "secret" not in told.values()
+    assert reporting.environment(Layout(Path("/box")), JOB, Stage.SFT, key) == {}
+
+
+def test_a_board_that_is_not_installed_is_a_problem() -> None:
+    """It is said before anything is trained."""
+    assert reporting.problems(JOB) == []
+    assert reporting.problems(dataclasses.replace(JOB, report_to="no_such_board")) == [
+        "report_to: no_such_board is not installed on this machine"
+    ]
 
 
 def test_a_pid_alone_proves_nothing() -> None:

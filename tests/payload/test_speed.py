@@ -9,8 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 from payload_box import Box
+from warm_client import completed
 
 from remote_payload import recompute
+from remote_payload.contract import Lora, Stage, StagePlan
 from remote_payload.recompute import Room
 
 MakeBox = Callable[..., Box]
@@ -40,6 +42,26 @@ def test_both_ways_train_the_same(make_box: MakeBox) -> None:
         assert cosine >= 0.9999
         assert compared == 3 * 2 * 7 * 2
     assert bins == [[5], [0], [1, 3], [2, 4]]
+
+
+@pytest.mark.parametrize("stage", [Stage.SFT, Stage.DPO])
+def test_plain_is_what_trl_trains(make_box: MakeBox, stage: Stage) -> None:
+    """Losses of the plain way are those of TRL's trainer on the same rows and seed, from a fresh adapter."""
+    only = {"stages": [StagePlan(stage, "nonce")], "speed": "plain", "lora": Lora(r=4, alpha=8)}
+    if stage is Stage.SFT:
+        box = make_box(rows=[{"text": f"Day {i}: {i % 7} units" + " and up" * (i % 5)} for i in range(24)], **only)
+    else:
+        pairs = [{"prompt": f"Day {i}?\n", "chosen": "Up." * (1 + i % 3), "rejected": "Down."} for i in range(16)]
+        box = make_box(rows=[], sft=None, sft_data=None, pairs=pairs, **only)
+    box.prepare()
+    box.train(stage)
+
+    theirs = completed(box.begin("tests.payload.trl_side", str(box.layout.root), stage.lower()), box.layout.root)
+
+    assert theirs.returncode == 0, theirs.stderr
+    losses = json.loads(theirs.stdout.splitlines()[-1])
+    assert len(losses) == box.layout.read_prepared().steps[stage] > 4
+    assert [step["loss"] for step in box.events("step")] == pytest.approx(losses, abs=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,6 +42,18 @@ class Running:
         """How it ended; negative when a signal ended it."""
         with self.replies:
             return int(self.replies.readline())
+
+
+def begin(warm: Path, module: str, arguments: Sequence[str], root: Path, environment: dict[str, str]) -> Running:
+    """A module running in `root`, its output in the files stdout and stderr there."""
+    with open(root / "stdout", "w") as out, open(root / "stderr", "w") as err:
+        return Running(str(warm), module, arguments, root, environment, out.fileno(), err.fileno())
+
+
+def completed(running: Running, root: Path) -> subprocess.CompletedProcess[str]:
+    """What `begin` began in `root`, at its end."""
+    code = running.wait()
+    return subprocess.CompletedProcess([], code, *((root / name).read_text() for name in ("stdout", "stderr")))
 
 
 if __name__ == "__main__":

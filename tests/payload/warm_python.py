@@ -55,6 +55,7 @@ def attend(connection: socket.socket) -> None:
 def become(module: str, arguments: list[str], root: str, environment: dict[str, str], fds: list[int]) -> None:
     os.dup2(fds[0], 1)
     os.dup2(fds[1], 2)
+    torch.set_num_threads(1)  # the fork spoiled torch's pool, and two threads that first replace it at once abort
     os.chdir(root)
     os.environ.clear()
     os.environ.update(environment)

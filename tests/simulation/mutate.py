@@ -1,6 +1,6 @@
 """Plant each bug of mutants.py in a copy of the source, run its simulator there, and say whether it was caught.
 
-    python -m tests.simulation.mutate [--seeds 500] [--tier full] [NAME ...]
+    python -m tests.simulation.mutate [--seeds 500] [--tier full] [--jobs 8] [NAME ...]
 
 The copy lies in a temporary folder, so that the working tree never holds a planted bug. A seed has caught it when a
 second copy, without the bug, passes that seed; in the full tier every seed has a fault of the bug's families. Ends with
@@ -17,6 +17,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from tests.simulation.mutants import MUTANTS, Mutant
@@ -82,22 +84,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", help="only these")
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--tier", choices=("decision", "full"), help="only those that this one has to catch")
+    parser.add_argument("--jobs", type=int, default=1, help="so many at a time")
     asked = parser.parse_args(arguments)
-    survived = 0
-    for mutant in MUTANTS:
-        if (asked.names and mutant.name not in asked.names) or asked.tier not in (None, mutant.tier):
-            continue
-        begun = time.monotonic()
-        try:
-            caught = hunt(mutant, asked.seeds)
-        except RuntimeError as error:
-            print(error)
-            caught = None
-        survived += caught is None
-        print(f"{mutant.tier:8} {mutant.families:8} {mutant.name:36} {time.monotonic() - begun:6.1f} s  "
-              f"{caught or 'SURVIVED'}", flush=True)  # fmt: skip
-    print(f"{survived} survived")
+    chosen = [m for m in MUTANTS if (not asked.names or m.name in asked.names) and asked.tier in (None, m.tier)]
+    with ThreadPoolExecutor(asked.jobs) as pool:  # each hunt waits for a process of its own
+        survived = sum(not caught for caught in pool.map(partial(_told, seeds=asked.seeds), chosen))
+    print(f"{survived} of {len(chosen)} survived")
     return 1 if survived else 0
+
+
+def _told(mutant: Mutant, seeds: int) -> bool:
+    """Whether it was caught, with a line that says by which seed and how soon."""
+    begun = time.monotonic()
+    try:
+        caught = hunt(mutant, seeds)
+    except RuntimeError as error:
+        caught = None
+        print(error)
+    took = f"{time.monotonic() - begun:6.1f} s"
+    print(f"{mutant.tier:8} {mutant.families:8} {mutant.name:36} {took}  {caught or 'SURVIVED'}", flush=True)
+    return caught is not None
 
 
 if __name__ == "__main__":

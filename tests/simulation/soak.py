@@ -26,7 +26,7 @@ from tests.simulation import coverage
 from tests.simulation.decision import __main__ as decision
 from tests.simulation.full import __main__ as full
 from tests.simulation.full import cells as full_cells
-from tests.simulation.full.simulation import aimed
+from tests.simulation.full.seeds import aimed
 from tests.simulation.portion import Portion, portions
 
 LEDGER = Path(__file__).with_name("ledger.jsonl")

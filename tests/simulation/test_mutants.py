@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from tests.simulation.mutants import MUTANTS, Mutant
-from tests.simulation.mutate import copy, plant
-
-
-@pytest.fixture
-def tree(tmp_path: Path) -> Path:
-    copy(tmp_path)
-    return tmp_path
+from tests.simulation.mutate import ROOT, copy, plant
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.name)
-def test_a_mutant_can_be_planted(mutant: Mutant, tree: Path) -> None:
+def test_a_mutant_can_be_planted(mutant: Mutant, tmp_path: Path) -> None:
     """Every edit finds its one place, and what results still compiles."""
-    plant(mutant, tree)
+    for file in {edit.file for edit in mutant.edits}:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / file, tmp_path / file)
+
+    plant(mutant, tmp_path)
+
     for edit in mutant.edits:
-        compile((tree / edit.file).read_text(), edit.file, "exec")
+        compile((tmp_path / edit.file).read_text(), edit.file, "exec")
+
+
+def test_a_tree_to_plant_in_has_all_of_the_source(tmp_path: Path) -> None:
+    """What is copied runs: every file that a bug is planted in, and both simulators."""
+    copy(tmp_path)
+
+    needed = {edit.file for mutant in MUTANTS for edit in mutant.edits}
+    needed |= {f"tests/simulation/{mutant.tier}/__main__.py" for mutant in MUTANTS}
+    assert all((tmp_path / file).is_file() for file in needed)
 
 
 def test_every_family_has_a_mutant() -> None:

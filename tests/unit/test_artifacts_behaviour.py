@@ -1,5 +1,6 @@
 """What L5 concludes from numbers: the gates one by one, on small made-up distributions."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +28,7 @@ def reference(tuned: Sequence[float] = TUNED, base: Sequence[float] = BASE) -> R
     prompt = Prompt(
         "hi", (3, *[0] * POSITIONS), 1, (distribution(tuned),) * POSITIONS, (distribution(base),) * POSITIONS
     )
-    return Reference(4, (("probe", (1, 2)),), (prompt,))
+    return Reference(4, 0, (("probe", (1, 2)),), (prompt,))
 
 
 def reply(asked: Reference, local: Sequence[float], **changes: object) -> child.Reply:
@@ -41,6 +42,7 @@ def reply(asked: Reference, local: Sequence[float], **changes: object) -> child.
     fields: dict[str, object] = {
         "vocabulary": 4,
         "tokens": ((1, 2), (3,)),
+        "stops": (True,),
         "prompts": ((position,) * POSITIONS,),
         "greedy_text": "",
         "greedy_ended": True,
@@ -74,6 +76,7 @@ FAILURES = [
     ("another vocabulary", NEAR, box(), {"vocabulary": 5}, "5 tokens, the trained model has 4"),
     ("another tokenizer", NEAR, box(), {"tokens": ((2, 1), (3,))}, "splits 'probe' into other tokens"),
     ("another split of the prompt", NEAR, box(), {"tokens": ((1, 2), (0,))}, "splits 'hi' into other tokens"),
+    ("an end that the file does not mark", NEAR, box(), {"stops": (False,)}, "it would run on"),
     ("not a number", NEAR, box(), {"prompts": ((None,) * POSITIONS,)}, "not numbers at 40 positions"),
 ]
 
@@ -98,6 +101,27 @@ def test_other_likeliest_tokens_fail_though_the_divergence_is_small() -> None:
     level = behaviour.judge(asked, reply(asked, (0.44, 0.46, 0.1)), "Q8_0", box(0.001))
 
     assert "agrees on 0.0% of the tokens" in level.problem
+
+
+def test_answers_that_do_not_end_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One position in forty is below what the other gates see; an answer that runs on for ever is not."""
+    monkeypatch.setattr(behaviour, "TOP1_SLACK", 1.0)
+    asked = reference()
+    near = reply(asked, NEAR)
+    last = dataclasses.replace(near.prompts[0][-1], choice=1)  # type: ignore[type-var]
+
+    level = behaviour.judge(asked, dataclasses.replace(near, prompts=((*near.prompts[0][:-1], last),)), "Q8_0", box())
+
+    assert "none of 1 answers ends" in level.problem
+
+
+def test_an_end_that_was_never_seen_is_a_warning() -> None:
+    """The reference answers were cut off and the local one too: that it stops is not known, and said so."""
+    asked = dataclasses.replace(reference(), end=None)
+
+    level = behaviour.judge(asked, reply(asked, NEAR, stops=(False,), greedy_ended=False), "Q8_0", box())
+
+    assert level.passed and "stopping was not seen" in level.warnings[0]
 
 
 def test_an_effect_below_the_noise_is_a_warning() -> None:
@@ -149,7 +173,7 @@ async def test_too_few_positions_prove_nothing() -> None:
     (prompt,) = asked.prompts
     short = Prompt("hi", prompt.ids[:4], 1, prompt.tuned[:3], prompt.base[:3])
 
-    result = await behaviour.check(Path("/nowhere.gguf"), 1, Reference(4, (), (short,)), "Q8_0", box())
+    result = await behaviour.check(Path("/nowhere.gguf"), 1, Reference(4, 0, (), (short,)), "Q8_0", box())
 
     assert "only 3 positions" in result.level.problem
 

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from daemon.artifacts import folder, levels, receipt
+from daemon.artifacts.layout import local_name
 from daemon.artifacts.verify import Report
 from daemon.errors import Refused
-from remote_payload.contract import ArtifactFile, ContractError, Gain, Manifest, Role, Score, Subject
+from remote_payload.contract import ArtifactFile, ContractError, Gain, Manifest, Role, Score, Subject, dump
 
 FILES: dict[str, tuple[Role, bytes]] = {
     "m-Q8_0.gguf": (Role.GGUF, b"weights" * 1000),
@@ -59,10 +60,12 @@ def manifest() -> Manifest:
     return Manifest("abc123", 1, "nonce", 0.0, 8 << 20, files)
 
 
+SHA256 = hashlib.sha256(dump(manifest()).encode()).hexdigest()
+
+
 def settle(models: Path, **changes: Any) -> receipt.Receipt:
     settings: dict[str, Any] = {
-        "manifest": manifest(),
-        "manifest_sha256": "5e" * 32,
+        "manifest_text": dump(manifest()),
         "name": "forex",
         "report": REPORT,
         "data": DATA,
@@ -82,7 +85,7 @@ def test_everything_lies_in_its_place(models: Path) -> None:
     home = models / "forex" / "v1-abc123"
     assert done.folder == str(home)
     assert sorted(str(path.relative_to(home)) for path in home.rglob("*") if path.is_file()) == sorted(
-        [*FILES, "Modelfile", "README.md", "SHA256SUMS", "job.yaml", "logs/daemon.txt", "receipt.json"]
+        [*FILES, "Modelfile", "README.md", "SHA256SUMS", "job.yaml", "manifest.json", "logs/daemon.txt", "receipt.json"]
     )
     assert {path.stat().st_mode & 0o777 for path in home.rglob("*") if path.is_file()} == {0o444}
     assert (models / "forex" / "current").read_text() == "v1-abc123\n"
@@ -113,7 +116,7 @@ def test_the_card_says_whether_the_model_is_better(models: Path) -> None:
         Score(Subject.BASE, rows=400, nll=2.3, nll_gain=Gain(0.9, 0.8, 1.0)),
         Score(Subject.COMPARED, rows=400, nll=1.4, nll_gain=Gain(0.0, -0.1, 0.1)),
     ]
-    done = settle(models, manifest=dataclasses.replace(manifest(), scores=scores))
+    done = settle(models, manifest_text=dump(dataclasses.replace(manifest(), scores=scores)))
 
     card = (models / "forex" / "v1-abc123" / "README.md").read_text()
     assert "- better than the base model on 400 held-out rows: 1.400 nats a token against 2.300" in card
@@ -139,14 +142,14 @@ def test_settling_twice_is_settling_once(models: Path) -> None:
 
     assert first.data == DATA
     assert settle(models) == first
-    assert folder.settled(models, name="forex", job="abc123", manifest_sha256="5e" * 32) == first
+    assert folder.settled(models, name="forex", job="abc123", manifest_sha256=SHA256) == first
     assert [path.name for path in (models / "forex").glob("v*")] == ["v1-abc123"]
 
 
 def test_a_folder_that_changed_is_not_settled(models: Path) -> None:
     """After a crash, a folder whose model was touched meanwhile must not pass for the verified one."""
     done = settle(models)
-    asked: dict[str, Any] = {"name": "forex", "job": "abc123", "manifest_sha256": "5e" * 32}
+    asked: dict[str, Any] = {"name": "forex", "job": "abc123", "manifest_sha256": SHA256}
     assert folder.settled(models, **asked) == done
     assert folder.settled(models, **asked | {"manifest_sha256": "00" * 32}) is None
 
@@ -183,7 +186,7 @@ def test_killed_at_any_step_it_can_be_called_again(models: Path, monkeypatch: py
     done = settle(models)
 
     assert receipt.recheck(done) is None
-    assert folder.settled(models, name="forex", job="abc123", manifest_sha256="5e" * 32) == done
+    assert folder.settled(models, name="forex", job="abc123", manifest_sha256=SHA256) == done
     assert [path.name for path in (models / "forex").iterdir() if path.is_dir()] == ["v1-abc123"]
     assert (models / "forex" / "current").read_text() == "v1-abc123\n"
     assert not list(models.glob(".incoming-*"))
@@ -200,8 +203,8 @@ def test_another_job_of_the_same_name_is_the_next_version(models: Path) -> None:
         path.write_bytes(content)
 
     done = folder.settle(
-        models, models / ".incoming-xyz789", manifest=dataclasses.replace(manifest(), job="xyz789"),
-        manifest_sha256="77" * 32, name="forex", report=REPORT, spec_text="", base_model="b",
+        models, models / ".incoming-xyz789", manifest_text=dump(dataclasses.replace(manifest(), job="xyz789")),
+        name="forex", report=REPORT, spec_text="", base_model="b",
     )  # fmt: skip
 
     assert Path(done.folder).name == "v8-xyz789"
@@ -237,6 +240,15 @@ def rewrite(path: Path) -> None:
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
+def overwrite(path: Path) -> None:
+    """Another byte in place, and the time set back: inode, size and mtime are as before."""
+    status = path.stat()
+    path.chmod(0o644)
+    with open(path, "r+b") as file:
+        file.write(b"X")
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
 def append(path: Path) -> None:
     path.chmod(0o644)
     with open(path, "ab") as file:
@@ -256,6 +268,7 @@ CHANGES = [
     (Path.unlink, "is gone"),
     (touch, "was changed"),
     (rewrite, "was changed"),
+    (overwrite, "has other bytes"),
     (append, "was changed"),
     (replace_by_link, "no longer a plain file"),
     (remove_folder, "is gone"),
@@ -315,3 +328,13 @@ def test_a_lost_model_goes_back_to_where_downloads_arrive(models: Path) -> None:
     assert (incoming / "metrics.jsonl").stat().st_mode & 0o200
     (incoming / "m-Q8_0.gguf").write_bytes(FILES["m-Q8_0.gguf"][1])
     assert receipt.recheck(settle(models)) is None
+
+
+def test_names_that_come_home() -> None:
+    """TensorBoard's files too, and nothing under a name that the folder writes itself after the receipt."""
+    assert local_name("run/out/tensorboard/sft/events.out.tfevents.1764000000.box-1.77.0").parts[0] == "tensorboard"
+    for refused in ("tensorboard/sft/x/events.out.tfevents.1.h.2.0", "tensorboard/sft/events.out.tfevents.1.h.pkl"):
+        with pytest.raises(ContractError):
+            local_name(f"run/out/{refused}")
+    with pytest.raises(ContractError, match="needs for itself"):
+        local_name("run/out/logs/Daemon.txt")

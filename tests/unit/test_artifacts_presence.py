@@ -53,6 +53,9 @@ def test_the_size_of_an_8b_model(tmp_path: Path, sparse_allowed: None, size: int
     assert says in level.problem
     assert level.numbers["Q8_0"]["floor_bytes"] == 5_000_000_000
     assert level.numbers["Q8_0"]["above_floor"] == (size > 5_000_000_000)
+    (line,) = presence.size_lines([level])
+    assert f"{size:,} bytes; the base model's shape gives {Q8_0:,}" in line
+    assert f"; {'more' if size > 5_000_000_000 else 'NOT more'} than the 5 GB that one of a 7B" in line
 
 
 def test_the_right_size_with_nothing_in_it_is_holes(tmp_path: Path) -> None:

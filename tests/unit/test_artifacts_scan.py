@@ -1,13 +1,15 @@
 """L4 on tensors made for it: every block type's scales are found, and runs of zeros across the pieces of a scan."""
 
+import hashlib
 import random
 import struct
+import tracemalloc
 from itertools import groupby
 from pathlib import Path
 
 import pytest
 
-from daemon.artifacts import gguf, scan, tiny
+from daemon.artifacts import gguf, hashing, scan, tiny
 from daemon.artifacts.blocks import TYPES, BlockType
 from daemon.artifacts.levels import Level
 
@@ -27,7 +29,9 @@ def scanned(path: Path, kind: BlockType, content: bytes, name: str = "blk.0.ffn_
     """L4 of a file with this one tensor."""
     shape = (kind.elements, len(content) // kind.size)
     tiny.write(path, {"general.architecture": "llama"}, {name: (shape, kind.name, bytes(content))})
-    return scan.check(path, gguf.read(path))
+    found = scan.Scan(gguf.read(path))
+    assert hashing.sha256(path, found) == hashlib.sha256(path.read_bytes()).hexdigest()
+    return found.level()
 
 
 @pytest.mark.parametrize("kind", PACKED, ids=lambda kind: kind.name)
@@ -73,7 +77,7 @@ def test_runs_of_zeros_are_counted_across_the_pieces(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
     """However the tensor is cut up, the longest run is the one that counting block by block gives."""
-    monkeypatch.setattr(scan, "CHUNK", size)
+    monkeypatch.setattr(scan, "PIECE", size * 34)
     kind = next(kind for kind in TYPES if kind.name == "Q8_0")
     chance = random.Random(size)
     for round_ in range(20):
@@ -84,3 +88,37 @@ def test_runs_of_zeros_are_counted_across_the_pieces(
 
         longest = max((len(list(run)) for flag, run in groupby(zero) if flag), default=0)
         assert level.numbers["longest_zero_run"] == 34 * longest
+
+
+def test_what_is_kept_of_a_tensor_does_not_grow_with_their_number(tmp_path: Path) -> None:
+    """Forty tensors of a megabyte each: after the pass their verdicts are left, not their values."""
+    values = struct.pack("<f", 0.5) * (1 << 18)
+    tiny.write(
+        tmp_path / "many",
+        {"general.architecture": "llama"},
+        {f"blk.{n}.ffn_norm.weight": ((1 << 18,), "F32", values) for n in range(40)},
+    )
+    found = scan.Scan(gguf.read(tmp_path / "many"))
+
+    tracemalloc.start()
+    try:
+        hashing.sha256(tmp_path / "many", found)
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert kept < 1 << 20
+    assert found.level().numbers["tensors"] == 40
+
+
+def test_a_file_cut_off_after_its_structure_was_read(tmp_path: Path) -> None:
+    """What was not seen has no verdict, whether or not there is a hash that would tell."""
+    kind = next(kind for kind in TYPES if kind.name == "F32")
+    path = tmp_path / "cut"
+    tiny.write(path, {"general.architecture": "llama"}, {"a.weight": ((100,), kind.name, struct.pack("<f", 1.0) * 100)})
+    found = scan.Scan(gguf.read(path))
+    path.write_bytes(path.read_bytes()[:-100])
+
+    hashing.sha256(path, found)
+
+    assert "a.weight: the file was cut off while it was read" in found.level().problem

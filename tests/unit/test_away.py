@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from daemon.box import onstart
+from daemon.control.link import Link
 from daemon.control.watch import CALL_S, away_limit_s
 from daemon.domain.money import MICRO
-from daemon.settings import Image
+from daemon.settings import Image, Paths, Settings
 from remote_payload import away
 
 HOUR_S = 3600.0
@@ -62,6 +67,46 @@ def test_nobody_ever_calls(box: Box) -> None:
     assert box.asked_at == [SILENCE_S]
 
 
+def test_the_owner_is_told_before_it_stops(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice in a silence, once each, and again in the next one; with the job's name, at the address in job.json."""
+    posted: list[tuple[float, str, str]] = []
+
+    class Answer:
+        def close(self) -> None: ...
+
+    def urlopen(request: urllib.request.Request, timeout: float) -> Answer:
+        posted.append((box.now - STARTED_AT, request.full_url, cast(bytes, request.data).decode()))
+        return Answer()
+
+    def passes(elapsed_s: float) -> None:
+        if elapsed_s == SILENCE_S * 0.75 // away.LOOK_S * away.LOOK_S:
+            box.sign("called")
+
+    monkeypatch.setattr(away.urllib.request, "urlopen", urlopen)
+    (box.root / "run").mkdir()
+    (box.root / "run" / "job.json").write_text('{"name": "quick", "job": "abc123", "notify_url": "http://phone/topic"}')
+    box.passes = passes
+
+    away.watch(box.root, LIMIT_S)
+
+    assert [text.split(": ")[1] for _, _, text in posted] == ["waiting for home", "waiting for home", "stopping soon"]
+    assert {url for _, url, _ in posted} == {"http://phone/topic"}
+    assert all(text.startswith("homeport quick (abc123): ") and text.endswith("jobctl up") for _, _, text in posted)
+    assert posted[-1][0] < box.asked_at[0]
+
+
+@pytest.mark.parametrize(
+    "job", [None, "{", "[]", '{"notify_url": null}', '{"name": "n", "job": "j", "notify_url": "?"}']
+)
+def test_nobody_to_tell(box: Box, job: str | None) -> None:
+    """No job yet, a broken file, no address, or a bad one: it is stopped all the same."""
+    if job is not None:
+        (box.root / "run").mkdir()
+        (box.root / "run" / "job.json").write_text(job)
+    away.watch(box.root, LIMIT_S)
+    assert box.asked_at == [SILENCE_S]
+
+
 @pytest.mark.parametrize("name", away.SIGNS)
 def test_signs_of_life_put_it_off(box: Box, name: str) -> None:
     """A caller, a beating runner, a stage that outlived its runner: the limit counts from the last sign on."""
@@ -78,6 +123,45 @@ def test_signs_of_life_put_it_off(box: Box, name: str) -> None:
     assert box.asked_at == [worked_s + SILENCE_S]
 
 
+@pytest.mark.parametrize(
+    ("said", "silence_s"),
+    [("1800\n", 1800 - 2 * away.LOOK_S), ("7200\n", 7200 - 2 * away.LOOK_S), ("", SILENCE_S), ("soon", SILENCE_S)],
+)
+def test_a_call_says_how_long_the_next_one_may_stay_away(box: Box, said: str, silence_s: float) -> None:
+    """At another price than at its start, a hold pays for another time; a call that says nothing leaves the old one."""
+
+    def passes(elapsed_s: float) -> None:
+        if elapsed_s == 600.0:
+            (box.root / "run" / "called").write_text(said)
+
+    box.passes = passes
+
+    away.watch(box.root, LIMIT_S)
+
+    assert box.asked_at == [600.0 + silence_s]
+
+
+def test_the_box_hears_of_another_price(tmp_path: Path) -> None:
+    """The connection stands; what the next calls allow follows the price that was listed last."""
+    allowed: list[float] = []
+    box = SimpleNamespace(allow_silence=allowed.append)
+    world = SimpleNamespace(settings=Settings(Paths(tmp_path, tmp_path, tmp_path)), connect=lambda address, count: box)
+    link = Link(cast(Any, world), hold=2 * MICRO)
+    lease = SimpleNamespace(
+        id=1, instance_id=7, direct="192.0.2.1:22", proxy=None, host_key="k", challenge="c", root="r", python="p",
+        price_per_hour=2 * MICRO,
+    )  # fmt: skip
+
+    async def look() -> None:
+        for price in (2 * MICRO, 4 * MICRO):
+            lease.price_per_hour = price
+            assert await link.to(cast(Any, lease)) is box
+
+    asyncio.run(look())
+
+    assert allowed == [HOUR_S, HOUR_S / 2]
+
+
 def test_a_refusal_is_asked_again(box: Box) -> None:
     """The meter runs until the market agrees; a caller who comes meanwhile is not stopped."""
     box.agrees = iter([False, False, True])
@@ -91,6 +175,13 @@ def test_a_refusal_is_asked_again(box: Box) -> None:
     away.watch(box.root, LIMIT_S)
 
     assert box.asked_at == [SILENCE_S, SILENCE_S + away.LOOK_S, LIMIT_S + SILENCE_S]
+
+
+def test_the_first_process_may_not_be_ours_to_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then this process's own environment has to do, and the watch lives on."""
+    monkeypatch.delenv("CONTAINER_API_KEY", raising=False)
+
+    assert away.container_environment(tmp_path) == dict(away.os.environ)
 
 
 def test_one_watch_is_enough(box: Box) -> None:

@@ -34,39 +34,77 @@ def test_a_disk_without_room_is_told_and_left_as_it_was(tmp_path: Path) -> None:
 
 
 def test_only_what_was_synced_is_durable(tmp_path: Path) -> None:
-    """A written chunk enters the bitmap with the next sync; a sync with nothing new says so."""
+    """A written chunk enters the bitmap with the next sync."""
     part = part_of(tmp_path, b"a" * CHUNK + b"b" * CHUNK + b"c")
     part.open(b"")
 
-    assert part.store(2, b"c")
+    part.store(2, b"c")
 
-    assert part.bitmap == b"\x00"
-    assert part.sync()
-    assert part.bitmap == b"\x04"
-    assert not part.sync()
+    assert part.bitmap == b"\x00" and part.has_news
+    part.sync()
+    assert part.bitmap == b"\x04" and not part.has_news
     assert part.missing == [0, 1]
 
 
-def test_a_wrong_chunk_is_not_written(tmp_path: Path) -> None:
-    """What does not hash to the promise leaves the file as it was."""
-    part = part_of(tmp_path, b"a" * CHUNK)
+def test_a_chunk_that_arrived_wrong_is_found_on_the_disk(tmp_path: Path) -> None:
+    """The file's own hash does not come out: the chunk that is wrong is named, and fetched again it does."""
+    part = part_of(tmp_path, b"a" * CHUNK + b"b" * CHUNK + b"c")
     part.open(b"")
+    for chunk, content in enumerate((b"a" * CHUNK, b"x" * CHUNK, b"c")):
+        part.store(chunk, content)
+    part.sync()
+    assert part.read_back() == [] and not part.is_behind
 
-    assert not part.store(0, b"x" * CHUNK)
-
-    assert part.path.read_bytes() == b"\0" * CHUNK
-    assert part.missing == [0]
-
-
-def test_a_claimed_chunk_is_believed_only_if_it_hashes_right(tmp_path: Path) -> None:
-    """Of two chunks in the record one was damaged since: it is missing again, and counted."""
-    content = b"a" * CHUNK + b"b" * CHUNK
-    part_of(tmp_path, content).path.write_bytes(b"a" * CHUNK + b"x" * CHUNK)
-    part = part_of(tmp_path, content)
-
-    assert part.open(b"\x03") == 1
+    assert part.damaged() == [1]
 
     assert part.missing == [1]
+    part.store(1, b"b" * CHUNK)
+    part.sync()
+    assert part.read_back() == [] and part.damaged() == []
+
+
+def test_a_recorded_chunk_is_proven_on_the_way(tmp_path: Path) -> None:
+    """Of three chunks in the record one was damaged since: reading back finds it, and goes on behind it."""
+    content = b"a" * CHUNK + b"b" * CHUNK + b"c" * CHUNK
+    part_of(tmp_path, content).path.write_bytes(b"a" * CHUNK + b"x" * CHUNK + b"c" * CHUNK)
+    part = part_of(tmp_path, content)
+    part.open(b"\x07")
+    assert part.missing == [] and part.is_behind
+
+    assert part.read_back() == [1]
+
+    assert part.missing == [1] and not part.is_behind
+    part.store(1, b"b" * CHUNK)
+    part.sync()
+    assert part.read_back() == [] and part.damaged() == []
+
+
+def test_written_and_never_recorded_is_claimed(tmp_path: Path) -> None:
+    """What a killed process had written since its last commit counts; what was only reserved does not."""
+    content = b"a" * CHUNK + b"b" * CHUNK + b"c" * CHUNK
+    first = part_of(tmp_path, content)
+    first.open(b"")
+    first.store(1, b"b" * CHUNK)
+
+    part = part_of(tmp_path, content)
+    part.open(b"")
+
+    assert part.missing == [0, 2] and part.has_news
+    part.sync()
+    assert part.read_back() == [] and part.missing == [0, 2]
+
+
+def test_another_file_of_the_name_is_fetched_whole(tmp_path: Path) -> None:
+    """Chunks that an older manifest put there are kept where they are equal, and only there."""
+    old = part_of(tmp_path, b"a" * CHUNK + b"b" * CHUNK + b"c" * CHUNK)
+    old.path.write_bytes(b"a" * CHUNK + b"b" * CHUNK + b"c" * CHUNK)
+    part = part_of(tmp_path, b"a" * CHUNK + b"x" * CHUNK + b"y" * CHUNK)
+    part.open(b"")
+    part.sync()
+
+    assert part.read_back() == [1, 2]
+
+    assert part.missing == [1, 2]
 
 
 def test_bitmaps_say_what_they_were_given() -> None:

@@ -7,10 +7,13 @@ from typing import Any, cast
 
 import pytest
 
+from daemon.api.messages import Transfer
+from daemon.cli import bring
 from daemon.cli.screens import job as job_screen
 from daemon.cli.screens import jobs as jobs_screen
 from daemon.cli.screens import leases as leases_screen
 from daemon.cli.screens import metrics as metrics_screen
+from daemon.cli.screens import plan as plan_screen
 from daemon.cli.terminal import Column, Look, dollars, duration, size, table
 from daemon.domain.coverage import coverage
 from daemon.store.shapes import JobPage, Jobs, JobView, Leases, Metric
@@ -69,7 +72,8 @@ def job(**given: Any) -> JobView:
         "created_at": ago(9060),
         "state_since": ago(8820),
         "finished_at": None,
-        "progress": {"stage": "SFT", "done": 412, "total": 520, "unit": "STEPS"},
+        "progress": {"stage": "SFT", "done": 412, "total": 520, "unit": "STEPS", "per_s": None, "resent": 0},
+        "moving": None,
         "loss": 1.284,
         "lr": 4.1e-5,
         "tok_s": 1940.0,
@@ -79,6 +83,7 @@ def job(**given: Any) -> JobView:
         "expected_s": {},
         "gpu_busy": None,
         "gpu_memory": None,
+        "placement": None,
         "checkpoint_step": 400,
         "box_seen_at": ago(8),
         "out_of_contact_since": None,
@@ -121,7 +126,9 @@ ATTENTION = {
     "text": "z8h1wr is HELD: a stage failed on the box: exit 40",
     "hint": "jobctl retry z8h1wr",
 }
-BYTES = {"stage": "GGUF", "done": 4_100_000_000, "total": 6_200_000_000, "unit": "BYTES"}
+BYTES = {
+    "stage": "GGUF", "done": 4_100_000_000, "total": 6_200_000_000, "unit": "BYTES", "per_s": 93.4e6, "resent": 261_120,
+}  # fmt: skip
 
 
 def reading(*jobs: JobView, **given: Any) -> Jobs:
@@ -192,6 +199,7 @@ PAGE = {
     ],
     "losses": [2.0, 1.8, 1.5, 1.284],
     "scores": [],
+    "delivery": [],
     "money": MONEY,
 }
 
@@ -243,11 +251,59 @@ def test_show_sets_what_is_expected_beside_the_truth() -> None:
     assert "Expected    4.4 s a step, here 0.93 s; SFT 25m00s, here 2h26m so far; DPO 8m00s\n" in text
 
 
+def test_show_of_a_download_says_how_fast_and_how_long() -> None:
+    """Bytes, MB/s, what was sent again, and the end of the download."""
+    text = job_screen.screen(page(state="GGUF", activity="DOWNLOADING", progress=BYTES, eta_s=22), Look(), NOW)
+
+    assert "here 4.1/6.2 GB   93.4 MB/s   261.1 kB sent again" in text
+    assert "the download ends in about 22s" in text
+
+
+UP = {"stage": "UPLOAD", "done": 3_000_000, "total": 12_000_000, "unit": "BYTES", "per_s": 1.5e6, "resent": 0}
+DOWN = UP | {"stage": "MIRROR", "resent": 261_120}
+
+
+def test_an_upload_and_a_checkpoint_coming_home_say_how_far_they_are() -> None:
+    """Both screens; an upload fills the job's own columns, a checkpoint stands beside its steps."""
+    setting_up = job(state="QUEUED", activity="SETTING_UP", progress=None, moving=UP, eta_s=None, loss=None)
+    training = job(id="m2x9ab", moving=DOWN)
+
+    status = jobs_screen.screen(reading(setting_up, training), Look(width=120), NOW)
+    shown = job_screen.screen(page(moving=DOWN), Look(), NOW)
+
+    row, _, beside = status.splitlines()[1:4]
+    assert "██░░░░░░ 3.0/12.0 MB" in row and " 6s " in row
+    assert beside == "m2x9ab: comes home: 3.0/12.0 MB   1.5 MB/s   261.1 kB sent again   6s left"
+    assert "comes home: 3.0/12.0 MB   1.5 MB/s   261.1 kB sent again   6s left\n" in shown
+    assert "step 412/520" in shown
+
+
+def test_a_transfer_by_hand_says_what_it_waits_for() -> None:
+    """The machine hashes for minutes before the first byte; then bytes, MB/s, the end, and what was sent again."""
+    hashing = {"done": 0, "total": 0, "resent": 0, "per_s": 0, "eta_s": None, "seconds": 184.0}
+    moving = {"done": 4_100_000_000, "total": 6_200_000_000, "resent": 261_120, "per_s": 93_400_000, "eta_s": 22}
+
+    told = [bring.progress(cast(Transfer, seen), Look()) for seen in (hashing, moving)]
+
+    assert told == [
+        "reading and hashing on the machine before anything moves, 3m04s",
+        "█████░░░ 4.1 GB of 6.2 GB   93.4 MB/s   22s left   261.1 kB sent again",
+    ]
+
+
 def test_show_says_how_busy_the_cards_are() -> None:
     """Beside the last report stands what the machine itself says of its cards."""
     text = job_screen.screen(page(gpu_busy=97.0, gpu_memory=61.4), Look(), NOW)
 
     assert " ago   GPU 97% busy, memory 61% full\n" in text
+
+
+def test_show_says_how_the_cards_are_used() -> None:
+    """What the machine decided of several cards stands with its reason; where nothing was to decide, nothing does."""
+    told = "ddp: 2 processes train what one trains, in a trial"
+
+    assert f"\nPlacement   {told}\n" in job_screen.screen(page(placement=told), Look(), NOW)
+    assert "Placement" not in job_screen.screen(page(), Look(), NOW)
 
 
 def test_show_says_whether_the_model_is_better() -> None:
@@ -363,3 +419,27 @@ Recent      14:08  lease.status  status=running
 Next        jobctl logs k7f3qd -f   jobctl metrics k7f3qd --plot loss
             jobctl hold k7f3qd
 """
+
+
+def test_choices_of_gpus():
+    """One row a way, with what speaks for it; the job file's own is marked."""
+
+    def choice(gpus: int, placement: str, training: float, hours: float, cost: str, *marks: str, asked: bool = False):
+        return {
+            "gpus": gpus, "placement": placement, "training_hours": training, "hours": hours, "cost": cost,
+            "measured": gpus <= 2, "asked": asked, "marks": list(marks),
+        }  # fmt: skip
+
+    found = plan_screen.choices(
+        [
+            choice(1, "single", 0.2, 0.8, "1.72", "cheapest", "knee", asked=True),
+            choice(2, "ddp", 0.11, 0.71, "3.01", "fastest"),
+        ],
+        Look(width=80, colour=False),
+    )
+
+    assert found == [
+        "GPUS  PLACEMENT  TRAINING  WHOLE JOB   COST",
+        "   1  single       12m00s     48m00s  $1.72  cheapest, knee, this job file",
+        "   2  ddp           6m36s     42m36s  $3.01  fastest",
+    ]

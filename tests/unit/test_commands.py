@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from store import JOB, NOW, add_job, add_lease, destroy, opened
+from store import JOB, MANIFEST, NOW, add_job, add_lease, destroy, opened
 
 from daemon.clock import ManualClock
 from daemon.control.commands import Commands
 from daemon.domain.holds import HoldReason
 from daemon.domain.records import Job, LeaseState, OpState, Wish
 from daemon.errors import Refused
-from daemon.store import jobs, operations
+from daemon.store import artifacts, jobs, operations
 from daemon.store.database import Database
 
 
@@ -39,9 +40,9 @@ def job(database: Database) -> Job:
         return jobs.get(c, JOB)
 
 
-def hold(database: Database, reason: HoldReason) -> None:
+def hold(database: Database, reason: HoldReason, detail: str = "") -> None:
     with database.write() as c:
-        jobs.hold(c, jobs.get(c, JOB), reason, "", NOW, 1)
+        jobs.hold(c, jobs.get(c, JOB), reason, detail, NOW, 1)
 
 
 def rented(database: Database, state: LeaseState) -> None:
@@ -100,3 +101,49 @@ async def test_the_destroy_of_a_late_machine_stands_in_nobodys_way(database: Dat
     await commands(database).hold(JOB, "me")
 
     assert job(database).hold_reason is HoldReason.BY_PERSON
+
+
+NO_MEMORY = "L5 behaviour: m.gguf: not run: needs 10 GB of memory, 4 GB are free"
+
+
+def accepted(database: Database) -> dict[str, Any] | None:
+    with database.read() as c:
+        return artifacts.accepted_level(c, jobs.get(c, JOB))
+
+
+async def test_a_level_that_cannot_run_is_accepted_by_name(database: Database) -> None:
+    """The typed name is kept with who typed it, for this artifact set alone, and the job goes on to verify again."""
+    with database.write() as c:
+        jobs.change(c, jobs.get(c, JOB), NOW, 1, manifest_sha256=MANIFEST)
+    hold(database, HoldReason.NOT_VERIFIED, NO_MEMORY)
+
+    await commands(database).accept(JOB, "ann", "L4", JOB)
+
+    found = accepted(database)
+    assert found is not None and (found["level"], found["by"]) == ("L4", "ann")
+    assert job(database).hold_reason is None
+    with database.write() as c:
+        jobs.change(c, jobs.get(c, JOB), NOW, 1, manifest_sha256="n" * 64)
+    assert accepted(database) is None
+
+
+@pytest.mark.parametrize(
+    ("reason", "detail", "level", "confirm", "says"),
+    [
+        (HoldReason.VERIFY_FAILED, "L5 behaviour: 0.4 nats", "L4", JOB, "a level that failed is not accepted"),
+        (HoldReason.NOT_VERIFIED, "L4 numbers: not run: numpy is not installed", "L4", JOB, "L4 is not reached"),
+        (HoldReason.NOT_VERIFIED, NO_MEMORY, "L4", None, "whether the model works is then not known"),
+        (HoldReason.NOT_VERIFIED, NO_MEMORY, "L4", "yes", "whether the model works is then not known"),
+    ],
+)
+async def test_what_is_not_accepted(
+    database: Database, reason: HoldReason, detail: str, level: str, confirm: str | None, says: str
+) -> None:
+    """A failure, a level that itself could not run, a name that was not typed: refused, and the job stays held."""
+    hold(database, reason, detail)
+
+    with pytest.raises(Refused, match=says):
+        await commands(database).accept(JOB, "ann", level, confirm)
+
+    assert accepted(database) is None
+    assert job(database).hold_reason is reason

@@ -75,3 +75,31 @@ def test_a_crash_before_doubt_had_its_way(tmp_path: Path) -> None:
     database.close()
 
     assert "another machine" in (led_again(tmp_path, "machine-2") or "")
+
+
+def install(folder: Path) -> str | None:
+    database = opened(folder)
+    with database.read() as c:
+        found = leader.get_meta(c, "install_id")
+    database.close()
+    return found
+
+
+def test_a_database_made_anew_keeps_the_install(tmp_path: Path) -> None:
+    """The database is deleted: the next one knows the machines of the old one by their labels, and is in doubt."""
+    before = install(tmp_path)
+    for path in tmp_path.glob("homeport.db*"):
+        path.unlink()
+
+    assert "forgotten" in (led_again(tmp_path) or "")
+    assert install(tmp_path) == before
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"epoch": "1"}', '{"epoch": 1}'])
+def test_a_high_water_file_that_makes_no_sense(tmp_path: Path, content: str) -> None:
+    """Nobody knows what was known before: that is doubt, not a crash and not trust."""
+    opened(tmp_path).close()
+    (tmp_path / "high-water").write_text(content)
+
+    assert "nobody knows" in (led_again(tmp_path) or "")
+    assert led_again(tmp_path) is None

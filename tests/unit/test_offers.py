@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon.domain.estimate import by_placement, estimate, over_limits, steps_of
+from daemon.domain.estimate import estimate, over_limits, steps_of
 from daemon.domain.market import Offer
 from daemon.domain.model_size import folder_parameters, gguf_bytes, named_parameters
 from daemon.domain.offers import gpu_names, mismatch, query, rank, widened
@@ -53,19 +53,6 @@ def test_steps_follow_from_rows(rows, epochs, cap, steps):
     assert steps_of(Training(data="x", epochs=epochs, max_steps=cap), rows, 32) == steps
 
 
-def test_what_each_placement_takes():
-    """Eight GPUs that take turns are no faster than one of them; as ranks they are, and each must hold the model."""
-    spec = SPEC.model_copy(update={"machine": Machine(gpu=("H100",), count=8)})
-
-    found = by_placement(spec, lambda other: estimate(other, ROWS, OFFER))
-
-    assert found["single"].total_s == found["auto_map"].total_s
-    assert found["ddp"].stage_s["sft"] == pytest.approx(found["single"].stage_s["sft"] / 7.2)
-    assert found["ddp"].cost < found["auto_map"].cost
-    assert found["ddp"].vram_gb == found["single"].vram_gb > found["auto_map"].vram_gb
-    assert by_placement(SPEC, lambda other: estimate(other, ROWS, OFFER)) == {}
-
-
 @pytest.mark.parametrize(
     ("model", "parameters"),
     [
@@ -100,12 +87,12 @@ def test_file_sizes_agree_with_published_files(parameters, quant, published):
 
 
 def test_the_estimate_of_the_reference_job():
-    """A 7B on one H100: about an hour, a few dollars, 12 GB to bring home, and only the rows' length is guessed."""
+    """A 7B on one H100: about an hour, two dollars, 12 GB to bring home, and only the rows' length is guessed."""
     found = expected(OFFER)
 
     assert found.steps == {"sft": 479, "dpo": 80}
     assert 45 < found.minutes < 150
-    assert 2_000_000 < found.cost < 6_000_000
+    assert 1_000_000 < found.cost < 4_000_000
     assert 0 < found.reserve < found.cost
     assert found.model_bytes == pytest.approx(11.9e9, rel=0.05)
     assert found.disk_gb > 3 * 14 + 12
@@ -179,7 +166,7 @@ def test_the_query_asks_for_what_the_job_needs():
         ({"cuda_max_good": 12.2}, "CUDA 12.2, less than 12.4"),
         ({"cuda_max_good": None}, "CUDA 0, less than 12.4"),
         ({"direct_port_count": 0}, "no direct port for SSH"),
-        ({"duration_s": 3600.0}, "rental ends in 1h, needed are 26h"),
+        ({"duration_s": 3600.0}, "rental ends in 1h, needed are 25h"),
         ({"end_date_ms": NOW_MS + DAY_MS}, "rental ends in 24h, needed are"),
         ({"price_per_hour": 3_010_000}, "$3.01/h, more than $3.00/h"),
         ({"machine_id": 66}, "machine 66 failed before"),

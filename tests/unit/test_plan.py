@@ -82,7 +82,13 @@ def report(alive: int, age_s: float = 1) -> BoxReport:
     return BoxReport("abc123", 1, None, alive, NOW - round(age_s * S), None, 0, 0)
 
 
+def starts(count: int) -> tuple[Operation, ...]:
+    """Of one stage, one after the other, each answered."""
+    return tuple(op(Kind.STAGE_START, age_s=120 + n) for n in range(count, 0, -1))
+
+
 STARTED = op(Kind.STAGE_START)
+REFUSED = op(Kind.DESTROY, OpState.REFUSED, age_s=5)
 RECEIPT = ReceiptRow(1, "abc123", 1, "m", "/f", "[]", "[]", "full", NOW)
 TOKEN = Token(1, "abc123", 77, 1, "me", NOW, NOW + 1000, None, None)
 
@@ -102,6 +108,7 @@ def training(**values: Any) -> Snapshot:
 
 GONE = lease(state=LeaseState.GONE, gone_at=NOW)
 LOST = lease(id=2, instance_id=78, state=LeaseState.LOST)
+QUEUED_START = lease(status="stopped", running_ms=9, status_since=NOW - 900 * S)
 HELD = {"hold_since": NOW - 60 * S}
 
 CASES: dict[str, tuple[Snapshot, type[actions.Action] | actions.Action]] = {
@@ -179,8 +186,11 @@ CASES: dict[str, tuple[Snapshot, type[actions.Action] | actions.Action]] = {
     "destroy accepted, not seen since": (
         training(operations=(STARTED, op(Kind.DESTROY, age_s=90)), live=lease(last_seen=NOW - 80 * S)), actions.Wait,
     ),
-    "the runner died four times": (training(operations=(STARTED,) * 4, report=report(0)), actions.StartStage),
-    "the runner died five times": (training(operations=(STARTED,) * 5, report=report(0)), actions.HoldJob),
+    "the runner died four times": (training(operations=starts(4), report=report(0)), actions.StartStage),
+    "the runner died five times": (training(operations=starts(5), report=report(0)), actions.HoldJob),
+    "it died once, after four starts whose answers were lost": (
+        training(operations=(STARTED,) * 5, report=report(0)), actions.StartStage,
+    ),
     "destroy typed, listed for minutes yet": (
         training(row=job(JobState.SFT, wish=Wish.ABANDON), operations=(STARTED, op(Kind.DESTROY, age_s=600))),
         actions.Wait,
@@ -214,6 +224,20 @@ CASES: dict[str, tuple[Snapshot, type[actions.Action] | actions.Action]] = {
     ),
     "destroy accepted, still listed, the model lost here meanwhile": (
         training(operations=(STARTED, op(Kind.DESTROY, age_s=1000))), actions.HoldJob,
+    ),
+    "destroy refused a moment ago": (
+        snap(job(JobState.VERIFIED), lease(), receipt=RECEIPT, operations=(STARTED, REFUSED)), actions.Wait,
+    ),
+    "destroy refused a while ago": (
+        snap(job(JobState.VERIFIED), lease(), receipt=RECEIPT,
+             operations=(STARTED, replace(REFUSED, created_at=NOW - 90 * S))), actions.Destroy,
+    ),
+    "destroy refused again and again": (
+        snap(job(JobState.VERIFIED), lease(), receipt=RECEIPT, operations=(STARTED, *15 * (REFUSED,))), actions.HoldJob,
+    ),
+    "destroy refused before the person spoke": (
+        snap(job(JobState.VERIFIED, spoken_at=NOW), lease(), receipt=RECEIPT,
+             operations=(STARTED, *15 * (REFUSED,))), actions.Destroy,
     ),
     "verified, all gone": (
         snap(job(JobState.VERIFIED), None, GONE, receipt=RECEIPT), actions.Move(Trigger.CONFIRM_DESTROYED),
@@ -267,12 +291,33 @@ CASES: dict[str, tuple[Snapshot, type[actions.Action] | actions.Action]] = {
         ),
         actions.StartMachine,
     ),
+    "start asked, and no listing since": (
+        training(
+            live=lease(status="exited", running_ms=9, status_since=NOW - 900 * S, last_seen=NOW - 701 * S),
+            operations=(STARTED, op(Kind.START, age_s=700)),
+        ),
+        actions.Wait,
+    ),
     "does not start": (
         training(
             live=lease(status="exited", running_ms=9, status_since=NOW - 900 * S),
             operations=(STARTED, op(Kind.START, age_s=700)),
         ),
         actions.HoldJob,
+    ),
+    "a queued start whose stop did not happen": (
+        training(live=QUEUED_START, operations=(STARTED, op(Kind.START), op(Kind.STOP, OpState.ABSENT))),
+        actions.StopMachine,
+    ),
+    "a queued start whose stop is not answered": (
+        training(live=QUEUED_START, operations=(STARTED, op(Kind.START), op(Kind.STOP, OpState.UNKNOWN))),
+        actions.Wait,
+    ),
+    "a queued start that was stopped": (
+        training(
+            live=replace(QUEUED_START, intended="stopped"), operations=(STARTED, op(Kind.START), op(Kind.STOP)),
+        ),
+        actions.Wait,
     ),
     # money and time
     "budget": (training(live=lease(cost=9_200_000)), actions.HoldJob),
@@ -297,15 +342,52 @@ CASES: dict[str, tuple[Snapshot, type[actions.Action] | actions.Action]] = {
         ),
         actions.StopMachine,
     ),
-    "came back by itself while held, for its limit": (
-        training(
-            row=job(JobState.SFT, hold_reason=H.HOST_STOPPED, hold_since=NOW - 4000 * S),
-            live=lease(created_at=NOW - 9000 * S),
-        ),
-        actions.StopMachine,
+    "came back by itself while held for that": (
+        training(row=job(JobState.SFT, hold_reason=H.HOST_STOPPED, **HELD), report=report(0)), actions.StopMachine,
     ),
     "held, stopped": (
         training(row=job(JobState.SFT, hold_reason=H.STAGE_FAILED, **HELD), live=lease(status="stopped")), actions.Wait,
+    ),
+    "held, a queued start whose stop did not happen": (
+        training(
+            row=job(JobState.SFT, hold_reason=H.BY_PERSON, **HELD), live=QUEUED_START,
+            operations=(STARTED, op(Kind.START), op(Kind.STOP, OpState.ABSENT, age_s=5)),
+        ),
+        actions.StopMachine,
+    ),
+    "held, a queued start whose stop nobody has seen since": (
+        training(
+            row=job(JobState.SFT, hold_reason=H.BY_PERSON, **HELD), live=replace(QUEUED_START, last_seen=NOW - 9 * S),
+            operations=(STARTED, op(Kind.START), op(Kind.STOP, age_s=5)),
+        ),
+        actions.Wait,
+    ),
+    "held, the host stopped it, and may start it again": (
+        training(row=job(JobState.SFT, hold_reason=H.BY_PERSON, **HELD), live=QUEUED_START), actions.Wait,
+    ),
+    "held since it did not start, and it still may": (
+        training(row=job(JobState.SFT, hold_reason=H.HOST_STOPPED, **HELD), live=QUEUED_START), actions.StopMachine,
+    ),
+    "held since it did not start, and it was stopped a moment ago": (
+        training(
+            row=job(JobState.SFT, hold_reason=H.HOST_STOPPED, **HELD),
+            live=replace(QUEUED_START, last_seen=NOW - 9 * S),
+            operations=(STARTED, op(Kind.STOP, age_s=5)),
+        ),
+        actions.Wait,
+    ),
+    "held since it did not start, and it stays so": (
+        training(
+            row=job(JobState.SFT, hold_reason=H.HOST_STOPPED, **HELD), live=replace(QUEUED_START, intended="stopped"),
+        ),
+        actions.Wait,
+    ),
+    "held for its limit, and the stop did not happen": (
+        training(
+            row=job(JobState.SFT, hold_reason=H.STAGE_FAILED, hold_since=NOW - 4000 * S), rescued=True,
+            live=lease(created_at=NOW - 9000 * S), operations=(STARTED, op(Kind.STOP, OpState.ABSENT, age_s=5)),
+        ),
+        actions.StopMachine,
     ),
     "held since nothing fits, and a machine came late": (
         snap(job(hold_reason=H.NO_OFFERS, hold_since=NOW - 9000 * S), lease(created_at=NOW - 4000 * S)),
@@ -330,9 +412,16 @@ CASES: dict[str, tuple[Snapshot, type[actions.Action] | actions.Action]] = {
     "held for its limit, out of reach": (
         training(
             row=job(JobState.SFT, hold_reason=H.BY_PERSON, hold_since=NOW - 4000 * S),
-            live=lease(created_at=NOW - 9000 * S), link_down_since_ms=NOW - 5 * S,
+            live=lease(created_at=NOW - 9000 * S), link_down_since_ms=NOW - 700 * S,
         ),
         actions.StopMachine,
+    ),
+    "held for its limit, most of it asleep, and no network yet": (
+        training(
+            row=job(JobState.SFT, hold_reason=H.BY_PERSON, hold_since=NOW - 4000 * S),
+            live=lease(created_at=NOW - 9000 * S), link_down_since_ms=NOW - 5 * S,
+        ),
+        actions.Save,
     ),
     "budget hold, does not stop training": (
         training(

@@ -82,6 +82,25 @@ def test_a_template_that_drops_reasoning_is_mended_before_it_counts(tmp_path):
     )
 
 
+def test_what_only_trls_variant_keeps_is_left_to_the_machine(tmp_path):
+    """A template that drops the reasoning of earlier turns may have a variant in TRL, which is not here: such a row is
+    counted by its words, as one without reasoning is by the template, which may still refuse it."""
+    forgetful = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turns, please') }}{% endif %}"
+        "{% for message in messages %}[{{ message['role'] }}]"
+        "{{ message['content'] if loop.last else message['content'].split('</think>')|last }}{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    counter = Counter(model(tmp_path / "m", forgetful))
+    thinking = {"role": "assistant", "content": "<think>\nup\n</think>\n\nThe euro rose."}
+    talk = [USER, thinking, USER, thinking]
+
+    assert counter.length({"messages": talk}) > counter.length({"messages": [USER, ROSE]})
+    assert "up" in counter.rendered({"messages": talk})
+    with pytest.raises(BadRow, match="no system turns"):
+        counter.length({"messages": [{"role": "system", "content": "Be kind"}, USER, ROSE]})
+
+
 def test_a_row_the_template_cannot_say_is_refused_by_its_line(tmp_path):
     """The template's own words are told, with file and line."""
     folder = model(

@@ -55,7 +55,7 @@ integration: {tag: V2 FOREX INTEGRATION, sft_rows: 15300, dpo_rows: 2550}
 machine: {gpu: H100, count: 8, vram: 80GB+, disk: 0.5TB, rental: on-demand}
 limits: {price: $20/h, cost: 16.00, time: 1h30m, hold: $3, line: 100Mbit}
 verify: {level: hash}
-deliver: download
+deliver: auto
 destroy: ask
 """
 
@@ -67,7 +67,7 @@ destroy: ask
     assert (spec.machine.gpu, spec.machine.count, spec.machine.vram, spec.machine.disk) == (("H100",), 8, 80, 500)
     limits = spec.limits
     assert (limits.price, limits.cost, limits.time, limits.hold) == (20_000_000, 16_000_000, 5400, 3_000_000)
-    assert limits.line == 100
+    assert (limits.line, spec.deliver) == (100, "auto")
     assert spec.data == {"sft": "sft.jsonl", "dpo": "dpo.jsonl", "eval": "eval.jsonl"}
 
 
@@ -87,6 +87,22 @@ def test_what_a_person_expects_may_have_fractions(base):
     spec = read(MINIMAL + "expect: {step: 4.4s, sft: 25m, gguf: 1h30m}\n", base)
 
     assert spec.expect.model_dump() == {"step": 4.4, "sft": 1500, "dpo": None, "gguf": 5400}
+
+
+@pytest.mark.parametrize("name", ["CON", "nul", "com1", "LPT9", "aux.v2", "bot."])
+def test_names_that_windows_cannot_have(base, name):
+    """The model's folder has the job's name, and the disk may be read there; near misses are fine everywhere."""
+    (problem,) = objections(MINIMAL.replace("name: bot", f"name: {name}"), base)
+
+    assert problem.startswith("job.yaml:2: name:") and "Windows" in problem
+    assert read(MINIMAL.replace("name: bot", f"name: x{name.rstrip('.')}"), base)
+
+
+def test_a_price_is_by_the_hour(base):
+    """`5`, `$5` and `5/h` are one price; the plan shows it as $5.00/h."""
+    prices = [read(MINIMAL + f"limits: {{price: {text}}}\n", base).limits.price for text in ("5", "$5", "5/h", "$5/h")]
+
+    assert prices == [5_000_000] * 4
 
 
 def test_gates_are_named_one_by_one(base):
@@ -139,14 +155,17 @@ batch_size: -1
         ("placement: ddp\nbatch_size: 30\nmachine: {count: 8}", "6: batch_size: 30 cannot be shared by 8 GPUs"),
         ("placement: DeepSpeed", "5: placement: DeepSpeed is refused: its shards change the arithmetic"),
         ("start_from: ''", "5: start_from: is empty"),
+        ("speed: turbo", "5: speed: 'turbo' is not known (expected 'fast' or 'plain')"),
         ("reasoning: maybe", "5: reasoning: 'maybe' is not known (expected 'auto', 'keep', 'empty' or 'none')"),
         ("max_length: 8", "5: max_length: 8 is too small (expected 16 or more)"),
-        ("deliver: rebuild", "5: deliver: rebuild is not in this release yet (expected download)"),
+        ("deliver: ftp", "5: deliver: 'ftp' is not known (expected 'download', 'rebuild' or 'auto')"),
         ("output: x", "5: output: x is not in this release yet (leave it out)"),
         ("eval: {data: eval.jsonl, compare_to: ''}", "5: eval.compare_to: is empty"),
         ("export: {adapter: false}", "5: export.adapter: false is not in this release yet (expected true)"),
         ("machine: {rental: interruptible}", "5: machine.rental: interruptible is not in this release yet"),
         ("eval: {data: none.jsonl}", "5: eval.data: none.jsonl is no file (looked in"),
+        ("eval: {data: ~nobody-of-this-name/x}", "5: eval.data: ~nobody-of-this-name/x is no file (looked in"),
+        (f"eval: {{data: {'x' * 300}}}", f"5: eval.data: {'x' * 300} is no file (looked in"),
         ("micro_batch_size: 5", "5: micro_batch_size: does not divide batch_size 32"),
         ("integration: {dpo_rows: 5}", "5: integration.dpo_rows: counts rows of a stage that the spec does not have"),
         ("version: 1", "5: found duplicate key"),

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import pytest
 import store
-from scripted import ScriptedMarket
+from scripted_market import ScriptedMarket
 
 from daemon.artifacts.verify import verify
 from daemon.clock import ManualClock
@@ -168,8 +168,8 @@ def world(tmp_path: Path) -> Any:
     database, clock = store.opened(tmp_path), ManualClock()
     settings = Settings(Paths(tmp_path, tmp_path, tmp_path))
 
-    async def silent(title: str, text: str) -> None:
-        return None
+    async def silent(title: str, text: str, again: bool) -> bool:
+        return True
 
     operator = Operator(database, ScriptedMarket(), clock, settings)
     yield World(database, operator, clock, settings, silent, cast(Any, None), verify)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator, Sequence
 
-from daemon.cli.screens.jobs import counted, state
+from daemon.cli.screens.jobs import counted, on_its_way, pace, state
 from daemon.cli.terminal import Look, dollars, duration, local, seconds_since
 from daemon.domain.lifecycle import MAIN_LINE
 from daemon.store.shapes import CoverageView, Event, JobPage, JobView, LeaseView
@@ -63,6 +63,7 @@ def _training(page: JobPage, look: Look, now: float) -> Iterator[str]:
     if progress := job["progress"]:
         unit = "step " if progress["unit"] == "STEPS" else "here "
         parts.append(unit + counted(progress["done"], progress["total"], progress["unit"]))
+        parts += pace(progress)
     if job["loss"] is not None:
         parts.append(f"loss {job['loss']:.3f} {look.spark(page['losses'])}".rstrip())
     if job["lr"] is not None and job["progress"]:
@@ -71,6 +72,8 @@ def _training(page: JobPage, look: Look, now: float) -> Iterator[str]:
         parts.append(f"{job['tok_s']:,.0f} tok/s")
     if parts:
         yield "   ".join(parts)
+    if job["moving"]:
+        yield on_its_way(job["moving"])
     since = seconds_since(job["box_seen_at"], now)
     if since is not None and job["lease"] and job["lease"]["state"] == "LIVE":
         yield f"last report {duration(since)} ago{_gpu(job)}"
@@ -104,7 +107,11 @@ def _facts(page: JobPage, look: Look, now: float) -> Iterator[tuple[str, str, st
         if lease["destroy_requested"]:
             since = local(lease["destroy_requested"], now)
             yield "", f"destroy requested {since}, NOT confirmed, may bill ${lease['price_per_hour']}/h", "warn"
+    if job["placement"]:
+        yield "Placement", job["placement"], None
     yield "Money", _money(job), None
+    for i, told in enumerate(page["delivery"]):
+        yield "" if i else "Way home", told, None
     for stage in job["coverage"]:
         yield "Rows", _coverage(stage), None
         if stage["warning"]:
@@ -112,7 +119,8 @@ def _facts(page: JobPage, look: Look, now: float) -> Iterator[tuple[str, str, st
     if job["expected_s"]:
         yield "Expected", _expected(page, now), None
     if job["eta_s"] is not None:
-        yield "Finish", f"{job['state']} ends in about {duration(job['eta_s'])}", None
+        what = "the download" if job["activity"] == "DOWNLOADING" else job["state"]
+        yield "Finish", f"{what} ends in about {duration(job['eta_s'])}", None
     for i, event in enumerate(reversed(page["recent"])):
         told = look.clip(f"{local(event['at'], now)}  {_told(event)}", look.width - LABEL)
         yield "Recent" if i == 0 else "", told, None

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from daemon.cli.screens.footer import attention, money_strip
 from daemon.cli.terminal import Column, Look, cents, duration, seconds_since, size, table
-from daemon.store.shapes import Jobs, JobView
+from daemon.store.shapes import Jobs, JobView, Progress
 
 EMPTY = "No jobs. Nothing is being rented. $0.00/h.   Start with: jobctl demo"
 
@@ -18,7 +18,10 @@ def screen(reading: Jobs, look: Look, now: float) -> str:
     lines = []
     if reading["jobs"]:
         title, *rows = _table(reading["jobs"], look, now)
-        lines = [look.paint(title, "dim"), *rows, ""]
+        beside = [
+            f"{job['id']}: {on_its_way(job['moving'])}" for job in reading["jobs"] if job["moving"] and job["progress"]
+        ]
+        lines = [look.paint(title, "dim"), *rows, *beside, ""]
     lines += money_strip(reading["money"], look, now)
     lines += attention(reading["attention"], look)
     return "\n".join(lines)
@@ -55,7 +58,7 @@ def _progress(job: JobView, look: Look, now: float) -> str:
         return job["hold"]["detail"] or job["hold"]["meaning"]
     if job["activity"] == "OUT_OF_CONTACT":
         return f"no contact {duration(seconds_since(job['out_of_contact_since'], now) or 0)}"
-    if progress := job["progress"]:
+    if progress := job["progress"] or job["moving"]:
         done, total = progress["done"], progress["total"]
         return f"{look.bar(done, total)} {counted(done, total, progress['unit'])}"
     lease = job["lease"]
@@ -71,9 +74,33 @@ def counted(done: int, total: int, unit: str) -> str:
     return f"{done / scale:.1f}/{number} {name}"
 
 
+MOVES = {"UPLOAD": "goes up", "MIRROR": "comes home"}
+
+
+def on_its_way(moving: Progress) -> str:
+    """`comes home: 12.3/40.0 MB   3.1 MB/s   261.1 kB sent again   9s left`"""
+    counts = counted(moving["done"], moving["total"], moving["unit"])
+    left = _left_s(moving)
+    end = [] if left is None else [f"{duration(left)} left"]
+    return "   ".join([f"{MOVES[moving['stage']]}: {counts}", *pace(moving), *end])
+
+
+def pace(moving: Progress) -> list[str]:
+    """How fast bytes move, and how many were sent twice, as far as it is known."""
+    parts = [] if moving["per_s"] is None else [f"{moving['per_s'] / 1e6:,.1f} MB/s"]
+    return [*parts, f"{size(moving['resent'])} sent again"] if moving["resent"] else parts
+
+
+def _left_s(moving: Progress) -> float | None:
+    per_s = moving["per_s"]
+    return (moving["total"] - moving["done"]) / per_s if per_s else None
+
+
 def _eta(job: JobView) -> str:
     if job["hold"]:
         return "you"
+    if job["progress"] is None and job["moving"] and (left := _left_s(job["moving"])) is not None:
+        return duration(left)
     return duration(job["eta_s"]) if job["eta_s"] is not None else ""
 
 

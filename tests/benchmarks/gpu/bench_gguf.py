@@ -14,6 +14,7 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -23,7 +24,7 @@ BEGAN = time.monotonic()
 import torch  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
-from remote_payload import ahead, hashes  # noqa: E402
+from remote_payload import ahead, hashes, llama  # noqa: E402
 from remote_payload.merge import read_deltas  # noqa: E402
 from remote_payload.quants import QUANTS  # noqa: E402
 from remote_payload.stream import Conversion, clean_copy  # noqa: E402
@@ -31,6 +32,7 @@ from remote_payload.stream import Conversion, clean_copy  # noqa: E402
 SHAPES = {  # hidden, intermediate, layers, heads, key-value heads, vocabulary
     "qwen7b": (3584, 18944, 28, 28, 4, 152064),
     "mid": (1024, 4096, 12, 16, 8, 49152),
+    "tiny": (256, 512, 2, 4, 2, 512),
 }
 RANK = 64
 
@@ -56,17 +58,23 @@ def make_model(folder: Path, shape: str) -> None:
         count = torch.Size(size).numel()
         return block.repeat(-(-count // block.numel()))[:count].view(size).clone()
 
-    key = kv_heads * hidden // heads
-    names = {"model.embed_tokens.weight": (vocabulary, hidden), "lm_head.weight": (vocabulary, hidden)}
-    save_file({n: weight(*s) for n, s in names.items()} | {"model.norm.weight": weight(hidden)},
-              folder / "model-00000.safetensors", {"format": "pt"})  # fmt: skip
-    for i in range(layers):
-        save_file(
-            {f"model.layers.{i}.{n}.weight": weight(*s) for n, s in linears(hidden, inner, key).items()}
-            | {f"model.layers.{i}.{n}_layernorm.weight": weight(hidden) for n in ("input", "post_attention")},
-            folder / f"model-{i + 1:05d}.safetensors",
-            {"format": "pt"},
-        )
+    def shards() -> Iterator[dict[str, torch.Tensor]]:
+        outer = {"model.embed_tokens.weight": (vocabulary, hidden), "lm_head.weight": (vocabulary, hidden)}
+        norm = torch.ones(hidden, dtype=torch.bfloat16)
+        yield {name: weight(*size) for name, size in outer.items()} | {"model.norm.weight": norm}
+        for i in range(layers):
+            inside = {
+                f"{n}.weight": weight(*size) for n, size in linears(hidden, inner, kv_heads * hidden // heads).items()
+            }
+            inside |= {f"{n}_layernorm.weight": norm.clone() for n in ("input", "post_attention")}
+            yield {f"model.layers.{i}.{name}": tensor for name, tensor in inside.items()}
+
+    where: dict[str, str] = {}
+    for i, shard in enumerate(shards()):
+        file = f"model-{i:05d}.safetensors"
+        save_file(shard, folder / file, {"format": "pt"})
+        where |= dict.fromkeys(shard, file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
 
 
 def linears(hidden: int, inner: int, key: int) -> dict[str, tuple[int, int]]:
@@ -107,13 +115,15 @@ def main() -> None:
     args.root.mkdir(parents=True, exist_ok=True)
     if not (args.root / "adapter").exists():
         make_model(args.root / "model", args.shape)
+        print(json.dumps({"made_s": round(time.monotonic() - BEGAN - imports, 1)}), flush=True)
         make_adapter(args.root / "adapter", args.shape)
     shutil.rmtree(args.root / "base", ignore_errors=True)
     ahead.THREADS = args.threads
 
     began = time.monotonic()
     base = clean_copy(args.root / "model", args.root / "base")
-    conversion = Conversion(args.converter.resolve(), base, read_deltas(args.root / "adapter"), "bench")
+    deltas, engine = read_deltas(args.root / "adapter"), llama.available(args.root, patience_s=0)
+    conversion = Conversion(args.converter.resolve(), base, deltas, "bench", engine)
     prepared = time.monotonic()
     size = conversion.write(QUANTS["Q8_0"], args.root / "bench-Q8_0.gguf")
     written = time.monotonic()
@@ -126,6 +136,7 @@ def main() -> None:
                 "threads": args.threads,
                 "cores": len(os.sched_getaffinity(0)),
                 "bytes": size,
+                "compiled_q8_0": engine is not None,
                 "import_s": round(imports, 1),
                 "prepare_s": round(prepared - began, 1),
                 "write_s": round(written - prepared, 1),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from math import ceil
 from typing import Any
 
 from daemon.domain import actions
@@ -27,7 +28,7 @@ from daemon.errors import (
     WorkstationUnfit,
 )
 from tests.simulation.decision import operate
-from tests.simulation.decision.market import Machine
+from tests.simulation.decision.market import HOUR_MS, Machine
 from tests.simulation.decision.operate import AFTER, BEFORE, STRIDE, UNTIL_PASS, Act
 from tests.simulation.decision.store import LeaseRow, ReportRow
 from tests.simulation.decision.world import World
@@ -199,7 +200,7 @@ def save(w: World, s: Snapshot, action: actions.Save) -> Act:
     _transfer(w)
     w.home.saved_at = w.now
     yield AFTER, 0
-    w.store.saved_at = w.wall
+    w.store.note("saved")
 
 
 def verify(w: World, s: Snapshot, action: actions.Verify) -> Act:
@@ -245,8 +246,20 @@ def move(w: World, s: Snapshot, action: actions.Move) -> Act:
 def hold_job(w: World, s: Snapshot, action: actions.HoldJob) -> Act:
     version = w.store.job.version
     yield BEFORE, 0
-    hold(w, version, action.reason, action.detail)
+    if action.reason is not HoldReason.BUDGET or _is_spent(w):
+        hold(w, version, action.reason, action.detail)
     yield AFTER, 0
+
+
+def _is_spent(w: World) -> bool:
+    """By the market's own charges too, which here are exact and never late."""
+    if w.now < w.market.blind_until or w.now < w.market.cut_until:
+        return True
+    for lease in w.store.leases:
+        machine = w.market.by_id(lease.instance_id)
+        if machine is not None:
+            w.store.recount(lease, ceil(machine.cost), w.wall)
+    return w.rules.spends_reserve(sum(lease.cost_at(w.wall) for lease in w.store.leases))
 
 
 TABLE: dict[type[actions.Action], Callable[[World, Snapshot, Any], Act]] = {
@@ -295,7 +308,8 @@ def box(w: World, lease: LeaseRow) -> Machine:
     if machine.denies:
         machine.denies = False
         raise AccessDenied("key refused")
-    machine.called_at = w.now
+    machine.called_at, machine.known_price = w.now, machine.listed_price
+    machine.away_ms = round(w.rules.hold_limit / lease.price_per_hour * HOUR_MS)
     return machine
 
 

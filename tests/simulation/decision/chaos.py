@@ -11,7 +11,7 @@ from tests.simulation.coverage import Cell, needs_met
 from tests.simulation.decision import checks, faults
 from tests.simulation.decision.market import FOR_EVER, Machine
 from tests.simulation.decision.roads import Strike
-from tests.simulation.decision.world import World
+from tests.simulation.decision.world import Memory, World
 
 
 @cache
@@ -43,7 +43,10 @@ class Chaos:
     slept_in_step: bool = False
     blind_ms: int = 0
     unseen_ms: int = 0  # asleep while something billed that no look before or after tells of
-    stepped_back: int = 0  # of the wall clock: what is reckoned by it may miss so much of one interval
+    stepped_back: int = 0  # of the daemon's wall clock: what is reckoned by it may miss so much of one interval
+    hold_since: int | None = None  # as the row has it, and when that was
+    held_from: int = 0
+    listed_at: int = 0  # when this step began
     next_pass: int = 0
     passed_at: int = 0  # the last trusted listing
     spoke: bool = False  # the person, at this boundary
@@ -52,9 +55,8 @@ class Chaos:
 
     def _moved(self, was: JobState, *, by_person: bool) -> None:
         to = self.w.store.job.state
-        if to is not was:
-            checks.at_move(self, was, to, by_person or self.spoke)  # type: ignore[arg-type]
-            self._say(f"{was} -> {to}")
+        checks.at_move(self, was, to, by_person or self.spoke)  # type: ignore[arg-type]
+        self._say(f"{was} -> {to}")
 
     def _say(self, text: str) -> None:
         raise NotImplementedError
@@ -69,7 +71,16 @@ class Chaos:
             anywhere, here = fitting(action, side)
             self._do(self.rng.choice(here if here and self.rng.random() < 0.5 else anywhere), state, action, side)
 
+    def note_hold(self) -> None:
+        """A hold that began: what disturbs it is counted from here."""
+        since = self.w.store.job.hold_since
+        if since not in (None, self.hold_since):
+            self.held_from = self.listed_at
+            self.blind_ms = self.slept = self.disturbed = 0
+        self.hold_since = since
+
     def _do(self, name: str, state: JobState, action: str, side: str) -> bool:
+        self.note_hold()
         fault = faults.BY_NAME[name]
         if not needs_met(fault.need, action, side) or not fault.strike(self):
             return False
@@ -81,7 +92,8 @@ class Chaos:
         if fault.family == "F13":
             self.spoke = True
             self.asked_to_end |= name in ("jobctl cancel", "jobctl cancel --discard", "jobctl abandon")
-            self._moved(state, by_person=True)
+            if self.w.store.job.state is not state:
+                self._moved(state, by_person=True)
         self.revived |= name == "gone, and back"
         if self.tracing:
             self._say(f"  !! {fault.family} {name} ({side} the effect of {action})")
@@ -122,6 +134,11 @@ class Chaos:
         return True
 
     def step_wall(self, ms: int) -> bool:
-        self.w.wall_off += ms
-        self.stepped_back += max(0, -ms)
+        self.stepped_back += self.w.set_clock(self.w.wall_off + ms, self.w.floor_off)
         return True
+
+    def restart(self) -> None:
+        """Another process: what it remembers is empty, and its clock begins at what the system's shows."""
+        w = self.w
+        w.memory, w.last_pass = Memory(), None
+        self.stepped_back += w.set_clock(w.wall_off, w.wall_off)

@@ -15,12 +15,15 @@ from daemon.domain.lifecycle import EDGES, MAIN_LINE, JobState
 from daemon.domain.records import Kind, LeaseState, OpState
 from daemon.domain.snapshot import Snapshot
 from tests.simulation.decision.market import HOUR_MS, Machine
+from tests.simulation.decision.store import LeaseRow
 from tests.simulation.decision.world import TIMING
 
 if TYPE_CHECKING:
     from tests.simulation.decision.run import Run
 
 SLACK_MS = 900_000  # the longest stride between two decisions or passes of this model
+PASS_MS = 40_000  # the shortest between two passes
+QUEUED_PASSES = (SLACK_MS + round(TIMING.start_patience * 1000)) // PASS_MS  # where the answer died with its process
 
 
 ENDINGS = {edge.trigger for edge in EDGES if edge.target.is_terminal}
@@ -32,11 +35,8 @@ class Violation(AssertionError):
 
 def after_step(run: Run) -> None:
     w, store = run.w, run.w.store
-    live, opened = 0, 0
-    for lease in store.leases:
-        live += lease.state is LeaseState.LIVE
-    for op in store.operations:
-        opened += op.kind is Kind.CREATE and op.state.is_open
+    live = len([lease for lease in store.leases if lease.state is LeaseState.LIVE])
+    opened = len(store.open(Kind.CREATE)) if store.opened else 0
     if live + opened > 1:
         late = any(m.listed_from > m.created for m in w.market.machines)
         if live > 1 or opened > 1 or not late:
@@ -49,35 +49,52 @@ def after_step(run: Run) -> None:
 
 
 def _reserve_is_kept(run: Run) -> None:
-    """I11: what training may spend ends before the reserve. One stride of this model is forgiven."""
+    """I11: what training may spend ends before the reserve. One stride of this model is forgiven to each that runs.
+
+    A second one to a machine that was written off and runs on beside it: it counts as the last listing had it. Where
+    no machine runs nothing trains: a hold before it may have spent what is gone.
+    """
     w, limit = run.w, run.w.rules.cost_limit
     if limit is None or run.slept_in_step or run.disturbed or w.store.job.hold_reason is not None:
         return
     if w.store.job.state in (JobState.SFT, JobState.DPO) and w.store.job.wish is None:
-        spent = sum(m.cost for m in w.market.machines if m.ours and w.store.by_instance(m.id) is not None)
-        if spent > limit - w.rules.reserve + run.dearest * SLACK_MS / HOUR_MS:
+        known = [m for m in w.market.machines if m.ours and w.store.by_instance(m.id) is not None]
+        running = [w.store.by_instance(m.id) for m in known if m.is_billable and m.actual == "running"]
+        strides = sum(1 if lease is not None and lease.is_held else 2 for lease in running)
+        spent = sum(m.cost for m in known)
+        if running and spent > limit - w.rules.reserve + strides * run.dearest * SLACK_MS / HOUR_MS:
             raise Violation(f"I11: training has spent {spent:.0f} of {limit} and goes into the reserve")
 
 
 def after_pass(run: Run) -> None:
     """I10 and the second half of I3, when the market has just been listed."""
-    w = run.w
-    recorded = 0
+    w, wall = run.w, run.w.wall
+    recorded, unseen_ms = w.store.lowered, (1 + run.disturbed) * SLACK_MS + run.stepped_back + run.unseen_ms
     for lease in w.store.leases:
-        recorded += lease.cost_at(lease.observed_ms or lease.created_at)
-        machine = w.market.by_id(lease.instance_id)
-        if machine is None or not lease.is_held or lease.observed_ms != w.wall:
+        recorded += lease.cost
+        machine = w.market.by_id(lease.instance_id) if lease.observed_ms == wall and lease.is_held else None
+        if machine is None:
             continue
-        unseen = ((1 + run.disturbed) * SLACK_MS + run.stepped_back + run.unseen_ms) * lease.price_per_hour / HOUR_MS
-        if lease.cost_at(w.wall) < 0.99 * machine.cost - unseen:
-            raise Violation(f"I10: instance {machine.id} cost {machine.cost:.0f}, recorded {lease.cost_at(w.wall)}")
+        if machine.queued_passes >= 0:
+            _queue_is_ended(run, lease, machine)
+        unseen = unseen_ms * machine.dearest / HOUR_MS
+        if lease.cost < 0.99 * machine.cost - unseen:
+            raise Violation(f"I10: instance {machine.id} cost {machine.cost:.0f}, recorded {lease.cost}")
         if lease.state is LeaseState.LOST and machine.actual == "running" and machine.listed(w.now):
             stopped = any(op.kind is Kind.STOP for op in w.store.of_lease(lease))
             if not stopped and machine.offline_until <= w.now and machine.shown_until <= w.now:
                 raise Violation(f"I3: LOST instance {machine.id} runs on after a pass")
-    if recorded < run.recorded - run.stepped_back * run.dearest / HOUR_MS:
+    if recorded < run.recorded and recorded < run.recorded - run.stepped_back * run.dearest / HOUR_MS:
         raise Violation(f"I10: recorded cost fell from {run.recorded} to {recorded}")
     run.recorded = recorded
+
+
+def _queue_is_ended(run: Run, lease: LeaseRow, machine: Machine) -> None:
+    """I11: a start that only queued bills once the GPU is free. A destroy that is under way ends it too."""
+    machine.queued_passes += 1
+    destroyed = any(op.kind is Kind.DESTROY for op in run.w.store.of_lease(lease))
+    if machine.queued_passes > QUEUED_PASSES and not destroyed and lease.state is LeaseState.LIVE:
+        raise Violation(f"I11: the start of {machine.id} is queued for {machine.queued_passes} listings, and left so")
 
 
 def at_create(run: Run, listed_at: int) -> None:
@@ -154,13 +171,14 @@ def at_action(run: Run, s: Snapshot, action: actions.Action) -> None:
         answers = run.reached_at > max(run.unreached_at, w.now - SLACK_MS) and action.lease.provisioned == s.job.attempt
         if machine is not None and machine.is_up(w.now) and answers:
             raise Violation(f"I16: instance {machine.id} is given up and answers")
-    early = w.now - run.held_from < w.rules.hold_limit * HOUR_MS // run.dearest - SLACK_MS
-    if isinstance(action, actions.StopMachine) and s.job.hold_reason is not None and early and not run.disturbed:
+    if isinstance(action, actions.StopMachine) and s.job.hold_reason is not None and not run.disturbed:
+        early = w.now - run.held_from < w.rules.hold_limit * HOUR_MS // run.dearest - SLACK_MS
         machine = w.market.by_id(action.lease.instance_id)
         rescued = w.home.saved_at >= run.held_from or HOLDS[s.job.hold_reason].rescue is Rescue.NOTHING
         known = action.lease.status in ("running", "offline")  # as last listed
-        if machine is not None and known and machine.begun and machine.is_up(w.now) and w.home.room and not rescued:
-            raise Violation(f"I11: stops {machine.id} before anything of it was saved")
+        up = machine is not None and machine.begun and machine.is_up(w.now)
+        if early and known and up and w.home.room and not rescued:
+            raise Violation(f"I11: stops {action.lease.instance_id} before anything of it was saved")
 
 
 def in_hold(run: Run, machine: Machine, spent: float) -> None:
@@ -176,8 +194,8 @@ def in_hold(run: Run, machine: Machine, spent: float) -> None:
 
 
 def in_absence(run: Run, machine: Machine, idle_cost: float) -> None:
-    """I11: what a sleep costs beyond the work, in any state. The box counts by the price at which it was rented."""
-    limit = run.w.rules.hold_limit * max(1.0, machine.price * machine.away_ms / HOUR_MS / run.w.rules.hold_limit)
+    """I11: what a sleep costs beyond the work, in any state. The box goes by the price listed before the last call."""
+    limit = run.w.rules.hold_limit * max(1.0, machine.price / machine.known_price)
     if idle_cost > limit + machine.price * SLACK_MS / HOUR_MS:
         raise Violation(f"I11: an absence cost {idle_cost:.0f} beyond the work, the limit is {limit}")
 
@@ -186,7 +204,7 @@ def at_end(run: Run) -> None:
     """I23, I4 and the rest of I3, when everything has worked again for long enough."""
     w, job = run.w, run.w.store.job
     if not job.state.is_terminal and job.hold_reason is None:
-        raise Violation(f"I23: {job.state} and neither over nor held: {run.last_words}")
+        raise Violation(f"I23: {job.state} and neither over nor held: {run.last_action}")
     known = {lease.instance_id: lease for lease in w.store.leases}
     for machine in w.market.machines:
         if not machine.ours or not machine.is_billable or not machine.listed(w.now):

@@ -15,6 +15,7 @@ from daemon.domain.records import Kind, OpState
 from daemon.errors import Refused
 from tests.simulation.decision.commands import COMMANDS
 from tests.simulation.decision.market import FOR_EVER, HALTED, REFUSALS, Answer, Machine
+from tests.simulation.decision.world import EPOCH_MS
 
 if TYPE_CHECKING:
     from tests.simulation.decision.run import Run
@@ -129,7 +130,8 @@ def _reappears(run: Run) -> bool:
     if not gone:
         return False
     back = gone[-1]
-    back.gone_at, back.actual, back.boots_at, back.listed_from = None, "running", FOR_EVER, run.w.now
+    back.gone_at, back.actual, back.boots_at = None, "running", FOR_EVER
+    back.now = back.listed_from = run.w.now
     return True
 
 
@@ -197,9 +199,9 @@ FAULTS: tuple[Fault, ...] = (
     Fault("credit runs out", "F15", N.NOTHING, _set(market, credit=300_000)),
     Fault("no credit to rent", "F15", N.CREATE, _answer(C, "no credit", effect=False)),
     Fault("the contract ends soon", "F15", N.MACHINE,
-          lambda run: _set(market, end_ms=run.w.wall - run.w.wall_off + 15 * MINUTE)(run)),
-    Fault("the price rises", "F15", N.MACHINE, _machine(lambda r, m: setattr(m, "price", m.price * 2))),
-    Fault("the price falls", "F15", N.MACHINE, _machine(lambda r, m: setattr(m, "price", m.price // 2))),
+          lambda run: _set(market, end_ms=EPOCH_MS + run.w.now + 15 * MINUTE)(run)),
+    Fault("the price rises", "F15", N.MACHINE, _machine(lambda r, m: m.reprice(m.price * 2))),
+    Fault("the price falls", "F15", N.MACHINE, _machine(lambda r, m: m.reprice(m.price // 2))),
     Fault("the offer is taken", "F15", N.CREATE, _answer(C, "offer gone", effect=False)),
     Fault("nothing fits", "F15", N.NOTHING, _set(market, offers=False)),
     Fault("half-open for 10 min", "F16", N.NOTHING, _until(market, "cut_until", 10 * MINUTE)),

@@ -58,6 +58,7 @@ class Machine:
     offline_until: int = 0  # the market does not see the host, and bills nothing
     dark_until: int = 0  # nobody reaches its sshd
     starts: bool = True  # False: a start is accepted and nothing comes of it
+    queued_passes: int = -1  # listings since its start only queued, or since a stop of it was sent; -1: it is not
     lingers_ms: int = 0  # after an accepted destroy
     goes_at: int = FOR_EVER
     returns_ms: int = 0  # gone, and back after so long
@@ -73,12 +74,22 @@ class Machine:
     begun: set[str] = field(default_factory=set)  # nonces that reached the runner
     quiet_since: int = 0  # when it booted, or its runner ended
     called_at: int = 0
+    listed_price: int = 0  # of the last trusted listing
+    known_price: int = 0  # and of the last one before the last call; at first what it was offered at
     fails_next: str = ""
     forges_next: bool = False
     now: int = 0
     cost: float = 0.0
     idle_cost: float = 0.0  # of it, at the full price while nothing ran
+    dearest: int = 0  # its highest price so far
     destroy_asked: int = 0
+
+    def __post_init__(self) -> None:
+        self.dearest = self.price
+        self.listed_price = self.known_price = self.known_price or self.price
+
+    def reprice(self, price: int) -> None:
+        self.price, self.dearest = price, max(self.dearest, price)
 
     @property
     def is_billable(self) -> bool:
@@ -97,40 +108,35 @@ class Machine:
 
     def advance(self, to: int) -> None:
         """Live until `to`: boot, work, stop by itself, be billed."""
-        if self.gone_at is not None:
-            self.now = max(self.now, to)
-        while self.now < to:
-            upto, happen = to, None
-            for at, event in self._next():
-                if at < upto:
-                    upto, happen = max(at, self.now), event
-            self._bill(upto - self.now)
-            self.now = upto
-            if happen is not None:
-                happen()
-            elif upto >= to:
+        while self.now < to and self.gone_at is None:
+            at, happen = self._next()
+            if at >= to:
+                self._bill(to - self.now)
+                self.now = to
                 return
+            if at > self.now:
+                self._bill(at - self.now)
+                self.now = at
+            happen()
 
-    def _next(self) -> list[tuple[int, Callable[[], None]]]:
-        events: list[tuple[int, Callable[[], None]]] = []
-        if self.gone_at is not None:
-            return events
-        if self.goes_at < FOR_EVER:
-            events.append((self.goes_at, self._go))
+    def _next(self) -> tuple[int, Callable[[], None]]:
+        """What happens to it first if nobody does anything, and when."""
+        at, happen = self.goes_at, self._go
         if self.actual != "running":
-            if self.boots_at < FOR_EVER:
-                events.append((self.boots_at, self._boot))
+            if self.boots_at < at:
+                at, happen = self.boots_at, self._boot
         elif self.alive:
-            events.append((self.now + self._current().left_ms, self._finish_stage))
+            if self.now + self._current().left_ms < at:
+                at, happen = self.now + self._current().left_ms, self._finish_stage
         elif self.ours:
-            events.append((max(self.quiet_since, self.called_at) + self.away_ms, self.halt))
-        if self.offline_until > self.now:
-            events.append((self.offline_until, self._seen_again))
-        return events
+            quiet = max(self.quiet_since, self.called_at) + self.away_ms
+            if quiet < at:
+                at, happen = quiet, self.halt
+        if self.now < self.offline_until < at:
+            at, happen = self.offline_until, self._seen_again
+        return at, happen
 
     def _bill(self, elapsed: int) -> None:
-        if elapsed <= 0 or self.gone_at is not None:
-            return
         running = self.actual == "running"
         if self.offline_until <= self.now:
             billed = (self.price if running else self.storage) * elapsed / HOUR_MS
@@ -141,7 +147,10 @@ class Machine:
             self._current().left_ms -= elapsed
 
     def _current(self) -> Work:
-        return next(w for n in self.told if (w := self.work[n]).done_at is None)
+        for nonce in self.told:
+            if (work := self.work[nonce]).done_at is None:
+                return work
+        raise LookupError("every stage is done")
 
     def _finish_stage(self) -> None:
         current = self._current()
@@ -172,7 +181,7 @@ class Machine:
     def halt(self, actual: str = "exited") -> None:
         """Stopped, by whomever: the disk stays."""
         self.kill_runner()
-        self.actual, self.intended, self.boots_at = actual, "stopped", FOR_EVER
+        self.actual, self.intended, self.boots_at, self.queued_passes = actual, "stopped", FOR_EVER, -1
 
     def host_halts(self) -> None:
         """The host stops the container; the market still wants it running."""
@@ -256,15 +265,19 @@ class Market:
     next_answer: Answer | None = None
     labels: list[str] = field(default_factory=list)  # of every create that arrived
     foreign_touched: int = 0
-    end_ms: int | None = None  # of every contract, true time
+    end_ms: int | None = None  # of every contract, in UTC as the market has it
     arrived: Callable[[str, Machine], None] = lambda what, machine: None  # a create or destroy took effect
 
     def advance(self, now: int) -> None:
         for machine in self.machines:
-            machine.advance(now)
+            if machine.now < now and machine.gone_at is None:
+                machine.advance(now)
 
     def by_id(self, instance: int) -> Machine | None:
-        return next((m for m in self.machines if m.id == instance), None)
+        for machine in self.machines:
+            if machine.id == instance:
+                return machine
+        return None
 
     def create(self, label: str, now: int) -> int | None:
         """The instance id; None when the answer names none."""
@@ -274,7 +287,7 @@ class Market:
             machine = Machine(
                 id=len(self.machines) + 100, label=label, price=round(self.price * answer.price_times),
                 storage=self.storage, created=now, away_ms=self.away_ms, boots_at=now + self.boot_ms, now=now,
-                listed_from=now + answer.listed_after_ms,
+                listed_from=now + answer.listed_after_ms, known_price=self.price,
             )  # fmt: skip
             self.machines.append(machine)
             self.arrived("create", machine)
@@ -286,7 +299,7 @@ class Market:
         """Whether the start is only queued."""
         answer, machine = self._answer(now), self._existing(instance)
         if answer.effect:
-            machine.intended = "running"
+            machine.intended, machine.queued_passes = "running", 0 if answer.queued else -1
             if machine.actual in HALTED and machine.starts and not answer.queued:
                 machine.actual, machine.boots_at = "loading", now + self.boot_ms
         if answer.then is not None:
@@ -295,6 +308,7 @@ class Market:
 
     def stop(self, instance: int, now: int) -> None:
         answer, machine = self._answer(now), self._existing(instance)
+        machine.queued_passes = min(machine.queued_passes, 0)
         if answer.effect:
             machine.halt()
         if answer.then is not None:

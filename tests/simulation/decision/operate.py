@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from daemon.domain.records import Kind, LeaseState, OpState
 from daemon.errors import CredentialsRefused, HomeportError, LostRace, MarketError, MarketUnreachable
-from tests.simulation.decision.store import OPEN, LeaseRow, OperationRow
+from tests.simulation.decision.store import LeaseRow, OperationRow
 from tests.simulation.decision.world import World
 
 BEFORE, AFTER = "before", "after"
@@ -61,7 +61,7 @@ def start(w: World, lease: LeaseRow) -> Act:
 
 
 def stop(w: World, lease: LeaseRow) -> Act:
-    op = _intend(w, Kind.STOP, lease)
+    op = _intend(w, Kind.STOP, lease)  # in `start`, nothing comes between this and the record before
     if (yield from _send(w, op, lambda: _told(w.market.stop(lease.instance_id, w.now)))) is not None:
         w.store.set_state(op, OpState.DONE, w.wall)
 
@@ -105,7 +105,7 @@ def adopt(w: World, op: OperationRow, instance: int, state: LeaseState) -> Lease
 
 
 def recover(w: World) -> None:
-    w.store.settle([op for op in w.store.operations if op.state in OPEN], w.wall)
+    w.store.settle(list(w.store.opened), w.wall)
 
 
 def _intend(w: World, kind: Kind, lease: LeaseRow, **values: object) -> OperationRow:

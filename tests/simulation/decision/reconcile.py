@@ -8,10 +8,12 @@ from daemon.domain.records import Kind, LeaseState, OpState
 from daemon.errors import CredentialsRefused, LostRace, MarketError
 from tests.simulation.decision import operate
 from tests.simulation.decision.market import Machine
-from tests.simulation.decision.store import OPEN, LeaseRow, OperationRow
+from tests.simulation.decision.store import LeaseRow, OperationRow
 from tests.simulation.decision.world import TIMING, World
 
 ABSENT_LISTINGS = 2
+GONE_SPAN_MS = TIMING.gone_span * 1000
+_LOST = LeaseState.LOST  # looked up once
 
 
 def run_once(w: World) -> bool:
@@ -20,15 +22,10 @@ def run_once(w: World) -> bool:
         w.last_pass = None
         return False
     w.trusted_passes += 1
-    _apply(w)
-    for lease in w.store.leases:
-        if (
-            lease.is_held
-            and lease.absent_count >= ABSENT_LISTINGS
-            and w.now - w.memory.missed.get(lease.id, w.now) >= TIMING.gone_span * 1000
-        ):
+    for lease in _apply(w):
+        if lease.absent_count >= ABSENT_LISTINGS and w.now - w.memory.missed[lease.id] >= GONE_SPAN_MS:
             _confirm_gone(w, lease)
-    for op in w.store.open(Kind.CREATE):
+    for op in w.store.open(Kind.CREATE) if w.store.opened else ():
         enough = op.absent_count >= TIMING.create_absent_listings and op.absent_awake_s >= TIMING.create_absent_span
         if op.state is OpState.UNKNOWN and enough:
             w.store.set_state(op, OpState.ABSENT, w.wall)
@@ -37,7 +34,8 @@ def run_once(w: World) -> bool:
     return True
 
 
-def _apply(w: World) -> None:
+def _apply(w: World) -> list[LeaseRow]:
+    """The held leases that the listing lacks."""
     store, now = w.store, w.wall
     awake_s = (w.awake - w.last_pass) / 1000 if w.last_pass is not None else 0.0
     store.credit = w.market.credit
@@ -50,22 +48,18 @@ def _apply(w: World) -> None:
             continue
         if not lease.is_held:
             _reopen(w, lease)
-        end_ms = w.market.end_ms
-        store.observe(lease, machine, now, w.now, None if end_ms is None else end_ms + now - w.now)
-    present = {machine.id for machine in listed}
+        store.observe(lease, machine, now, w.now, w.market.end_ms)
+    present = {machine.id: machine for machine in listed}
     missed = [lease for lease in store.leases if lease.is_held and lease.instance_id not in present]
     for lease in missed:
         lease.absent_count, lease.absent_first = lease.absent_count + 1, lease.absent_first or now
     w.memory.missed = {lease.id: w.memory.missed.get(lease.id, w.now) for lease in missed}
-    forsaken = [
-        op
-        for op in store.operations
-        if op.state in OPEN and op.kind is not Kind.STAGE_START and op.id not in w.memory.in_flight
-    ]
-    store.settle(forsaken, now)
-    for op in store.operations:
+    opened = [op for op in store.opened if op.kind is not Kind.STAGE_START]
+    store.settle([op for op in opened if op.id not in w.memory.in_flight], now)
+    for op in opened:
         if op.state is OpState.UNKNOWN:
-            _resolve(w, op, {m.id: m for m in listed}, awake_s)
+            _resolve(w, op, present, awake_s)
+    return missed
 
 
 def _recognise(w: World, machine: Machine) -> LeaseRow:
@@ -92,12 +86,10 @@ def _confirm_gone(w: World, lease: LeaseRow) -> None:
 
 
 def _end_late_arrivals(w: World) -> None:
-    for lease in list(w.store.leases):
-        if lease.state is not LeaseState.LOST:
-            continue
+    for lease in [lease for lease in w.store.leases if lease.state is _LOST]:
         history = w.store.of_lease(lease)
         unused = not any(op.may_have_begun_work for op in history)
-        recent = [op for op in history if w.wall - op.created_at < TIMING.destroy_resend * 1000]
+        recent = [op for op in history if 0 <= w.wall - op.created_at < TIMING.destroy_resend * 1000]
         may_run = lease.status not in (*HALTED, *UNREACHABLE)
         if may_run and not any(op.kind is Kind.STOP for op in recent):
             _try(w, operate.stop(w, lease))

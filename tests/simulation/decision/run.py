@@ -32,10 +32,10 @@ from daemon.errors import (
 from tests.simulation.coverage import aim_of
 from tests.simulation.decision import acts, checks, faults, operate, reconcile
 from tests.simulation.decision.chaos import Chaos
-from tests.simulation.decision.market import HOUR_MS, Machine, Market
+from tests.simulation.decision.market import FOR_EVER, HOUR_MS, Machine, Market
 from tests.simulation.decision.roads import road
-from tests.simulation.decision.store import OPEN, Rejected, Store
-from tests.simulation.decision.world import TIMING, Memory, World
+from tests.simulation.decision.store import Rejected, Store
+from tests.simulation.decision.world import TIMING, World
 
 CHAOS_STEPS, STEPS = 140, 900
 HEALED_MS = 30 * HOUR_MS  # a late arrival may be a day late
@@ -57,12 +57,10 @@ class Run(Chaos):
     healing: bool = False
     touched_before_permit: bool = False
     recorded: int = 0
-    hold_since: int | None = None  # as the row has it, and when that was
-    held_from: int = 0
     reached_at: int = -1  # when a box last answered, and when one did not
     unreached_at: int = -1
     steps: int = 0
-    last_words: str = ""
+    last_action: Action | None = None
     sent_marks: dict[int, tuple[int, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -90,13 +88,12 @@ class Run(Chaos):
         self.w = World(market, Store("abc123", stages, 0), rules)
         job = self.w.store.job
         job.created_at = job.state_since = job.spoken_at = self.w.wall
-        market.machines.append(Machine(1, "theirs", price, 0, 0, 0, ours=False, actual="running"))
+        market.machines.append(Machine(1, "theirs", price, 0, 0, 0, ours=False, actual="running", now=FOR_EVER))
         self.w.market.arrived = self._arrived
         self.noise = rng.choice(NOISE if self.aim is not None else CHANCE)
         self.patient = rng.random() < 0.5  # a person who does not answer
         self.pause_ms = rng.choice((40_000, 120_000))
         self.stride_ms = rng.choice((300_000, 900_000))
-        self._listed_at = 0
         self._held_at: tuple[int | None, float, int] | None = None
 
     # -- the whole run --------------------------------------------------------------------------------------------
@@ -124,9 +121,9 @@ class Run(Chaos):
         late = max((m.listed_from for m in self.w.market.machines), default=0)
         if late > self.w.now:
             self.pass_time(late - self.w.now + 1)
-        for _ in range(2 if self.over and not (self.revived or self.w.known_lost()) else 6):
+        for _ in range(3 if self.over and not (self.revived or self.w.known_lost()) else 8):
+            self.next_pass = self.w.now + self.pause_ms
             self.pass_time(self.pause_ms)
-            self._pass()
         checks.at_end(self)
 
     @property
@@ -134,10 +131,10 @@ class Run(Chaos):
         return self.w.store.job.state.is_terminal
 
     def _settled(self) -> bool:
-        """Held, and nothing bills but disks."""
-        busy = any(op.state in OPEN and op.kind is not Kind.STAGE_START for op in self.w.store.operations)
+        """Held, and nothing bills but disks, nor will."""
+        busy = any(op.kind is not Kind.STAGE_START for op in self.w.store.opened)
         return not busy and all(
-            m.actual != "running" and m.boots_at > HEALED_MS
+            m.actual != "running" and m.boots_at > HEALED_MS and m.queued_passes < 0
             for m in self.w.market.machines
             if m.ours and m.is_billable and m.listed(self.w.now)
         )
@@ -163,13 +160,13 @@ class Run(Chaos):
             action = decide.plan(s)
         except Exception as error:
             raise checks.Violation(f"I22: plan ends with {type(error).__name__}: {error}") from error
-        self.last_words = f"{type(action).__name__} {getattr(action, 'why', '')}"
+        self.last_action = action
         if self.tracing:
             self._say(f"{s.job.state} {action_words(action)}")
         checks.at_action(self, s, action)
         self.interrupted = False
         self.touched_before_permit = w.home.touched
-        self._listed_at = w.now
+        self.listed_at = w.now
         self._perform(action, acts.TABLE[type(action)](w, s, action), s.job.state)
         w.market.next_answer = None
         w.memory.in_flight.clear()
@@ -222,7 +219,8 @@ class Run(Chaos):
         name = type(action).__name__
         store = self.w.store
         for side, ms in act:
-            self._moved(state, by_person=False)
+            if store.job.state is not state:
+                self._moved(state, by_person=False)
             if not self.healing:
                 self._strike(store.job.state if side == operate.BEFORE else state, name, side)
                 if self.crashed or self.record_fails:
@@ -240,13 +238,14 @@ class Run(Chaos):
                 act.close()
                 return
             state = before
-        self._moved(state, by_person=False)
+        if store.job.state is not state:
+            self._moved(state, by_person=False)
 
     def _fall(self) -> None:
         """The process dies, or one record of it fails."""
         w = self.w
         if self.crashed:
-            w.memory, w.last_pass = Memory(), None
+            self.restart()
             operate.recover(w)
             self._pass()
         else:
@@ -291,9 +290,8 @@ class Run(Chaos):
     def _unsettled(self) -> bool:
         """Something is being made, confirmed or resolved: the market is listed again soon."""
         store = self.w.store
-        for op in store.operations:
-            if op.state in OPEN:
-                return True
+        if store.opened:
+            return True
         for lease in store.leases:
             if lease.is_held:
                 halted = lease.status == "exited" and lease.intended == "stopped"
@@ -311,28 +309,27 @@ class Run(Chaos):
 
     @property
     def dearest(self) -> int:
-        return max(machine.price for machine in self.w.market.machines)
+        """The highest price there was: nobody sees one that rises and falls between two listings."""
+        return max(machine.dearest for machine in self.w.market.machines)
 
     # -- what the ledger notes ----------------------------------------------------------------------------------------
 
     def _arrived(self, what: str, machine: Machine) -> None:
         if what == "create":
-            checks.at_create(self, self._listed_at)
+            checks.at_create(self, self.listed_at)
         elif machine.ours:
             checks.at_destroy(self, machine)
 
     def _watch_hold(self) -> None:
         """What a hold costs beyond the work of its machine, from its beginning to its end."""
+        self.note_hold()
         job, machine = self.w.store.job, self.w.machine(self.w.store.live)
-        if job.hold_since != self.hold_since:
-            self.hold_since, self.held_from = job.hold_since, self._listed_at
         if job.hold_reason is None or machine is None:
             self._held_at = None
             return
         begun = self._held_at
         if begun is None or begun[0] != job.hold_since or begun[2] != machine.id:
             self._held_at = (job.hold_since, machine.idle_cost, machine.id)
-            self.blind_ms = self.slept = self.disturbed = 0
             return
         if not self.slept and not self.disturbed:
             checks.in_hold(self, machine, machine.idle_cost - begun[1])

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from daemon.domain.billing import between
+from daemon.domain.billing import afterwards, between
 from daemon.domain.holds import ANSWERS, HoldReason
 from daemon.domain.lifecycle import TERMINAL, JobState
+from daemon.domain.plan import HALTED
 from daemon.domain.records import (
     BoxReport,
     Job,
@@ -36,7 +37,10 @@ class Rejected(Exception):
 
 
 class _Writable:
+    """Both of them: with one alone Python sets every attribute by a call."""
+
     __setattr__ = object.__setattr__
+    __delattr__ = object.__delattr__
 
 
 class JobRow(_Writable, Job):
@@ -69,15 +73,16 @@ class Store:
     def __init__(self, job: str, stages: tuple[str, ...], now: int) -> None:
         self.leases: list[LeaseRow] = []
         self.operations: list[OperationRow] = []
+        self.opened: list[OperationRow] = []  # of them, those that are open
         self.runs: dict[int, list[StageRow]] = {}
         self.receipts: list[ReceiptRow] = []
         self.superseded: set[int] = set()
         self.tokens: list[TokenRow] = []
         self.report: ReportRow | None = None
         self.downloaded: str | None = None
-        self.saved_at = -1
-        self.released: list[tuple[HoldReason, str, int]] = []
+        self.events = dict.fromkeys(("held", "moved", "saved", "accepted"), 0)  # the number of each one's newest
         self.credit: int | None = None
+        self.lowered = 0  # of what was recorded, by the market's charges
         self.stages = stages
         self.job = JobRow(
             id=job, name=job, state=JobState.QUEUED, version=0, attempt=1, spec_text="", spec_json="", spec_sha256="",
@@ -107,26 +112,31 @@ class Store:
             values["wish"] = None
         if to is JobState.VERIFIED and self.current_receipt() is None:
             raise Rejected("verified_without_receipt")
-        self._end_hold(by, now)
+        self._end_hold(by)
         self.change(version, state=to, state_since=now, **values)
+        self.note("moved")
 
     def hold(self, version: int, reason: HoldReason, detail: str, now: int, by: str = "daemon") -> None:
         answered = {"wish": None} if reason in ANSWERS else {}
         self.change(version, hold_reason=reason, hold_detail=detail, hold_since=now, hold_by=by, **answered)
+        self.note("held")
 
     def release(self, version: int, now: int, by: str) -> None:
-        self._end_hold(by, now)
+        self._end_hold(by)
         self.change(version, spoken_at=now)
 
     def wish(self, version: int, what: Wish, now: int, by: str) -> None:
-        self._end_hold(by, now)
+        self._end_hold(by)
         self.change(version, wish=what, wish_by=by)
 
-    def _end_hold(self, by: str, now: int) -> None:
+    def _end_hold(self, by: str) -> None:
         job = self.job
-        if job.hold_reason is not None:
-            self.released.append((job.hold_reason, by, now))
-            job.hold_reason = job.hold_detail = job.hold_since = job.hold_by = None
+        if job.hold_reason is HoldReason.ASK_DESTROY and by != "daemon":
+            self.note("accepted")
+        job.hold_reason = job.hold_detail = job.hold_since = job.hold_by = None
+
+    def note(self, event: str) -> None:
+        self.events[event] = max(self.events.values()) + 1
 
     # -- stages and attempts --------------------------------------------------------------------------------------
 
@@ -221,6 +231,7 @@ class Store:
         ):
             raise Rejected("stage_on_unused_destroy")
         self.operations.append(row)
+        self.opened.append(row)
         return row
 
     def _permits(self, row: OperationRow, now: int) -> bool:
@@ -245,10 +256,12 @@ class Store:
             op.sent_at = now
         elif state not in OPEN:
             op.resolved_at = now
+            if op in self.opened:
+                self.opened.remove(op)
         op.state = state
 
     def open(self, *kinds: Kind) -> list[OperationRow]:
-        return [op for op in self.operations if op.state in OPEN and op.kind in kinds]
+        return [op for op in self.opened if op.kind in kinds] if self.opened else []
 
     def of_lease(self, lease: Lease) -> list[OperationRow]:
         return [op for op in self.operations if op.lease_id == lease.id]
@@ -265,10 +278,17 @@ class Store:
 
     @property
     def live(self) -> LeaseRow | None:
-        return next((lease for lease in self.leases if lease.state is LeaseState.LIVE), None)
+        live = LeaseState.LIVE
+        for lease in self.leases:
+            if lease.state is live:
+                return lease
+        return None
 
     def by_instance(self, instance: int) -> LeaseRow | None:
-        return next((lease for lease in reversed(self.leases) if lease.instance_id == instance), None)
+        for lease in reversed(self.leases):
+            if lease.instance_id == instance:
+                return lease
+        return None
 
     def add_lease(
         self, op: OperationRow, instance: int, state: LeaseState, now: int, price: int, storage: int
@@ -289,7 +309,9 @@ class Store:
 
     def set_lease_state(self, lease: LeaseRow, state: LeaseState, now: int) -> None:
         if state in (LeaseState.GONE, LeaseState.WRITTEN_OFF):
-            lease.gone_at, lease.cost, lease.observed_ms = now, lease.time_cost_at(now), now
+            started = self._started_since(lease, lease.observed_ms or lease.created_at)
+            lease.cost += afterwards(lease, now, started=started) if lease.is_held else 0
+            lease.gone_at = lease.observed_ms = now
         else:
             if state is LeaseState.LIVE and self.live not in (None, lease):
                 raise Rejected("one LIVE lease per job")
@@ -297,14 +319,27 @@ class Store:
             lease.absent_count = 0
         lease.state = state
 
+    def recount(self, lease: LeaseRow, charged: int, now: int) -> None:
+        if charged < lease.time_cost_at(now):
+            self.lowered += lease.cost - charged
+            lease.cost, lease.observed_ms = charged, now if lease.is_held else lease.observed_ms
+
+    def _started_since(self, lease: LeaseRow, since: int) -> bool:
+        return any(
+            op.kind is Kind.START and op.state is not OpState.REFUSED and op.sent_at is not None and op.sent_at >= since
+            for op in self.of_lease(lease)
+        )
+
     def observe(self, lease: LeaseRow, seen: Machine, now: int, true_now: int, end_ms: int | None) -> None:
         """As daemon/store/leases.py; what the time since the last look cost is the real reckoning."""
         status = seen.status(true_now)
-        span = between(lease, status, seen.price, seen.storage, now)
+        started = status in HALTED and self._started_since(lease, lease.observed_ms or lease.created_at)
+        span = between(lease, status, seen.price, seen.storage, now, started=started)
         if status != lease.status or seen.intended != lease.intended:
             lease.status_since = now
         lease.status, lease.intended, lease.status_msg = status, seen.intended, seen.status_msg
         lease.price_per_hour, lease.storage_per_hour = seen.price, seen.storage
+        seen.listed_price = seen.price
         lease.end_ms = end_ms
         lease.running_ms += span.running_ms
         lease.idle_ms += span.idle_ms

@@ -43,7 +43,9 @@ def rent(run: Run, instance: int = RENTED, *, known: bool = True, state: LeaseSt
 
 def create(run: Run, label: str, state: OpState) -> OperationRow:
     row = run.w.store.intend(Kind.STOP, run.w.wall, label=label)  # a create beside a machine is refused
-    row.kind, row.state = Kind.CREATE, state
+    row.kind = Kind.CREATE
+    if state is not row.state:
+        run.w.store.set_state(row, state, run.w.wall)
     return row
 
 
@@ -143,6 +145,11 @@ def _absence_is_dear(run: Run) -> None:
     checks.in_absence(run, rent(run), 9e6)
 
 
+def _queue_is_left(run: Run) -> None:
+    rent(run).queued_passes = checks.QUEUED_PASSES
+    checks.after_pass(run)
+
+
 def _reserve_is_spent(run: Run) -> None:
     run.w.rules = SimpleNamespace(cost_limit=3_000_000, reserve=1_000_000)  # type: ignore[assignment]
     rent(run).cost = 2_900_000.0
@@ -228,6 +235,7 @@ FIRES: tuple[tuple[str, Callable[[Run], None]], ...] = (
     ("I10", _cost_falls),
     ("I11", _hold_is_dear),
     ("I11", _absence_is_dear),
+    ("I11", _queue_is_left),
     ("I11", _reserve_is_spent),
     ("I11", _stops_unsaved),
     ("I16", _absent_too_soon),

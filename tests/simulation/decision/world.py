@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from daemon.domain.holds import HoldReason
 from daemon.domain.records import LeaseState
 from daemon.domain.snapshot import Rules, Snapshot
 from daemon.settings import Timing
@@ -50,7 +49,9 @@ class World:
     rules: Rules
     now: int = 0
     asleep_ms: int = 0
-    wall_off: int = 0
+    wall_off: int = 0  # the system's wall clock, ahead of true time
+    floor_off: int = 0  # the same when this process began: its own clock does not fall below
+    off: int = 0  # its own clock, as daemon/clock.py, SteadyClock
     memory: Memory = field(default_factory=Memory)
     home: Home = field(default_factory=Home)
     typed: dict[int, tuple[int, int]] = field(default_factory=dict)  # instance: attempt, true time; a person's word
@@ -60,7 +61,13 @@ class World:
 
     @property
     def wall(self) -> int:
-        return EPOCH_MS + self.now + self.wall_off
+        return EPOCH_MS + self.now + self.off
+
+    def set_clock(self, wall_off: int, floor_off: int) -> int:
+        """By how much the process's own clock is set back by it."""
+        before, self.off = self.off, max(wall_off, floor_off)
+        self.wall_off, self.floor_off = wall_off, floor_off
+        return max(0, before - self.off)
 
     @property
     def awake(self) -> int:
@@ -86,19 +93,15 @@ class World:
             wall, job, self.rules, live, tuple(store.leases), tuple(store.operations), runs,
             store.current_receipt() if store.receipts else None, self._loss_ms(live, wall), token, store.report,
             failure, job.manifest_sha256 is not None and store.downloaded == job.manifest_sha256,
-            store.saved_at >= (job.hold_since or job.state_since), memory.asked_market_ms,
-            memory.nothing_fits_since_ms,
-            any(
-                reason is HoldReason.ASK_DESTROY and at >= job.state_since and by != "daemon"
-                for reason, by, at in store.released
-            ),
-            memory.link_down_since_ms,
+            store.events["saved"] > store.events["held" if job.hold_reason else "moved"],
+            memory.asked_market_ms, memory.nothing_fits_since_ms,
+            store.events["accepted"] > store.events["moved"], memory.link_down_since_ms,
         )  # fmt: skip
 
     def _loss_ms(self, lease: LeaseRow | None, wall: int) -> int | None:
         if lease is None:
             return None
-        burn = sum(held.rate for held in self.store.leases if held.is_held)
+        burn = sum([lease.rate for lease in self.store.leases if lease.state is not LeaseState.GONE])
         ends = [lease.end_ms] if lease.end_ms is not None else []
         if self.store.credit is not None and burn > 0:
             ends.append(wall + self.store.credit * HOUR_MS // burn)

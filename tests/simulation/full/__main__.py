@@ -13,8 +13,9 @@ from tests.simulation.portion import Portion, portions
 
 from .cells import report
 from .faults import FAULTS
-from .simulation import Result, aimed, simulate
-from .sweep import Case, happy_path, objections, pairs, singles
+from .seeds import aimed, simulate
+from .simulation import Result
+from .sweep import Case, happy_path, objections, pairs, singles, step_pairs
 
 PORTION = 10  # seeds a process takes at a time
 Run = Callable[[int], Result]
@@ -30,13 +31,15 @@ def main() -> int:
     parser.add_argument("--family", nargs="+", default=(), help="every sky holds a fault of these, as F1 F13")
     parser.add_argument("--sweep", action="store_true", help="every boundary of the short job, each in every way")
     parser.add_argument("--pairs", type=int, default=0, help="so many pairs of boundaries, drawn by --draw")
+    parser.add_argument("--step-pairs", action="store_true", help="every pair of steps that were done and not heard of")
     parser.add_argument("--draw", type=int, default=1)
-    parser.add_argument("--every", type=int, default=1, help="of the sweep only each n-th case")
+    parser.add_argument("--every", type=int, default=1, help="of the sweep and the step pairs only each n-th case")
     asked = parser.parse_args()
-    if asked.sweep or asked.pairs:
+    if asked.sweep or asked.step_pairs or asked.pairs:
         happy = happy_path()
-        cases = pairs(happy, asked.pairs, asked.draw) if asked.pairs else list(singles(happy))[:: asked.every]
-        return _sweep(happy, cases, asked.jobs)
+        drawn = pairs(happy, asked.pairs, asked.draw) if asked.pairs else []
+        each = [*(singles(happy) if asked.sweep else ()), *(step_pairs(happy) if asked.step_pairs else ())]
+        return _sweep(happy, [*each[:: asked.every], *drawn], asked.jobs)
     run = aimed if asked.aimed else partial(simulate, families=asked.family)
     if asked.seed is not None:
         return _one(run(asked.seed))

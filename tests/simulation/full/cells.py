@@ -31,6 +31,7 @@ RENTING = ("market search", "market create", "market attach_key", *PREPARING)
 WITHIN: dict[str, tuple[str, ...]] = {
     **{name: ("market create",) for name in FAULTS if name.startswith("create ")},
     "other price": ("market create",),
+    "charge late": ("market create",),
     "rate limited": (*READS, *CHANGES),
     "key refused": (*READS, *CHANGES),
     "listing untrusted": ("market listing",),
@@ -46,6 +47,7 @@ WITHIN: dict[str, tuple[str, ...]] = {
     "wrong counts": ("box prepare",),
     "hostile log": ("box read events", "box read log"),
     "forged done": ("box stage_end",),
+    "forged manifest": ("box manifest",),
     "download cut": ("box block",),
     "bit flip": ("box block",),
     "wrong model": ("verify",),

@@ -50,7 +50,7 @@ class Disk:
                 self.written.add(path.stat().st_ino)
             else:
                 self.changes.append(_Change("create", paths, {path.parent}))
-        elif what == "os.mkdir":
+        elif what == "os.mkdir" and not path.exists():
             self.changes.append(_Change("mkdir", paths, {path.parent}))
         elif what == "os.remove":
             self.changes.append(_Change("remove", paths, {path.parent}, path.read_bytes() if path.is_file() else None))
@@ -68,17 +68,29 @@ class Disk:
         old = target.read_bytes() if target.is_file() else None
         self.changes.append(_Change("rename", (source, target), {source.parent, target.parent}, old))
 
+    def is_durable(self, path: Path) -> bool:
+        """Its content is synced, and no change of a name on the way to it waits for a sync."""
+        if not path.exists():
+            return False
+        inode = path.stat().st_ino
+        if inode in self.written or inode in self.synced:
+            content = path.read_bytes()
+            if self.synced.get(inode) != content:
+                return False
+        return not any(path == each or path.is_relative_to(each) for c in self.changes for each in c.paths[-1:])
+
     def cut(self, chance: Random) -> list[str]:
         """The power goes; returns what was lost, in words."""
         lost = []
         for change in reversed(self.changes[chance.randint(0, len(self.changes)) :]):
-            lost.append(f"undone: {change.what} {change.paths[-1].name}")
+            lost.append(f"undone: {change.what} {change.paths[-1].relative_to(self.root)}")
             self._undo(change)
         for path in sorted(self.root.rglob("*")):
             if path.suffix not in _OURS_TO_LEAVE and path.is_file() and (torn := self._tear(path, chance)):
                 lost.append(f"{torn}: {path.name}")
         self.changes.clear()
         self.written.clear()
+        self._before |= {path.stat().st_ino for path in self.root.rglob("*") if path.is_file()}  # it is on the platter
         return lost
 
     def _undo(self, change: _Change) -> None:

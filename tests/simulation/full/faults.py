@@ -24,6 +24,7 @@ _SELDOM, _OFTEN, _EVENT = (0.02, 0.1), (0.1, 0.3, 0.8), (0.1, 0.4)
 FAULTS: dict[str, Fault] = {
     "create lost before": Fault("F1", "the create never arrives, and no answer comes", _OFTEN),
     "create lost after": Fault("F1", "rented, but the reply is lost; listed 0, 5, 60, 600 s or 24 h later", _OFTEN),
+    "charge late": Fault("F1", "what it bills is in no charge for a day", _OFTEN),
     "create error with id": Fault("F2", "an error whose body names a contract", _OFTEN),
     "create empty answer": Fault("F2", "rented, answered 200 with nothing in it", _OFTEN),
     "create refused": Fault("F15", "somebody else was faster", _OFTEN),
@@ -67,7 +68,8 @@ FAULTS: dict[str, Fault] = {
     "commit unsure": Fault("F14", "committed, and an error reported all the same", _SELDOM),
     "download cut": Fault("F11", "the link dies within the download", _SELDOM),
     "bit flip": Fault("F11", "a block arrives with a bit flipped", _SELDOM),
-    "forged done": Fault("F12", "done.json of another nonce", _EVENT),
+    "forged done": Fault("F12", "done.json of another nonce or stage", _EVENT),
+    "forged manifest": Fault("F12", "another model, with a manifest that is true of it", _OFTEN),
     "wrong model": Fault("F12", "valid hashes of a wrong model: the proof fails", _EVENT),
     "hostile log": Fault("F12", "control sequences, endless lines, numbers that are none", _SELDOM),
     "model deleted": Fault("F13", "the person deletes the verified model before the machine is let go", _EVENT),
@@ -91,7 +93,7 @@ class Sky:
     active: dict[str, float] = field(default_factory=dict)
     strokes: Counter[str] = field(default_factory=Counter)
     struck: Callable[[str], object] = lambda name: None
-    sure: str = ""  # strikes the next time it can
+    sure: set[str] = field(default_factory=set)  # strike the next time they can
     most: int = 3  # of each fault in one seed: enough to hurt, few enough to come to an end
 
     @classmethod
@@ -105,12 +107,12 @@ class Sky:
 
     def strikes(self, name: str) -> bool:
         often = self.active.get(name, 0.0)
-        if name == self.sure:
-            self.sure = ""
+        if name in self.sure:
+            self.sure.discard(name)
         elif not often or self.strokes[name] >= self.most or self.chance.random() >= often:
             return False
         self.struck(name)
         return True
 
     def clear(self) -> None:
-        self.active, self.sure = {}, ""
+        self.active, self.sure = {}, set()

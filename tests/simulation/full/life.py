@@ -63,8 +63,9 @@ class Daemon:
         self.commands = None
         self.database.close()
 
-    async def _notify(self, title: str, text: str) -> None:
+    async def _notify(self, title: str, text: str, again: bool) -> bool:
         self.sim.told.append(title)
+        return True
 
 
 async def _answers(url: str) -> bool:
@@ -85,6 +86,8 @@ def prover(sim: Simulation) -> Callable[[Path, Manifest, BaseIdentity, Depth, Sa
             stranger = sim.sky.strikes("wrong model")
             levels.append(failed(IDENTITY, "another model") if stranger else passed(IDENTITY, {}))
             levels.append(not_run(BEHAVIOUR, "simulated"))
+        for level in levels:
+            say(level)
         good = all(level.passed or not level.ran for level in levels)
         return Report(good, depth, tuple(levels))
 

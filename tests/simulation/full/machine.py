@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from daemon.domain.market import Instance, Offer
 
 if TYPE_CHECKING:
+    from .loop import Life
     from .simulation import Simulation
 
 STORAGE_PER_HOUR = 20_000  # micro-dollars
@@ -27,11 +28,13 @@ class Machine:
     intended: str = "running"
     powered: bool = False
     queued: bool = False
+    queued_for: Life | None = None  # who was told that the start only queued
     ended_at: float | None = None
     ends_at: float | None = None  # a destroy that lingers
     hidden_until: float = 0.0  # for listings and for who asks by its id
     unlisted_until: float = 0.0  # for listings alone
     listed_from: float = 0.0
+    charged_from: float = 0.0
     offline_until: float = 0.0
     port: int = 22_000
     host_key: str = "ssh-ed25519 AAAA-first"
@@ -118,6 +121,15 @@ class Machine:
         self.advance()
         self._note()
 
+    def called(self, silence_s: float | None) -> None:
+        """From home, by a command that says how long the next one may stay away."""
+        self.advance()
+        disk = self.sim.boxes.box(self.id)
+        disk.advance()
+        disk.quiet_since = self.sim.clock.boot()
+        if silence_s is not None:
+            self.away_limit_s = silence_s
+
     def hide(self, seconds: float) -> None:
         self.hidden_until = self.sim.clock.boot() + seconds
 
@@ -140,6 +152,7 @@ class Machine:
     def queue(self) -> None:
         self.advance()
         self.intended, self.queued, self.powered = "running", True, False
+        self.queued_for = None
         self._note()
 
     def go_offline(self, seconds: float) -> None:

@@ -14,6 +14,7 @@ from daemon.errors import CredentialsRefused, MarketRefused, MarketUnreachable, 
 from daemon.market.permit import DestroyPermit
 from daemon.market.port import Reply
 
+from .loop import LIFE
 from .machine import Machine
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class FakeMarket:
         behind_s = self.sim.chance.choice((5.0, 20.0, 60.0)) if sky.strikes("listing behind") else 0.0
         shown = [m for m in self.machines.values() if m.is_listed(behind_s)]
         self.given.append(Given(self.sim.clock.boot(), True, frozenset(m.id for m in shown)))
-        self.sim.witness.listed({m.id for m in shown if m.runs}, {m.id for m in shown if m.queued})
+        self.sim.witness.listed({m.id for m in shown if m.runs}, {m.id: m.queued_for for m in shown if m.queued})
         return Listing(True, tuple(m.as_listed(behind_s) for m in shown), credit=self.credit)
 
     async def show(self, instance_id: int) -> Instance | None:
@@ -97,7 +98,9 @@ class FakeMarket:
 
     async def charges(self, since_ms: int) -> list[Charge]:
         def look() -> list[Charge]:
-            return [Charge(m.id, m.label, round(m.billed()), None, None) for m in self.machines.values() if m.label]
+            now = self.sim.clock.boot()
+            charged = [m for m in self.machines.values() if m.label and m.charged_from <= now]
+            return [Charge(m.id, m.label, round(m.billed()), None, None) for m in charged]
 
         return await self._read("charges", look)
 
@@ -115,6 +118,7 @@ class FakeMarket:
             machine = Machine(self.sim, number, request.label, replace(offer, price_per_hour=price), ready_s, limit_s)
             machine.challenge = dict(request.env)
             machine.listed_from = self.sim.clock.boot() + late_s
+            machine.charged_from = self.sim.clock.boot() + (86_400.0 if sky.strikes("charge late") else 0.0)
             self.machines[number] = machine
             self.sim.say("market", f"rents out {number}" + (f", listed {late_s:g} s later" if late_s else ""))
             return machine
@@ -154,7 +158,9 @@ class FakeMarket:
             machine.power_on()
             return Reply(200, "{}")
 
-        return await self._change("start", start, lost_before="stop lost", lost_after="stop lost", unheard=start)
+        reply = await self._change("start", start, lost_before="stop lost", lost_after="stop lost", unheard=start)
+        machine.queued_for = LIFE.get()
+        return reply
 
     async def stop(self, instance_id: int) -> Reply:
         self.sim.wire("stop", instance_id)
@@ -167,7 +173,7 @@ class FakeMarket:
         return await self._change("stop", stop, lost_before="stop lost", lost_after="stop lost", unheard=stop)
 
     async def destroy(self, permit: DestroyPermit) -> Reply:
-        self.sim.wire("destroy", permit.instance_id, permit=permit)
+        self.sim.wire("destroy", permit.instance_id)
         machine, sky = self._known(permit.instance_id), self.sim.sky
 
         def destroy() -> Reply:
@@ -255,4 +261,6 @@ class FakeMarket:
             machine.advance()
             machine.hidden_until = machine.unlisted_until = machine.offline_until = 0.0
             machine.listed_from = min(machine.listed_from, now)
-            self.sim.boxes.box(machine.id).silent_until = 0.0
+            machine.charged_from = min(machine.charged_from, now)
+            disk = self.sim.boxes.box(machine.id)
+            disk.silent_until, disk.swapped = 0.0, False

@@ -107,6 +107,7 @@ def model_deleted(sim: Simulation) -> bool:
     files = list(sim.settings.paths.models.glob("*/v*/*.gguf"))
     for file in files:
         file.unlink()
+        sim.person.deleted_at = sim.clock.boot()
     return bool(files)
 
 
@@ -143,6 +144,8 @@ MISHAPS: dict[str, Callable[[Simulation], bool | None]] = {
 # What only prepares another fault (cells.py).
 PREPARATIONS: dict[str, Callable[[Simulation], bool | None]] = {
     "host lost": _to_machine(lambda sim, m: m.go_offline(3 * HOUR_S)),
+    "out of the listing": _to_machine(lambda sim, m: m.unlist(200.0)),
+    "dear": _to_machine(lambda sim, m: m.reprice(400_000_000)),
     "out of sight": _to_machine(lambda sim, m: m.hide(3 * HOUR_S)),
     **{f"says {word}": _says(word) for word in WORDS},
 }

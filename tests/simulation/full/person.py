@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from daemon.errors import HomeportError
 if TYPE_CHECKING:
     from .simulation import Simulation
 
+TOKEN_S = 900.0 + 60.0  # and the moments from the intent of a destroy until it is on the wire
 WORDS = ("cancel", "discard", "hold", "resume", "retry", "retry gguf", "abandon", "write-off", "accept")
 
 
@@ -20,14 +22,16 @@ WORDS = ("cancel", "discard", "hold", "resume", "retry", "retry gguf", "abandon"
 class Person:
     sim: Simulation
     typed: set[int] = field(default_factory=set)  # instance ids typed to give up what lies there
+    tokens: dict[int, list[float]] = field(default_factory=dict)  # when, as far as each still permits a destroy
     written_off: set[int] = field(default_factory=set)
     retried: int = 0
+    deleted_at: float = -math.inf  # the model
     cancelled: set[str] = field(default_factory=set)  # jobs, since nothing else was said of them
     at: int = 0
 
     async def submit(self) -> None:
         """Until it is accepted: the same request, as jobctl would repeat it."""
-        from .simulation import SPEC
+        from .template import SPEC
 
         sim = self.sim
         text = SPEC.format(name="tiny", dpo="dpo: {data: dpo.jsonl}\n" if sim.dpo else "")
@@ -61,7 +65,8 @@ class Person:
     async def command(self, word: str) -> None:
         """One word about the job; `by` is always us."""
         sim, job = self.sim, self.sim.job_ids[0]
-        instance = next((m.id for m in reversed(sim.market.machines.values()) if m.label and job in m.label), 0)
+        newest = next((m.id for m in reversed(sim.market.machines.values()) if m.label and job in m.label), 0)
+        instance = next(iter(sim.witness.held_instances(job)), newest)  # as jobctl names it
         sim.say("person", f"{word} {instance or ''}")
         ways: dict[str, Callable[[Commands], Awaitable[dict[str, Any]]]] = {
             "cancel": lambda c: c.cancel(job, "me", False),
@@ -75,16 +80,32 @@ class Person:
             "accept": lambda c: c.accept(job, "me"),
         }
         # What a typed id permits holds from the moment it is sent, whether or not the answer comes.
-        self.typed |= {instance} if word in ("discard", "abandon") else set()
+        if word in ("discard", "abandon"):
+            self.types(instance)
+        before = {number: list(times) for number, times in self.tokens.items()}
         self.written_off |= {instance} if word == "write-off" else set()
         reason = sim.witness.holds().get(job)
         self.retried += word.startswith("retry") or (word == "resume" and reason == "GONE")  # rents and begins anew
         if await self._say(ways[word]) is None:
             return
+        if word in ("resume", "retry", "retry gguf"):  # void from now on, but not what was typed meanwhile
+            self.tokens = {n: [t for t in times if t not in before.get(n, [])] for n, times in self.tokens.items()}
         if word == "cancel":
             self.cancelled.add(job)
         elif word in ("hold", "retry", "retry gguf") or (word == "resume" and reason in ("CANCEL_WISH", "BY_PERSON")):
             self.cancelled.discard(job)
+
+    def types(self, instance: int) -> None:
+        self.typed.add(instance)
+        self.tokens.setdefault(instance, []).append(self.sim.clock.boot())
+
+    def permits(self, instance: int) -> bool:
+        """A destroy by a typed id; it permits one, and for a quarter of an hour."""
+        times, now = self.tokens.get(instance, []), self.sim.clock.boot()
+        while times:
+            if now - times.pop(0) <= TOKEN_S:
+                return True
+        return False
 
     async def end_holds(self, how: str) -> None:
         """Every held job, once the sky is clear."""
@@ -96,6 +117,6 @@ class Person:
                 continue
             held = self.sim.witness.held_instances(job)
             for instance in held or [0]:
-                self.typed.add(instance)
+                self.types(instance)
                 self.sim.say("person", f"abandon {instance}")
                 await self._say(lambda c, job=job, instance=instance: c.abandon(job, "me", instance or None))

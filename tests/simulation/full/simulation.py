@@ -14,29 +14,23 @@ import logging
 import os
 import re
 import shutil
-import tempfile
-from collections.abc import Callable, Collection, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextvars import Context
 from dataclasses import dataclass
-from multiprocessing.util import Finalize
+from itertools import takewhile
 from pathlib import Path
 from random import Random
 
 import structlog
 
-from daemon.box.keys import own_key
 from daemon.control.commands import Commands
 from daemon.domain import ids
-from daemon.domain.lifecycle import JobState
 from daemon.errors import HomeportError
-from daemon.market.permit import DestroyPermit
-from daemon.settings import Paths, Settings
-from daemon.store import migrate
-from daemon.store.database import Database
+from daemon.settings import Settings
 
 from . import boundaries
 from .box import Boxes, acting
-from .cells import Cell, Strike, cells, road
+from .cells import Cell, Strike
 from .disk import Disk
 from .faults import Sky
 from .invariants import Violation, Witness
@@ -45,20 +39,11 @@ from .loop import AT, LIFE, Crash, Life, SimulatedClock, VirtualLoop, bury, run
 from .market import FakeMarket
 from .mishaps import MISHAPS, PREPARATIONS
 from .person import Person
+from .template import on_memory, paths_below, template
 
 HEALED_WITHIN_S = 3 * 3600.0  # of a clear sky, until every job has ended or is held
 RESTART_S = 3.0
-WAY_S = 1.5 * 3600.0  # an aimed run waits so long for its last strike
-SPEC = """\
-version: 1
-name: {name}
-model: model
-sft: {{data: sft.jsonl}}
-{dpo}verify: {{level: hash}}
-limits: {{hold: $2.00}}
-"""
-ROW = '{"messages": [{"role": "user", "content": "a%d"}, {"role": "assistant", "content": "b"}]}\n'
-PAIR = '{"prompt": "a%d", "chosen": "b", "rejected": "c"}\n'
+WAY_S = 1.5 * 3600.0  # a run with nothing but a way waits so long for its last strike
 
 
 @dataclass(frozen=True)
@@ -83,7 +68,7 @@ class Simulation:
         self.chance = Random(seed)
         self.sky = sky if sky is not None else Sky(Random(seed))
         self.plan, self.way, self.dpo = plan or {}, list(way), dpo
-        self.aimed = bool(way)
+        self.aimed = bool(way) and not self.sky.active
         self.clock = SimulatedClock()
         self.loop = VirtualLoop(self.clock)
         self.lives: list[Life] = []
@@ -95,8 +80,8 @@ class Simulation:
         self.healing = False
         self.over = False
         self.job_ids: list[str] = []
-        self.root = Path(tempfile.mkdtemp(prefix="hp-sim-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
-        self.settings = Settings(_paths(self.root))
+        self.root = on_memory("hp-sim-")
+        self.settings = Settings(paths_below(self.root))
         shutil.copytree(template(), self.root, dirs_exist_ok=True)
         self.disk = Disk(self.root)
         self.market = FakeMarket(self)
@@ -151,7 +136,7 @@ class Simulation:
     async def _main(self) -> None:
         self.begin_life()
         await self.person.submit()
-        ends_at = self.loop.time() + (WAY_S if self.way else self.chance.choice((400.0, 900.0, 2400.0)))
+        ends_at = self.loop.time() + (WAY_S if self.aimed else self.chance.choice((400.0, 900.0, 2400.0)))
         for name in sorted(self.sky.active):
             if (mishap := MISHAPS.get(name)) is not None:
                 for _ in range(self.chance.randint(1, self.sky.most)):
@@ -163,8 +148,8 @@ class Simulation:
         await self._settle()
 
     def _has_struck(self) -> bool:
-        """Nothing more is to come: of an aimed run its last strike came, of another the job is over."""
-        return not self.way and (self.aimed or (self.witness.all_over() and not self.sky.active))
+        """Nothing more is to come: every strike of the way came, or there was none and the job is over."""
+        return not self.way and not self.sky.active and (self.aimed or self.witness.all_over())
 
     def _befall(self, name: str, mishap: Callable[[Simulation], bool | None], at: str = "") -> None:
         if self.healing or self.over:
@@ -242,6 +227,7 @@ class Simulation:
 
     def leads(self, life: Life) -> None:
         self.say(str(life), "leads")
+        self.witness.leads()
 
     def kill(self, life: Life, *, power: bool = False) -> None:
         """From outside, or from within by `ending`: nothing of this life runs again."""
@@ -270,6 +256,7 @@ class Simulation:
         self.witness.after_death()
 
     def put_back(self, left: dict[Path, bytes]) -> None:
+        self.witness.close()  # an open connection would go on with the files that go now
         path = self.settings.paths.database
         for suffix in ("-wal", "-shm"):
             Path(f"{path}{suffix}").unlink(missing_ok=True)
@@ -305,11 +292,13 @@ class Simulation:
         first = self.way[0]
         if name != first.boundary or first.state not in self.witness.states().values():
             return
-        mishap = MISHAPS.get(first.fault) or PREPARATIONS.get(first.fault)
-        if mishap is None:
-            self.sky.sure = first.fault
-            return
-        Context().run(self._befall, first.fault, mishap, name)
+        here = takewhile(lambda strike: (strike.state, strike.boundary) == (first.state, first.boundary), self.way)
+        for strike in list(here):
+            mishap = MISHAPS.get(strike.fault) or PREPARATIONS.get(strike.fault)
+            if mishap is None:
+                self.sky.sure.add(strike.fault)
+            else:
+                Context().run(self._befall, strike.fault, mishap, name)
         if (life := LIFE.get()) is not None and life.dead:
             raise Crash
 
@@ -341,12 +330,12 @@ class Simulation:
     def file_operation(self, what: str, paths: tuple[Path, ...]) -> None:
         self.disk.follow(what, paths)
 
-    def wire(self, what: str, instance: int, **more: str | DestroyPermit) -> None:
+    def wire(self, what: str, instance: int, **more: str) -> None:
         """A changing request leaves the daemon, for market or box."""
         life = LIFE.get()
         if life is not None and life.dead:
             raise Crash
-        self.witness.on_the_wire(what, instance, life, **more)
+        self.witness.wire.request(what, instance, life, **more)
 
     # -- telling
 
@@ -364,54 +353,9 @@ class Simulation:
         """It did strike; where the task that met it stands, or `at` that boundary."""
         self.sky.strokes[name] += 1
         self.cells |= {Cell(state, name, at or AT.get()) for state in self.witness.states().values()}
-        if self.way and self.way[0].fault == name:
-            self.way.pop(0)
-
-
-def _paths(root: Path) -> Paths:
-    return Paths(config=root / "config", state=root / "state", models=root / "models")
-
-
-_template: Path | None = None
-
-
-def template() -> Path:
-    """A migrated database, our key, a base model and data: made once a process."""
-    global _template
-    if _template is None:
-        root = Path(tempfile.mkdtemp(prefix="hp-template-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
-        paths = _paths(root)
-        database = Database(paths.database)
-        migrate.migrate(database, paths.backups, 0)
-        database.close()
-        own_key(paths.ssh_key)
-        paths.models.mkdir()
-        (root / "work" / "model").mkdir(parents=True)
-        for name in ("config.json", "tokenizer.json"):
-            (root / "work" / "model" / name).write_text("{}")
-        (root / "work" / "sft.jsonl").write_text("".join(ROW % n for n in range(6)))
-        (root / "work" / "dpo.jsonl").write_text("".join(PAIR % n for n in range(4)))
-        _template = root
-        Finalize(None, shutil.rmtree, (root, True), exitpriority=0)  # atexit is not run where a pool's process ends
-    return _template
-
-
-def simulate(seed: int, families: Collection[str] = ()) -> Result:
-    """The whole of one seed; with `families`, under a sky that holds a fault of theirs."""
-    chance = Random(seed)
-    return Simulation(seed, Sky.of_seed(chance, families), dpo=chance.random() < 0.7).run()
-
-
-def aim_of(seed: int) -> Cell:
-    """The seeds pass through the table of cells in a scattered order."""
-    return cells()[(seed * 7919) % len(cells())]
-
-
-def aimed(seed: int) -> Result:
-    """A run that goes for one cell, without any other fault than the road to it needs."""
-    chance, way = Random(seed), road(aim_of(seed))
-    dpo = chance.random() < 0.7 or any(strike.state == JobState.DPO for strike in way)
-    return Simulation(seed, Sky(chance), way=way, dpo=dpo).run()
+        here = next((n for n, strike in enumerate(self.way) if strike.fault == name), None)
+        if here is not None and self.way[here].boundary == self.way[0].boundary:
+            del self.way[here]
 
 
 with contextlib.suppress(AttributeError):

@@ -1,7 +1,8 @@
 """SQLite's method: run the happy path, count its boundaries, and let each of them end in each way.
 
 After every such run the sky is clear, so it must come to the same end: the same job states, no machine left, the same
-bytes under the same names (I24). `python -m tests.simulation.full --sweep` does all, `--pairs N` draws pairs of them.
+bytes under the same names (I24). `python -m tests.simulation.full --sweep` does all, `--step-pairs` every pair of steps
+that did happen and were not heard of, `--pairs N` draws from all the pairs there are.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from .simulation import Result, Simulation
 SEED = 1
 # A file operation has no moment after it that is not before the next boundary; and no answer that could be lost.
 OF_A_FILE = ("crash before", "error before")
+UNHEARD = ("crash after", "effect, then error")
 
 
 @dataclass(frozen=True)
@@ -47,10 +49,16 @@ def pairs(happy: Result, count: int, seed: int) -> list[Case]:
     return [Case((*first.endings, *second.endings)) for first, second in drawn]
 
 
-def all_pairs(happy: Result) -> Iterator[Case]:
-    for first, second in combinations(list(singles(happy)), 2):
-        if first.endings[0][0] != second.endings[0][0]:
-            yield Case((*first.endings, *second.endings))
+def step_pairs(happy: Result) -> Iterator[Case]:
+    """All pairs of steps: the first commit of each kind of event and the first of each call, done and not heard of."""
+    steps: dict[tuple[str, str], int] = {}
+    for number, (kind, what) in enumerate(happy.boundaries):
+        if kind != "file" and what != "row":
+            steps.setdefault((kind, what), number)
+    endings = [(number, ending) for number in steps.values() for ending in UNHEARD]
+    for first, second in combinations(endings, 2):
+        if first[0] != second[0]:
+            yield Case((first, second))
 
 
 def objections(case: Case, happy: Result, *, dpo: bool = False) -> list[str]:

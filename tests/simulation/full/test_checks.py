@@ -46,6 +46,7 @@ class Ended:
         sim.market.creates.clear()
         sim.market.given.clear()
         sim.person, sim.witness = Person(sim), Witness(sim)
+        sim.disk.changes.clear()
         del sim.lives[1:]
 
     def spoil(self, statement: str) -> None:
@@ -73,12 +74,47 @@ class Ended:
         self.sim.market.machines[RENTED].ended_at = self.sim.market.machines[RENTED].ends_at = None
 
     def send(self, what: str, instance: int = RENTED, **more: str) -> None:
-        self.sim.witness.on_the_wire(what, instance, self.sim.lives[0], **more)
+        self.sim.witness.wire.request(what, instance, self.sim.lives[0], **more)
 
 
 def _destroy_without_a_model(w: Ended) -> None:
     w.model().unlink()
     w.send("destroy")
+
+
+def _destroy_by_another_set(w: Ended) -> None:
+    w.spoil("UPDATE jobs SET manifest_sha256 = 'of the next attempt'")
+    w.send("destroy")
+
+
+def _typed_once_destroyed_twice(w: Ended) -> None:
+    w.model().unlink()
+    w.sim.person.types(RENTED)
+    w.send("destroy")
+    assert not w.sim.witness.violations
+    w.send("destroy")
+
+
+def _typed_long_ago(w: Ended) -> None:
+    w.model().unlink()
+    w.sim.person.tokens[RENTED] = [w.sim.clock.boot() - 3600.0]
+    w.send("destroy")
+
+
+def _receipt_before_the_sync(w: Ended) -> None:
+    w.sim.witness.committed()
+    folder = w.model().parent
+    w.sim.disk.follow("os.rename", (folder, folder))
+    w.once_more("receipts")
+    w.sim.witness.committed()
+
+
+def _downloaded_and_not_here(w: Ended) -> None:
+    w.model().unlink()
+    w.spoil("UPDATE jobs SET state = 'GGUF'")
+    w.sim.witness.committed()
+    w.spoil("UPDATE jobs SET state = 'DOWNLOADED'")
+    w.sim.witness.committed()
 
 
 def _receipt_of_other_bytes(w: Ended) -> None:
@@ -108,13 +144,13 @@ def _machine_and_open_create(w: Ended) -> None:
 def _lost_runs_on(w: Ended) -> None:
     w.spoil("UPDATE leases SET state = 'LOST'")
     for _ in range(6):
-        w.sim.witness.listed({RENTED}, set())
+        w.sim.witness.listed({RENTED}, {})
         w.sim.clock.run_until(w.sim.clock.mono() + 31.0)
 
 
 def _start_left_queued(w: Ended) -> None:
     for _ in range(6):
-        w.sim.witness.listed(set(), {RENTED})
+        w.sim.witness.listed(set(), {RENTED: Life(1)})
         w.sim.clock.run_until(w.sim.clock.mono() + 31.0)
 
 
@@ -166,6 +202,20 @@ def _too_cheap(w: Ended) -> None:
 def _overtaken(w: Ended) -> None:
     w.sim.lives.append(Life(2, dead=True, epoch=99))
     w.send("stop")
+
+
+def _restored_and_goes_on(w: Ended) -> None:
+    for _ in range(2):
+        w.sim.witness.listed(set(), {})
+    w.spoil("UPDATE jobs SET state = 'SFT'")
+    w.spoil("DELETE FROM events WHERE id > 5")
+    w.sim.witness.after_restore()
+    w.sim.witness.leads()
+
+
+def _failed_nowhere(w: Ended) -> None:
+    w.spoil("UPDATE jobs SET hold_reason = 'STAGE_FAILED', hold_detail = 'no route to host'")
+    w.sim.witness.committed()
 
 
 def _key_in_a_file(w: Ended) -> None:
@@ -258,7 +308,12 @@ def _stands_still(w: Ended) -> None:
 
 FIRES: tuple[tuple[str, Callable[[Ended], None]], ...] = (
     ("I1", _destroy_without_a_model),
+    ("I1", _destroy_by_another_set),
+    ("I1", _typed_once_destroyed_twice),
+    ("I1", _typed_long_ago),
     ("I2", _receipt_of_other_bytes),
+    ("I2", _receipt_before_the_sync),
+    ("I2", _downloaded_and_not_here),
     ("I3", _two_machines),
     ("I3", _machine_and_open_create),
     ("I3", _lost_runs_on),
@@ -273,10 +328,12 @@ FIRES: tuple[tuple[str, Callable[[Ended], None]], ...] = (
     ("I10", _too_cheap),
     ("I11", _start_left_queued),
     ("I12", _overtaken),
+    ("I12", _restored_and_goes_on),
     ("I13", _key_in_a_file),
     ("I14", _nonce_on_two_machines),
     ("I14", _two_nonces_of_a_stage),
     ("I15", _done_nowhere),
+    ("I15", _failed_nowhere),
     ("I16", _gone_too_soon),
     ("I16", _gone_and_shown),
     ("I16", _absent_too_soon),

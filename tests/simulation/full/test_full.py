@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 
 from daemon.box.box import Box
@@ -9,10 +11,11 @@ from daemon.market.port import Market
 from tests.simulation.invariants import INVARIANTS
 
 from .cells import BOUNDARIES, cells, road
-from .faults import FAULTS
+from .faults import FAULTS, Sky
 from .invariants import CHECKED
-from .pinned import PINNED, Pinned
-from .simulation import Simulation, aim_of, aimed, simulate
+from .scenes import SCENES, Scene
+from .seeds import aim_of, aimed, simulate
+from .simulation import Simulation
 
 SEEDS = range(1000, 1004)
 FAMILIES = tuple(dict.fromkeys(fault.family for fault in FAULTS.values()))
@@ -66,12 +69,15 @@ def test_the_names_of_calls_are_those_of_the_ports() -> None:
     assert {name.replace("read events", "read_lines").replace("read log", "read_lines") for name in named} <= ours
 
 
-@pytest.mark.parametrize("pinned", PINNED, ids=lambda pinned: f"seed-{pinned.seed}")
-def test_pinned(pinned: Pinned) -> None:
-    """A seed that once violated an invariant does not any more."""
-    found = simulate(pinned.seed)
+@pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.name)
+def test_a_scene(scene: Scene) -> None:
+    """Every strike of it comes, and no invariant is violated."""
+    sim = Simulation(1, Sky(Random(1)), way=scene.way, dpo=False)
 
-    assert not found.violations, f"{pinned.what}\n" + "\n".join(map(str, found.violations))
+    found = sim.run()
+
+    assert not sim.way
+    assert not found.violations, f"{scene.rule}\n" + "\n".join((*found.trace[-200:], *map(str, found.violations)))
 
 
 def test_the_table_says_what_is_checked_here() -> None:

@@ -76,6 +76,8 @@ class ScriptedMarket:
         return [OFFER]
 
     async def charges(self, since_ms: int) -> list[Charge]:
+        if isinstance(error := self.answers.get("charges"), Exception):
+            raise error
         return self.billed
 
     async def account(self) -> Account:

@@ -1,0 +1,46 @@
+"""Paths as the person typed them: what goes wrong with one is said in a line that names it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+from daemon.errors import HomeportError, SpecError
+
+
+def text_of(file: Path) -> str:
+    """A job file as it stands. Raises SpecError."""
+    try:
+        return file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise SpecError([f"{file}: {error.strerror}"]) from error
+    except UnicodeDecodeError as error:
+        raise SpecError([f"{file}: is not UTF-8 text"]) from error
+
+
+def expanded(path: str) -> Path:
+    """With ~ and ~name as a shell has them. Raises UsageError for somebody who is not known here."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise click.UsageError(f"{path}: {error}") from error
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """A full disk says of no file that it is full: inside, it is `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+def unusable(error: OSError, verb: str | None) -> HomeportError:
+    """For a person, of whatever `verb` came upon."""
+    named = f"{error.filename}: " if error.filename is not None else ""
+    return HomeportError(f"{named}{error.strerror or error}", hint=f"jobctl {verb} --help" if verb else "jobctl doctor")

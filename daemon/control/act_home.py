@@ -1,0 +1,103 @@
+"""The acts that bring a model home: what is promised, fetched, saved, and proven."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import asdict
+
+from daemon.artifacts.levels import Level
+from daemon.artifacts.receipt import Receipt
+from daemon.control.acting import Acting
+from daemon.control.transfers import told
+from daemon.control.watch import calling
+from daemon.domain import actions
+from daemon.domain.holds import HoldReason
+from daemon.domain.lifecycle import Trigger
+from daemon.domain.machine import fire
+from daemon.domain.snapshot import Snapshot
+from daemon.store import artifacts, downloads, events, jobs
+
+
+async def fetch_manifest(a: Acting, s: Snapshot, action: actions.FetchManifest) -> None:
+    text, sha256 = await a.home(s).manifest(await a.link.to(action.lease), s.stages)
+    with a.world.database.write() as c:
+        now = a.world.clock.wall_ms()
+        jobs.change(c, s.job, now, a.world.database.epoch, manifest_json=text, manifest_sha256=sha256)
+        events.add(c, "manifest.stored", now, job=a.job_id, sha256=sha256)
+
+
+async def download(a: Acting, s: Snapshot, action: actions.Download) -> None:
+    box, home = await a.link.to(action.lease), a.home(s)
+    async with calling(box):
+        rebuilt = await a.rebuilding.place(s, action.lease, box, home)
+        with a.world.database.write() as c:
+            here = downloads.bytes_here(c, a.job_id) + rebuilt
+            events.add(c, "download.started", a.world.clock.wall_ms(), job=a.job_id, here=here)
+        with told(a.world, a.job_id, "DOWNLOAD") as follow:
+            await home.download(box, follow)
+
+
+async def save(a: Acting, s: Snapshot, action: actions.Save) -> None:
+    box = await a.link.to(action.lease)
+    async with calling(box):
+        count = await a.mirroring.bring(box, s.stages, (await box.status()).status)
+    folder = str(a.mirroring.mirror.folder)
+    with a.world.database.write() as c:
+        events.add(c, "job.saved", a.world.clock.wall_ms(), job=a.job_id, files=count, folder=folder)
+
+
+async def verify(a: Acting, s: Snapshot, action: actions.Verify) -> None:
+    """L0 to L5 on what lies on this disk; then folder, receipt and state, the last two in one transaction.
+
+    Each level's verdict and numbers are stored before the next begins.
+    """
+    w, home = a.world, a.home(s)
+    lines: list[str] = []
+
+    def store(level: Level) -> None:
+        lines.append(level.line)
+        with w.database.write() as c:
+            events.add(c, "verify.level", w.clock.wall_ms(), job=a.job_id, **asdict(level))
+
+    if (receipt := home.settled()) is not None:  # a crash came between the rename and this record
+        _verified(a, s, receipt)
+        return
+    with w.database.read() as c:
+        accepted = artifacts.accepted_level(c, s.job)
+    report = await home.prove(store, accepted)
+    with w.database.write() as c:
+        events.add(
+            c,
+            "verify.report",
+            w.clock.wall_ms(),
+            job=a.job_id,
+            passed=report.passed,
+            levels=lines,
+            sample=report.sample,
+        )
+    if not report.passed:
+        a.hold(s, HoldReason.NOT_VERIFIED if report.stopped_short else HoldReason.VERIFY_FAILED, report.problem)
+        return
+    log_file = w.job_folder(a.job_id) / "log.txt"
+    receipt = await asyncio.to_thread(home.settle_in, report, log_file, accepted)
+    _verified(a, s, receipt)
+
+
+def _verified(a: Acting, s: Snapshot, receipt: Receipt) -> None:
+    """Receipt and state in one transaction."""
+    w = a.world
+    now = w.clock.wall_ms()
+    with w.database.write() as c:
+        artifacts.add_receipt(
+            c,
+            s.job,
+            now,
+            folder=receipt.folder,
+            files=json.dumps([asdict(f) for f in receipt.files]),
+            levels=json.dumps(receipt.levels),
+            level=receipt.level,
+        )
+        to = fire(s.job.state, Trigger.VERIFY, a.facts(s, has_receipt=True))
+        jobs.move(c, s.job, to, now, w.database.epoch, model_dir=receipt.folder)
+    w.news.set()

@@ -1,0 +1,66 @@
+"""Tells the person what is new, each piece once: what was told is kept in the database, so nothing is said again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import structlog
+from sqlalchemy import Connection
+
+from daemon.control import snapshot
+from daemon.control.world import World
+from daemon.domain.news import DAY_MS, Facts, News, of_job, of_orphan
+from daemon.domain.records import Job
+from daemon.domain.spec import from_canonical
+from daemon.store import events, jobs, leader, leases, reports
+
+log = structlog.get_logger()
+
+
+@dataclass
+class Teller:
+    """One at a time; the supervisor says when."""
+
+    world: World
+    _tried: set[str] = field(default_factory=set)  # told here, and not yet delivered everywhere
+
+    async def run_once(self) -> None:
+        """Tell everything that is new. What does not arrive is told again the next time."""
+        for news in self._news():
+            again = news.key in self._tried
+            self._tried.add(news.key)
+            if await self.world.notify(news.title, news.text, again):
+                with self.world.database.write() as c:
+                    leader.put_meta(c, _mark(news), str(self.world.clock.wall_ms()))
+
+    def _news(self) -> list[News]:
+        now = self.world.clock.wall_ms()
+        with self.world.database.read() as c:
+            told_of = [*jobs.unfinished(c), *jobs.ended_since(c, now - DAY_MS)]
+            found = [news for job in told_of for news in of_job(self._facts(c, job, now))]
+            found += [of_orphan(lease) for lease in leases.held(c) if lease.job_id is None]
+            return [news for news in found if leader.get_meta(c, _mark(news)) is None]
+
+    def _facts(self, c: Connection, job: Job, now: int) -> Facts:
+        rented = tuple(leases.of_job(c, job.id))
+        live = next((lease for lease in rented if lease.state == "LIVE"), None)
+        report = reports.get(c, job.id)
+        return Facts(
+            now_ms=now,
+            job=job,
+            leases=rented,
+            cost_limit=from_canonical(job.spec_json).limits.cost,
+            loss_ms=snapshot.loss_ms(c, live, now),
+            lost_since=report.lost_since if report is not None and live is not None else None,
+            silence_ms=round(self.world.settings.timing.silence * 1000),
+            not_mirrored=_not_mirrored(c, job.id),
+        )
+
+
+def _not_mirrored(c: Connection, job: str) -> tuple[int, str] | None:
+    newest = events.newest(c, job, ("mirror.failed", "checkpoint.home", "stage.home"))
+    return (newest.id, str(newest.body["why"])) if newest is not None and newest.kind == "mirror.failed" else None
+
+
+def _mark(news: News) -> str:
+    return f"told {news.key}"

@@ -1,0 +1,121 @@
+"""What a person is told without asking: pure, from stored facts, so that no crash loses a message.
+
+Each piece of news has a key and is told once a key (control/telling.py). Every text gives the reason, the money, and
+the command to type next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from daemon.domain.holds import HOLDS, HoldReason
+from daemon.domain.lifecycle import JobState
+from daemon.domain.money import show
+from daemon.domain.records import Job, Lease
+
+DAY_MS = 86_400_000
+BUDGET_SHARE = 0.8
+LOSS_NEAR_MS = DAY_MS  # a machine is only taken when its contract and the credit last a day longer than the job
+
+
+@dataclass(frozen=True)
+class News:
+    key: str
+    title: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Facts:
+    """One job as it stands. Money in micro-dollars, times in UTC milliseconds."""
+
+    now_ms: int
+    job: Job
+    leases: Sequence[Lease]
+    cost_limit: int | None
+    loss_ms: int | None  # when what the machine holds is lost by itself
+    lost_since: int | None  # the box is out of contact since then
+    silence_ms: int  # of so long a person is told
+    not_mirrored: tuple[int, str] | None = None  # event and reason, when the last attempt to bring a checkpoint failed
+
+    @property
+    def cost(self) -> int:
+        return sum(lease.cost_at(self.now_ms) for lease in self.leases)
+
+    @property
+    def rate(self) -> int:
+        return sum(lease.rate for lease in self.leases)
+
+    @property
+    def money(self) -> str:
+        return f"{show(self.cost)} so far, {show(self.rate)}/h now."
+
+    def next(self, *commands: str) -> str:
+        return "Next: " + " or ".join(command.format(job=self.job.id) for command in commands)
+
+
+def of_job(f: Facts) -> Iterator[News]:
+    """Everything about one job that is worth telling as it stands now, told already or not."""
+    job = f.job
+    if job.state.is_terminal:
+        yield _ended(f)
+        return
+    if job.state is JobState.VERIFIED:
+        text = f"In {job.model_dir}; its machine is returned now. {f.money}"
+        yield News(f"home {job.id} {job.manifest_sha256}", _titled(job, "the model is home and verified"), text)
+    if job.hold_reason is not None:
+        yield from _held(f, job.hold_reason)
+    if f.cost_limit and f.cost >= BUDGET_SHARE * f.cost_limit:
+        text = f"{show(f.cost)} of {show(f.cost_limit)} are spent, {show(f.rate)}/h now. {f.next('jobctl show {job}')}"
+        yield News(f"budget {job.id}", _titled(job, "80 % of limits.cost are spent"), text)
+    if f.loss_ms is not None and job.state is not JobState.VERIFIED and f.loss_ms - f.now_ms < LOSS_NEAR_MS:
+        hours = max(0, f.loss_ms - f.now_ms) / 3_600_000
+        text = f"Contract or credit end in {hours:.1f} h, and the model is not safe yet. {f.money} "
+        yield News(
+            f"loss {job.id} {job.attempt}", _titled(job, "its machine ends soon"), text + f.next("jobctl show {job}")
+        )
+    if f.lost_since is not None and f.now_ms - f.lost_since >= f.silence_ms:
+        minutes = (f.now_ms - f.lost_since) // 60_000
+        text = f"For {minutes} minutes; the machine is kept and the work on it goes on. {f.money} "
+        yield News(
+            f"silent {job.id} {f.lost_since}", _titled(job, "out of contact"), text + f.next("jobctl show {job}")
+        )
+    if f.not_mirrored is not None:
+        event, why = f.not_mirrored
+        text = f"{why[:300]}. Training goes on, but a host that is lost now loses more. {f.next('jobctl show {job}')}"
+        yield News(f"mirror {job.id} {event}", _titled(job, "checkpoints do not come home"), text)
+
+
+def of_orphan(lease: Lease) -> News:
+    """A machine with our label that belongs to no job."""
+    return News(
+        f"orphan {lease.id}",
+        f"Machine {lease.instance_id} belongs to no job",
+        f"It carries this installation's label and may bill {show(lease.price_per_hour)}/h. "
+        f"Next: jobctl leases, then jobctl adopt {lease.instance_id} JOB.yaml",
+    )
+
+
+def _ended(f: Facts) -> News:
+    job = f.job
+    model = f"The model is in {job.model_dir}." if job.model_dir else "No model."
+    text = f"{model} {show(f.cost)} in all; nothing of it bills any more. {f.next('jobctl show {job}')}"
+    return News(f"ended {job.id}", _titled(job, job.state.value), text)
+
+
+def _held(f: Facts, reason: HoldReason) -> Iterator[News]:
+    """At once unless the person did it, and then daily while the waiting costs something."""
+    job = f.job
+    days = max(0, f.now_ms - (job.hold_since or f.now_ms)) // DAY_MS if f.rate else 0
+    if not days and reason is HoldReason.BY_PERSON:
+        return
+    row = HOLDS[reason]
+    since = f", for {days} day{'s' if days > 1 else ''}" if days else ""
+    said = ": ".join(part for part in (row.meaning, job.hold_detail) if part)
+    text = f"{said[:300]}. {f.money} {f.next(*row.commands)}"
+    yield News(f"held {job.id} {job.hold_since} {days}", _titled(job, f"HELD: {reason.value}{since}"), text)
+
+
+def _titled(job: Job, what: str) -> str:
+    return f"{job.name} ({job.id}): {what}"

@@ -1,0 +1,291 @@
+"""`jobctl doctor` finds each planted fault by its name, with what mends it; `--fix` mends those it offers to."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from sandboxes import ROOT
+from scripted import Scripted, running
+from stored import Stored
+
+from daemon import platform, settings
+from daemon.cli import checks, market_checks, service_checks
+from daemon.cli.jobctl import jobctl
+from daemon.control.leadership import hold_lock
+from daemon.settings import Settings
+from daemon.store import backups, high_water
+from daemon.store.high_water import HighWater
+
+HOUR_MS = 3_600_000
+
+
+@pytest.fixture(scope="module")
+def market(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A real local market with one machine rented under a label of the install `mine`."""
+    folder = tmp_path_factory.mktemp("market")
+    command = [sys.executable, "-m", "daemon.sandbox.serve", "--dir", str(folder), "--image", "box=/usr/bin/python3"]
+    command += ["--no-rate-limits", "--time-scale", "60"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT)
+    assert process.stdout is not None
+    said = json.loads(process.stdout.readline())
+    process.stdout.close()
+    yield said
+    process.terminate()
+    process.wait(20)
+
+
+@dataclass
+class Home:
+    """One person's home; faults are planted into its files."""
+
+    config: Settings
+    patch: pytest.MonkeyPatch
+    url: str
+
+    def doctor(self, *options: str) -> dict[str, dict[str, str]]:
+        result = CliRunner().invoke(jobctl, ["doctor", "--json", *options], catch_exceptions=False)
+        found = {check["name"]: check for check in json.loads(result.stdout)["checks"]}
+        assert result.exit_code == any(check["status"] == "FAIL" for check in found.values())
+        return found
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, market: dict[str, str]) -> Home:
+    monkeypatch.setenv("HOMEPORT_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("VAST_URL", market["url"])
+    monkeypatch.delenv("VAST_API_KEY", raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "none"))
+    config = settings.load()
+    config.paths.config.mkdir(parents=True)
+    config.paths.key_file.touch(mode=0o600)
+    config.paths.key_file.write_text(market["api_key"])
+    Stored(config.paths.database)
+    config.paths.database.chmod(0o600)
+    backups.write(config.paths.database, config.paths.backups / f"homeport-{time.time_ns() // 1_000_000}.db")
+    config.paths.ssh_key.touch(mode=0o600)
+    high_water.write(config.paths.database.with_name(high_water.NAME), HighWater(1, 0, "machine", "mine"))
+    # It starts a child that loads llama.cpp, seconds each time: once is enough, below.
+    fast = tuple(check for check in checks.CHECKS if check is not checks._verifier)
+    monkeypatch.setattr(checks, "CHECKS", fast)
+    return Home(config, monkeypatch, market["url"])
+
+
+Plant = Callable[[Home], object]
+
+
+def damage(home: Home) -> None:
+    content = bytearray(home.config.paths.database.read_bytes())
+    content[4096:12288] = b"\xa5" * 8192
+    home.config.paths.database.write_bytes(content)
+
+
+def no_copies(home: Home) -> None:
+    for copy in home.config.paths.backups.iterdir():
+        copy.unlink()
+
+
+def damage_without_copies(home: Home) -> None:
+    damage(home)
+    no_copies(home)
+
+
+def config_line(line: str) -> Plant:
+    return lambda home: home.config.paths.config_file.write_text(line + "\n")
+
+
+def an_hour_wrong(home: Home) -> None:
+    true = time.time
+    home.patch.setattr(market_checks.time, "time", lambda: true() + 600)  # type: ignore[attr-defined]
+
+
+def on_nfs(home: Home) -> None:
+    home.patch.setattr(platform, "filesystem", lambda path: "nfs4")
+
+
+def synchronised(home: Home) -> None:
+    home.patch.setenv("HOMEPORT_HOME", str(home.config.paths.state.parents[1] / "Dropbox"))
+
+
+def rented(home: Home) -> None:
+    body = '{"image": "box", "disk": 20, "runtype": "ssh_direc", "cancel_unavail": true, "label": "hp-mine-k7f3qd-n"}'
+    key = home.config.paths.key_file.read_text()
+    command = ["curl", "-sf", "-X", "PUT", f"{home.url}/api/v0/asks/10101/", "-H", f"Authorization: Bearer {key}"]
+    subprocess.run([*command, "-H", "Content-Type: application/json", "-d", body], check=True, capture_output=True)
+
+
+FAULTS: dict[str, tuple[Plant, str, str, str]] = {  # fault -> plant, check, its status, words of its detail or fix
+    "config.toml that is none": (config_line("market_url ="), "settings", "FAIL", "config.toml"),
+    "config.toml with a key that nobody knows": (config_line("modles_dir = 'x'"), "settings", "FAIL", "modles_dir"),
+    "no key": (lambda home: home.config.paths.key_file.unlink(), "market key", "FAIL", "VAST_API_KEY"),
+    "a key others can read": (lambda home: home.config.paths.key_file.chmod(0o644), "market key", "FAIL", "chmod 600"),
+    "an SSH key others can read": (
+        lambda home: home.config.paths.ssh_key.chmod(0o644),
+        "private files",
+        "FAIL",
+        "chmod 600",
+    ),
+    "a database others can read": (
+        lambda home: home.config.paths.database.chmod(0o640),
+        "private files",
+        "FAIL",
+        "chmod 600",
+    ),
+    "a damaged database": (damage, "database", "FAIL", "doctor --fix"),
+    "a deleted database": (lambda home: home.config.paths.database.unlink(), "database", "FAIL", "is gone"),
+    "a damaged database without copies": (damage_without_copies, "database", "FAIL", "jobctl leases"),
+    "a state folder on NFS": (on_nfs, "state folder", "FAIL", "nfs4"),
+    "a state folder that is synchronised": (synchronised, "state folder", "FAIL", "Dropbox"),
+    "a clock ten minutes ahead": (an_hour_wrong, "clock", "FAIL", "ahead of the market"),
+    "little room": (lambda home: home.patch.setattr(checks, "FREE_BYTES", 1 << 60), "disk", "WARN", "make room"),
+    "nobody to tell": (lambda home: home.patch.setenv("PATH", "/nowhere"), "messages", "WARN", "told nothing"),
+    "an address that does not answer": (
+        config_line('notify_url = "http://127.0.0.1:9/topic"'),
+        "messages",
+        "FAIL",
+        "notify test",
+    ),
+    "a key the market refuses": (
+        lambda home: home.config.paths.key_file.write_text("wrong"),
+        "market",
+        "FAIL",
+        "invalid user key",
+    ),
+    "a market that is silent": (
+        lambda home: home.patch.setenv("VAST_URL", "http://127.0.0.1:9"),
+        "market",
+        "FAIL",
+        "no answer",
+    ),
+    "no daemon": (lambda home: None, "daemon", "FAIL", "jobctl up"),
+    "a machine that nobody watches": (rented, "market", "FAIL", "jobctl leases"),
+}
+MENDED = ("a key others can read", "an SSH key others can read", "a database others can read", "a damaged database",
+          "a deleted database")  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_each_fault_is_found(home: Home, fault: str) -> None:
+    """Without it the line passes; with it the line says what is wrong, and what to do."""
+    plant, name, status, words = FAULTS[fault]
+    if name not in ("settings", "daemon", "messages"):
+        assert home.doctor()[name]["status"] == "PASS"
+
+    plant(home)
+    found = home.doctor()
+
+    assert found[name]["status"] == status
+    assert words in found[name]["detail"] + found[name]["fix"]
+    assert found[name]["fix"]
+
+
+@pytest.mark.parametrize("fault", MENDED)
+def test_fix_mends_what_it_offers_to(home: Home, fault: str) -> None:
+    """After --fix the line passes, and the damaged file is still there beside it."""
+    plant, name, _, _ = FAULTS[fault]
+    plant(home)
+
+    assert home.doctor("--fix")[name]["status"] == "PASS"
+
+    aside = list(home.config.paths.state.glob("homeport.db.damaged-*"))
+    assert bool(aside) == (fault == "a damaged database")
+
+
+def test_fix_without_a_copy_leaves_everything(home: Home) -> None:
+    """Nothing is moved away that nothing can replace."""
+    damage_without_copies(home)
+    before = home.config.paths.database.read_bytes()
+
+    assert home.doctor("--fix")["database"]["status"] == "FAIL"
+    assert home.config.paths.database.read_bytes() == before
+
+
+def test_fix_touches_no_database_that_a_daemon_uses(home: Home) -> None:
+    damage(home)
+    before = home.config.paths.database.read_bytes()
+    with closing(hold_lock(home.config.paths.lock)):
+        home.doctor("--fix")
+
+    assert home.config.paths.database.read_bytes() == before
+
+
+def test_a_daemon_that_makes_no_copies(home: Home) -> None:
+    """The newest copy is a day old, and somebody runs who should make one every hour."""
+    (copy,) = home.config.paths.backups.iterdir()
+    day_ago = time.time() - 86_400
+    os.utime(copy, (day_ago, day_ago))
+
+    assert home.doctor()["copies"]["status"] == "PASS"
+    with closing(hold_lock(home.config.paths.lock)):
+        assert home.doctor()["copies"]["status"] == "WARN"
+
+
+def test_a_daemon_of_another_version(home: Home) -> None:
+    """After an upgrade without a restart."""
+    home.patch.setattr(service_checks, "version", lambda name: "9.9")
+    with running(home.config, Scripted()):
+        (line,) = service_checks._version(home.config)
+
+    assert line["status"] == "WARN" and "9.9" in line["detail"] and line["fix"] == "jobctl up"
+
+
+def test_a_daemon_that_cannot_read_its_database(home: Home) -> None:
+    """It answers, and every reading fails: the line says so, and the market is asked from here."""
+    with running(home.config, Scripted()):
+        damage(home)
+        found = home.doctor()
+
+    assert found["daemon"]["status"] == "FAIL" and found["database"]["status"] == "FAIL"
+    assert found["market"]["status"] in ("PASS", "FAIL") and found["market"]["detail"]
+
+
+def test_a_verifier_that_does_not_load(home: Home) -> None:
+    home.patch.setattr(sys, "executable", "/bin/false")
+
+    (line,) = checks._verifier(home.config)
+
+    assert line["status"] == "FAIL" and "homeport[verify]" in line["fix"]
+
+
+def interpreter(folder: Path, said: str) -> Path:
+    path = folder / "python"
+    path.write_text(f"#!/bin/sh\n{said}\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("said", "status", "words"),
+    [
+        ("exit 0", "PASS", "has the packages"),
+        ("echo torch; echo peft", "WARN", "python lacks torch, peft"),
+        ("echo broken >&2; exit 3", "WARN", "cannot be asked for its packages"),
+    ],
+)
+def test_whether_files_can_be_rebuilt_here(home: Home, tmp_path: Path, said: str, status: str, words: str) -> None:
+    """The interpreter that box_python names is asked, and nothing is left in models_dir."""
+    config_line(f"box_python = '{interpreter(tmp_path, said)}'")(home)
+
+    line = home.doctor()["rebuild"]
+
+    assert line["status"] == status and words in line["detail"]
+    assert ("homeport[box]" in line["fix"]) == (status == "WARN")
+    assert not (home.config.paths.models / ".rebuild").exists()
+
+
+def test_who_never_asked_to_rebuild_is_not_warned(home: Home, tmp_path: Path) -> None:
+    """The daemon's own interpreter need not have torch."""
+    home.patch.setattr(sys, "executable", str(interpreter(tmp_path, "echo torch")))
+
+    (line,) = checks._rebuild(settings.load())
+
+    assert line["status"] == "SKIP" and "lacks torch" in line["detail"] and "homeport[box]" in line["detail"]

@@ -1,0 +1,47 @@
+"""What a seed stands for: a sky, and for some a way as well."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from random import Random
+
+from daemon.domain.lifecycle import JobState
+
+from .cells import Cell, Strike, cells, road
+from .faults import FAULTS, Sky
+from .scenes import SCENES
+from .simulation import Result, Simulation
+
+
+def simulate(seed: int, families: Collection[str] = ()) -> Result:
+    """The whole of one seed. With `families` its sky holds a fault of theirs, and every other one has a way of theirs.
+
+    Of the seeds without, every third one has a way: to a cell of the table, or through a scene.
+    """
+    chance = Random(seed)
+    sky = Sky.of_seed(chance, families)
+    way = _way(chance, families) if chance.random() < (0.5 if families else 0.33) else ()
+    return Simulation(seed, sky, way=way, dpo=_with_dpo(chance, way)).run()
+
+
+def aim_of(seed: int) -> Cell:
+    """The seeds pass through the table of cells in a scattered order."""
+    return cells()[(seed * 7919) % len(cells())]
+
+
+def aimed(seed: int) -> Result:
+    """A run that goes for one cell, without any other fault than the road to it needs."""
+    chance, way = Random(seed), road(aim_of(seed))
+    return Simulation(seed, Sky(chance), way=way, dpo=_with_dpo(chance, way)).run()
+
+
+def _way(chance: Random, families: Collection[str]) -> Sequence[Strike]:
+    """A scene, or the road to a cell; of these families, where some are named."""
+    scenes = [scene.way for scene in SCENES if not families or not set(families).isdisjoint(scene.families.split())]
+    if scenes and chance.random() < 0.6:
+        return chance.choice(scenes)
+    return road(chance.choice([cell for cell in cells() if not families or FAULTS[cell.fault].family in families]))
+
+
+def _with_dpo(chance: Random, way: Sequence[Strike]) -> bool:
+    return chance.random() < 0.7 or any(strike.state == JobState.DPO for strike in way)

@@ -1,0 +1,57 @@
+"""What every simulation begins with: a migrated database, our key, a base model and data; made once a process."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from multiprocessing.util import Finalize
+from pathlib import Path
+
+from daemon.box.keys import own_key
+from daemon.settings import Paths
+from daemon.store import migrate
+from daemon.store.database import Database
+
+SPEC = """\
+version: 1
+name: {name}
+model: model
+sft: {{data: sft.jsonl}}
+{dpo}verify: {{level: hash}}
+limits: {{cost: $12.00, hold: $2.00}}
+"""
+ROW = '{"messages": [{"role": "user", "content": "a%d"}, {"role": "assistant", "content": "b"}]}\n'
+PAIR = '{"prompt": "a%d", "chosen": "b", "rejected": "c"}\n'
+
+
+def paths_below(root: Path) -> Paths:
+    return Paths(config=root / "config", state=root / "state", models=root / "models")
+
+
+_template: Path | None = None
+
+
+def template() -> Path:
+    """The folder to copy."""
+    global _template
+    if _template is None:
+        root = on_memory("hp-template-")
+        paths = paths_below(root)
+        database = Database(paths.database)
+        migrate.migrate(database, paths.backups, 0)
+        database.close()
+        own_key(paths.ssh_key)
+        paths.models.mkdir()
+        (root / "work" / "model").mkdir(parents=True)
+        for name in ("config.json", "tokenizer.json"):
+            (root / "work" / "model" / name).write_text("{}")
+        (root / "work" / "sft.jsonl").write_text("".join(ROW % n for n in range(6)))
+        (root / "work" / "dpo.jsonl").write_text("".join(PAIR % n for n in range(4)))
+        _template = root
+        Finalize(None, shutil.rmtree, (root, True), exitpriority=0)  # atexit is not run where a pool's process ends
+    return _template
+
+
+def on_memory(prefix: str) -> Path:
+    """A new folder, in memory where there is such a file system."""
+    return Path(tempfile.mkdtemp(prefix=prefix, dir="/dev/shm" if Path("/dev/shm").is_dir() else None))

@@ -1,0 +1,69 @@
+"""Mistakes about the box: silence, its markers, its runner."""
+
+from __future__ import annotations
+
+from tests.simulation.mutants.mutant import DRIVER, HOMECOMING, PLAN, WATCH, Mutant, mutant
+
+MUTANTS: tuple[Mutant, ...] = (
+    mutant(
+        "silence is failure",
+        "F16",
+        "full",
+        "a lost connection fails the stage",
+        (
+            DRIVER,
+            "        except LinkLost as error:\n            await self._out_of_contact(s, error)",
+            "        except LinkLost as error:\n            await self._hold(s, HoldReason.STAGE_FAILED, str(error))",
+        ),
+    ),
+    mutant(
+        "lost at once",
+        "F8",
+        "decision",
+        "a host out of the market's sight for a moment is given up",
+        (
+            PLAN,
+            "    over = _longer(s, lease.status_since, s.rules.offline_patience_s)\n    if not",
+            "    over = True\n    if not",
+        ),
+    ),
+    mutant(
+        "answering box is lost",
+        "F8",
+        "decision",
+        "a box that we reach is given up since the market does not",
+        (PLAN, "    if over and not (ready and s.link_down_since_ms is None):", "    if over:"),
+    ),
+    mutant(
+        "another's done",
+        "F12",
+        "full",
+        "a done.json of another nonce ends the stage",
+        (WATCH, "    if done.nonce != run.nonce or done.stage != run.stage:", "    if False:"),
+    ),
+    mutant(
+        "dead runner is watched",
+        "F8 F9",
+        "decision",
+        "a runner that died in a reboot is never started again",
+        (PLAN, "    if _runner_died(s, asked[-1]):", "    if False:"),
+    ),
+    mutant(
+        "manifest of nobody",
+        "F12",
+        "full",
+        "a manifest that done.json does not name is taken",
+        (
+            HOMECOMING,
+            "        if promised != sha256 or hashlib.sha256(text.encode()).hexdigest() != sha256:",
+            "        if False:",
+        ),
+    ),
+    mutant(
+        "work on a stopped machine",
+        "F8",
+        "decision",
+        "a machine that its host stopped is waited for, never started",
+        (PLAN, "    return StartMachine(lease)", '    return Wait("it will start by itself")'),
+    ),
+)

@@ -1,0 +1,45 @@
+"""Mistakes about money: holds, the reserve, what is counted."""
+
+from __future__ import annotations
+
+from tests.simulation.mutants.mutant import BILLING, PLAN, RECORDS, SNAPSHOT, Mutant, mutant
+
+MUTANTS: tuple[Mutant, ...] = (
+    mutant(
+        "holds cost for ever",
+        "F6 F15",
+        "decision",
+        "a hold never stops its machine",
+        (PLAN, "    spent = _waited(s, lease) >= s.rules.hold_limit\n", "    spent = False\n"),
+    ),
+    mutant(
+        "reserve is spent",
+        "F15",
+        "decision",
+        "training may spend what the way home needs",
+        (SNAPSHOT, "cost >= self.cost_limit - self.reserve", "cost >= self.cost_limit"),
+    ),
+    mutant(
+        "stop before rescue",
+        "F15",
+        "decision",
+        "the machine is stopped at the budget before anything is saved",
+        (PLAN, "    if rule.rescue is Rescue.EVERYTHING and not s.rescued", "    if False and not s.rescued"),
+    ),
+    mutant(
+        "cost forgets the disk",
+        "F15",
+        "decision",
+        "a stopped machine is counted as free",
+        (
+            RECORDS,
+            "        return self.storage_per_hour if halted else self.price_per_hour",
+            "        return 0 if halted else self.price_per_hour",
+        ),
+        (
+            BILLING,
+            "    return Span(accrued(max(storage, last.storage_per_hour), elapsed_ms), 0, elapsed_ms)",
+            "    return Span(0, 0, elapsed_ms)",
+        ),
+    ),
+)

@@ -1,0 +1,259 @@
+"""What is done with machines: the offer that is taken, and a machine that is no good."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from desk import Desk
+from scripted_market import OFFER, instance
+from store import NOW, add_lease, start_stage
+
+from daemon.control import act_machine
+from daemon.control.acts import act
+from daemon.control.driver import Driver
+from daemon.control.provision import DataRefused, IntegrationRefused
+from daemon.domain import actions
+from daemon.domain.actions import Provision, Rent
+from daemon.domain.holds import HoldReason
+from daemon.domain.lifecycle import Trigger
+from daemon.domain.market import Listing, Offer, OfferQuery
+from daemon.domain.records import Job, Kind, Lease, LeaseState, Operation, OpState
+from daemon.domain.snapshot import Snapshot
+from daemon.domain.spec import from_canonical
+from daemon.errors import HomeportError, MarketUnreachable, NoCredit, OfferGone, RemoteFailed
+from daemon.market.port import Reply
+from daemon.store import leases, machines, operations
+
+
+@dataclass
+class Counter:
+    """`desk` with a job in QUEUED and its driver; pauses are not waited for."""
+
+    desk: Desk
+    job: Job
+    driver: Driver
+    pauses: list[float] = field(default_factory=list)
+
+    def look(self) -> Snapshot:
+        return self.driver._look()
+
+    async def do(self, action: actions.Action) -> None:
+        await act(self.driver.acting, self.look(), action)
+
+    def machine(self, **values: Any) -> Lease:
+        given = {"machine_id": 5} | values
+        with self.desk.database.write() as c:
+            return leases.get(c, add_lease(c, self.job.id, **given))
+
+    @property
+    def creates(self) -> list[Operation]:
+        with self.desk.database.read() as c:
+            return [op for op in operations.of_job(c, self.job.id) if op.kind is Kind.CREATE]
+
+    @property
+    def held(self) -> HoldReason | None:
+        return self.look().job.hold_reason
+
+
+@pytest.fixture
+async def counter(tmp_path: Path) -> Iterator[Counter]:  # type: ignore[misc]
+    desk = Desk(tmp_path)
+    job = await desk.submit()
+    driver = Driver(desk.world, job, from_canonical(job.spec_json))
+    found = Counter(desk, job, driver)
+
+    async def wait(seconds: float) -> None:
+        found.pauses.append(seconds)
+
+    driver.bell.wait = wait  # type: ignore[method-assign]
+    yield found
+    desk.database.close()
+
+
+def offering(counter: Counter, answers: dict[int, Reply | Exception]) -> None:
+    """The market's offers, each with its answer to a create."""
+    market = counter.desk.market
+
+    async def search(query: OfferQuery) -> list[Offer]:
+        return [replace(OFFER, id=number, machine_id=number) for number in answers]
+
+    async def create(request: Any) -> Reply:
+        market.asked.append(("create", request.offer_id))
+        answer = answers[request.offer_id]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    market.search, market.create = search, create  # type: ignore[method-assign]
+
+
+async def test_the_next_offer_is_tried_only_after_a_definite_refusal(counter: Counter) -> None:
+    """Taken offers are passed over; the first that is rented ends the looking."""
+    offering(counter, {1: OfferGone("taken"), 2: Reply(200, "{}", instance_id=77), 3: Reply(200, "{}", instance_id=78)})
+
+    await counter.do(Rent())
+
+    assert [call for call in counter.desk.market.asked if call[0] == "create"] == [("create", 1), ("create", 2)]
+    assert [lease.instance_id for lease in counter.desk.leases(counter.job.id)] == [77]
+
+
+async def test_a_create_without_an_answer_ends_the_looking(counter: Counter) -> None:
+    """It may have rented: nothing else is asked for until that is known."""
+    offering(counter, {1: MarketUnreachable("timed out"), 2: Reply(200, "{}", instance_id=78)})
+
+    await counter.do(Rent())
+
+    assert [op.state for op in counter.creates] == [OpState.UNKNOWN]
+
+
+async def test_an_answer_without_an_instance_is_unknown(counter: Counter) -> None:
+    offering(counter, {1: Reply(200, "{}")})
+
+    await counter.do(Rent())
+
+    assert [(op.state, op.error) for op in counter.creates] == [(OpState.UNKNOWN, "the reply names no instance")]
+
+
+async def test_without_credit_the_job_is_held(counter: Counter) -> None:
+    offering(counter, {1: NoCredit("no credit"), 2: Reply(200, "{}", instance_id=78)})
+
+    await counter.do(Rent())
+
+    assert counter.held is HoldReason.NO_CREDIT and len(counter.creates) == 1
+
+
+async def test_that_nothing_fits_is_noted_once(counter: Counter) -> None:
+    """With the reasons, and since when: the plan holds the job for it in the end."""
+    offering(counter, {})
+
+    for _ in range(2):
+        await counter.do(Rent())
+
+    with counter.desk.database.read() as c:
+        told = c.exec_driver_sql("SELECT count(*) FROM events WHERE kind = 'market.nothing_fits'").scalar()
+    assert told == 1
+    assert (
+        counter.driver.memory.nothing_fits_since_ms
+        == counter.driver.memory.asked_market_ms
+        == counter.desk.clock.wall_ms()
+    )
+
+
+async def test_nothing_is_rented_while_the_listing_cannot_be_trusted(counter: Counter) -> None:
+    """With a key that works, it is only waited."""
+    offering(counter, {1: Reply(200, "{}", instance_id=77)})
+
+    async def untrusted() -> Listing:
+        return Listing(trusted=False, problem="a page is missing")
+
+    counter.desk.market.listing = untrusted  # type: ignore[method-assign]
+
+    await counter.do(Rent())
+
+    assert counter.creates == [] and len(counter.pauses) == 1
+
+
+async def test_a_machine_of_this_job_that_we_do_not_know_stops_the_renting(counter: Counter) -> None:
+    """One of another database holds the job; one that our own unanswered create made is left to reconcile."""
+    counter.desk.market.instances = [instance(9, f"hp-other-{counter.job.id}-nonce")]
+    await counter.do(Rent())
+    assert counter.held is HoldReason.RESTORED and counter.creates == []
+
+
+async def test_a_late_machine_of_an_unanswered_create_is_left_to_reconcile(counter: Counter) -> None:
+    offering(counter, {1: MarketUnreachable("timed out")})
+    await counter.do(Rent())
+    counter.desk.market.instances = [instance(9, counter.creates[0].label)]
+
+    await counter.do(Rent())
+
+    assert counter.held is None and len(counter.creates) == 1 and len(counter.pauses) == 1
+
+
+REFUSALS: list[tuple[HomeportError, HoldReason]] = [
+    (IntegrationRefused("line"), HoldReason.INTEGRATION),
+    (DataRefused("row 7"), HoldReason.DATA),
+]
+
+
+def ready_ends_in(counter: Counter, monkeypatch: pytest.MonkeyPatch, error: HomeportError) -> None:
+    async def to(lease: Lease) -> Any:
+        return None  # nothing happens to it: what is tested is what its making ready ends in
+
+    async def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(counter.driver.link, "to", to)
+    monkeypatch.setattr(act_machine, "provision", fail)
+
+
+@pytest.mark.parametrize(("error", "held"), REFUSALS, ids=lambda value: getattr(value, "value", ""))
+async def test_what_is_wrong_with_the_data_holds_the_job(
+    counter: Counter, monkeypatch: pytest.MonkeyPatch, error: HomeportError, held: HoldReason
+) -> None:
+    """Another machine would object as well; this one stays for the person to look at."""
+    lease = counter.machine()
+    ready_ends_in(counter, monkeypatch, error)
+
+    await counter.do(Provision(lease))
+
+    assert counter.held is held and counter.desk.market.asked == []
+
+
+@pytest.mark.parametrize("begun", [False, True])
+async def test_a_machine_that_is_no_good_is_returned_unless_work_was_begun_on_it(
+    counter: Counter, monkeypatch: pytest.MonkeyPatch, begun: bool
+) -> None:
+    """Remembered in both cases; with work on it the job is held, and nothing is destroyed."""
+    lease = counter.machine()
+    if begun:
+        counter.desk.write(lambda c: start_stage(c, lease.id, job=counter.job.id))
+    ready_ends_in(counter, monkeypatch, RemoteFailed("preflight: no GPU", exit_code_remote=3, output="\x1b[0m"))
+
+    await counter.do(Provision(lease))
+
+    with counter.desk.database.read() as c:
+        assert list(machines.bad(c, counter.desk.clock.wall_ms())) == [5]
+    assert counter.held is (HoldReason.INTERNAL if begun else None)
+    assert counter.desk.market.asked == ([] if begun else [("destroy", 77)])
+
+
+async def test_a_host_that_went_away_leaves_the_job_a_new_attempt(counter: Counter) -> None:
+    """Its machine LOST and remembered, whatever the market calls its host."""
+    lease = counter.machine()
+
+    await counter.do(actions.MarkLost(lease, "offline"))
+
+    assert [each.state for each in counter.desk.leases(counter.job.id)] == [LeaseState.LOST]
+    assert counter.look().job.attempt == 2
+
+
+async def test_a_key_that_cannot_be_attached_is_no_reason_to_stop(counter: Counter) -> None:
+    """The next login shows whether it is let in; without a machine there is nothing to attach it to."""
+    await counter.driver.acting.attach_key(counter.look())
+    assert counter.desk.market.asked == []
+    counter.machine()
+    counter.desk.market.answers["attach_key"] = MarketUnreachable("timed out")
+
+    await counter.driver.acting.attach_key(counter.look())
+
+    assert counter.desk.market.asked == [("attach_key", 77)]
+
+
+@pytest.mark.parametrize("answers", [True, False])
+async def test_a_job_ends_whether_or_not_its_charges_are_known(counter: Counter, answers: bool) -> None:
+    """They come later than we ask, or not at all."""
+    lease = counter.machine()
+    counter.desk.write(lambda c: leases.set_state(c, lease, LeaseState.GONE, NOW, why="destroyed"))
+    if not answers:
+        counter.desk.market.answers["charges"] = MarketUnreachable("timed out")
+
+    await counter.do(actions.Move(Trigger.CANCEL, "by wish"))
+
+    assert counter.look().job.state.is_terminal
+    with counter.desk.database.read() as c:
+        assert c.exec_driver_sql("SELECT settled_cost FROM leases").scalar() == (0 if answers else None)

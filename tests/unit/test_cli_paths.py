@@ -1,0 +1,96 @@
+"""Paths as the person types them: whatever is wrong with one, a line names it, and no trace of Python is shown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from store import add_job, opened
+
+from daemon import platform, settings
+from daemon.cli.jobctl import jobctl
+
+LONG = "x" * 300  # longer than any name may be
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home with a database, and a file where a folder would be needed."""
+    monkeypatch.setenv("HOMEPORT_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    database = opened(settings.load().paths.state)
+    with database.write() as c:
+        add_job(c, "k7f3qd")
+    database.close()
+    (tmp_path / "file").write_text("version: 1\n")
+    (tmp_path / "loop.yaml").symlink_to(tmp_path / "loop.yaml")
+    return tmp_path
+
+
+def run(*args: str) -> Result:
+    return CliRunner().invoke(jobctl, args)
+
+
+TYPED = [
+    (("import", "nosuch"), "nosuch", 2),
+    (("import", "file/inside"), "file/inside", 2),
+    (("import", LONG), LONG, 2),
+    (("export", "nosuch/file"), "nosuch/file", 1),
+    (("export", "file/inside"), "file/inside", 1),
+    (("report", "k7f", "--to", "nosuch/file"), "nosuch/file", 1),
+    (("verify", "nosuch.gguf"), "nosuch.gguf", 2),
+    (("verify", LONG), LONG, 1),
+    (("verify", "~nobody-of-this-name/m.gguf"), "~nobody-of-this-name/m.gguf", 2),
+    (("verify", "file", "--base", "nosuch"), "nosuch", 2),
+    (("submit", "nosuch.yaml"), "nosuch.yaml", 2),
+    (("submit", "."), ".", 2),
+    (("plan", "loop.yaml"), "loop.yaml", 2),
+    (("plan", LONG), LONG, 2),
+    (("adopt", "7", "nosuch.yaml"), "nosuch.yaml", 2),
+    (("data-check", "nosuch.jsonl"), "nosuch.jsonl", 2),
+    (("data-check", "loop.yaml"), "loop.yaml", 2),
+    (("data-check", "file.jsonl", "--model", "nosuch"), "nosuch", 2),
+    (("pull", "k7f", "--to", "file"), "file", 2),
+    (("fetch", "--instance", "7", "--path", "x", "--to", "file"), "file", 2),
+    (("sandbox", "serve", "--dir", "file/inside"), "file/inside", 1),
+]
+
+
+@pytest.mark.parametrize(("args", "named", "code"), TYPED, ids=[" ".join(row[0])[:60] for row in TYPED])
+def test_a_path_that_cannot_be_used_is_named(args: tuple[str, ...], named: str, code: int) -> None:
+    """In a line of standard error; nothing else went wrong on the way."""
+    (Path("file.jsonl")).write_text('{"prompt": "a", "completion": "b"}\n')
+
+    result = run(*args)
+
+    assert result.exit_code == code, result.output
+    assert isinstance(result.exception, SystemExit)
+    said = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    assert len(said) == 1 and named in said[0]
+
+
+def test_a_full_disk_names_the_file_that_was_typed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system's own error names none."""
+
+    def full(fd: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(platform, "sync_file", full)
+
+    result = run("export", "moved")
+
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "Error: moved: No space left on device\nTry:   jobctl export --help" in result.stderr
+    assert not Path("moved").exists() and not Path("moved.new").exists()
+
+
+def test_settings_that_cannot_be_read_are_named(home: Path) -> None:
+    """A folder in place of config.toml."""
+    where = settings.load().paths.config_file
+    where.mkdir(parents=True)
+
+    result = run("status")
+
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert f"Error: {where}: Is a directory" in result.stderr

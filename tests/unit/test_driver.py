@@ -1,0 +1,90 @@
+"""What the driver makes of a machine that does not let us in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import store
+from scripted_market import ScriptedMarket
+
+from daemon.artifacts.verify import verify
+from daemon.clock import ManualClock
+from daemon.control import driver
+from daemon.control.driver import Driver
+from daemon.control.operate import Operator
+from daemon.control.world import World
+from daemon.domain.actions import Wait
+from daemon.domain.holds import HoldReason
+from daemon.domain.spec import JobSpec
+from daemon.errors import AccessDenied, BoxError, Fenced, HostKeyChanged, LinkLost
+from daemon.settings import Paths, Settings
+from daemon.store import jobs, leader, leases
+from daemon.store.database import Database
+
+SPEC = JobSpec.model_validate({"version": 1, "name": "n", "model": "any/m", "sft": {"data": "-"}})
+
+
+@pytest.fixture
+def driven(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Driver, ScriptedMarket]]:
+    """The driver of a job with a proven machine."""
+    monkeypatch.setattr(driver, "BACKOFF_S", (0.0,))
+    database, clock, market = store.opened(tmp_path), ManualClock(), ScriptedMarket()
+    settings = Settings(Paths(tmp_path, tmp_path, tmp_path))
+    world = World(
+        database, Operator(database, market, clock, settings), clock, settings, *cast(Any, (None, None, verify))
+    )
+    with database.write() as c:
+        store.add_job(c, spec_json=SPEC.canonical_json())
+        leases.change(c, store.add_lease(c), host_key="ssh-ed25519 AAAA")
+        job = jobs.get(c, store.JOB)
+    yield Driver(world, job, SPEC), market
+    database.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "attached", "held"),
+    [
+        (AccessDenied("our key is not accepted"), True, None),
+        (LinkLost("connection refused"), False, None),
+        (HostKeyChanged("not the pinned one"), False, HoldReason.HOST_KEY),
+    ],
+    ids=["denied", "lost", "another host"],
+)
+async def test_who_is_not_let_in(
+    driven: tuple[Driver, ScriptedMarket],
+    monkeypatch: pytest.MonkeyPatch,
+    error: BoxError,
+    attached: bool,
+    held: HoldReason | None,
+) -> None:
+    """A refused key is attached again through the market and tried again; only another host's key holds the job."""
+    one, market = driven
+    seen = one._look()
+    assert seen.lease is not None
+
+    async def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(driver, "act", fail)
+    await one._guarded(seen, Wait("for the test"))
+
+    assert (("attach_key", seen.lease.instance_id) in market.asked) is attached
+    assert one._look().job.hold_reason is held
+    assert one.is_cut_off is (held is None)
+
+
+async def test_who_was_overtaken_asks_the_market_for_nothing(driven: tuple[Driver, ScriptedMarket]) -> None:
+    """A key that is attached leaves no row, so no write would have said that another daemon leads."""
+    one, market = driven
+    seen = one._look()
+    overtaken = Database(one.world.database.path)
+    leader.take(overtaken, "machine-1", store.NOW, lambda c, epoch, why: None)
+    overtaken.close()
+
+    with pytest.raises(Fenced):
+        await one.acting.attach_key(seen)
+
+    assert market.asked == []

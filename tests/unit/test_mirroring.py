@@ -1,0 +1,145 @@
+"""What the background mirror says when it cannot bring anything home."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from scripted_market import ScriptedMarket
+from store import add_job, add_lease, opened
+
+from daemon.artifacts.verify import verify
+from daemon.box.pace import Pace
+from daemon.clock import ManualClock
+from daemon.control.mirror import CheckpointGone
+from daemon.control.mirroring import Mirroring
+from daemon.control.operate import Operator
+from daemon.control.telling import Teller
+from daemon.control.world import World
+from daemon.domain.records import BoxReport, StageRun
+from daemon.domain.spec import JobSpec
+from daemon.errors import LinkLost, TransferFailed
+from daemon.settings import Paths, Settings
+from daemon.store import events, leases
+from daemon.store.readonly import ReadModel
+from remote_payload import contract
+from remote_payload.contract import Done, Output, Phase, Stage, Status
+
+DONE = contract.dump(Done(Stage.SFT, "one", 1, [Output("run/sft/adapter/a.bin", 1, "0" * 64)], 1.0))
+SPEC = JobSpec.model_validate({"version": 1, "name": "n", "model": "any/m", "sft": {"data": "-"}}).canonical_json()
+RUN = StageRun("job", 1, Stage.SFT, "one", 0, 1, 2, DONE)
+
+
+@dataclass
+class Desk:
+    """A world, and what its person was told about coming home."""
+
+    world: World
+    folder: Path
+    told: list[str] = field(default_factory=list)
+
+    async def follow(self, mirroring: Mirroring, error: Exception) -> None:
+        class Box:
+            async def fetch_folder(self, *_: Any, **__: Any) -> Any:
+                raise error
+
+        mirroring.follow(cast(Any, Box()), [RUN], None)
+        assert mirroring._task is not None
+        await mirroring._task
+        await Teller(self.world).run_once()
+
+    def events(self) -> list[str]:
+        page = ReadModel(self.world.database.path, self.folder).events("@last", 0)
+        return [str(event["body"]["why"]) for event in page["events"] if event["kind"] == "mirror.failed"]
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Iterator[Desk]:
+    database, clock = opened(tmp_path), ManualClock()
+    settings = Settings(Paths(tmp_path, tmp_path, tmp_path))
+    told: list[str] = []
+
+    async def tell(title: str, text: str, again: bool) -> bool:
+        if "come home" in title:
+            told.append(text)
+        return True
+
+    operator = Operator(database, ScriptedMarket(), clock, settings)
+    with database.write() as c:
+        add_job(c, "job", spec_json=SPEC)
+    yield Desk(World(database, operator, clock, settings, tell, cast(Any, None), verify), tmp_path, told)
+    database.close()
+
+
+@pytest.mark.parametrize("error", [TransferFailed("a.bin is not what was promised"), ZeroDivisionError("a fault")])
+async def test_what_ails_the_mirror_is_told_once(desk: Desk, error: Exception) -> None:
+    """An event and a message, also for a fault of our own; the same again is no news, and the job is not disturbed."""
+    mirroring = Mirroring(desk.world, "job", None)
+
+    for _ in range(3):
+        await desk.follow(mirroring, error)
+
+    assert len(desk.told) == 1 and str(error) in desk.told[0]
+    assert len(desk.events()) == 1 and str(error) in desk.events()[0]
+
+
+async def test_a_lost_link_is_no_news(desk: Desk) -> None:
+    """Being out of contact is told elsewhere, and mended."""
+    await desk.follow(Mirroring(desk.world, "job", None), LinkLost("gone"))
+
+    assert desk.told == [] and desk.events() == []
+
+
+@pytest.mark.parametrize(
+    ("seconds", "came", "pace", "line"),
+    [
+        (10.0, 125_000_000, None, {"mbps": 100.0}),
+        (4.9, 125_000_000, None, None),
+        (10.0, 19_999_999, None, None),
+        (10.0, 125_000_000, Pace(1e6), None),
+    ],
+)
+async def test_bringing_measures_the_line(
+    desk: Desk, seconds: float, came: int, pace: Pace | None, line: dict[str, float] | None
+) -> None:
+    """125 MB in ten seconds are 100 Mbit/s. A few seconds or bytes say nothing, nor does what was held back."""
+    with desk.world.database.write() as c:
+        lease = add_lease(c, "job", bytes_down=7)
+
+    class Box:
+        async def fetch_folder(self, *_: Any, **__: Any) -> list[Output]:
+            cast(ManualClock, desk.world.clock).advance(seconds)
+            with desk.world.database.write() as c:
+                leases.change(c, lease, bytes_down=7 + came)
+            return [Output("a.bin", 1, "0" * 64)]
+
+    await Mirroring(desk.world, "job", None).bring(cast(Any, Box()), [RUN], None, pace=pace)
+
+    with desk.world.database.read() as c:
+        noted = events.newest(c, "job", ("line.measured",))
+    assert (noted.body if noted else None) == line
+
+
+@pytest.mark.parametrize("left", [[], [Output("optimizer.pt", 1, "0" * 64)]], ids=["nothing", "a part"])
+async def test_a_checkpoint_that_is_gone_meanwhile_did_not_come_home(desk: Desk, left: list[Output]) -> None:
+    """Deleted since the status named it. Whoever stops the machine hears it; in the background the next one comes."""
+    running = replace(RUN, done_json=None)
+    status = Status("job", 1, Phase.RUNNING, Stage.SFT, "one", 0.0, "boot", 1, checkpoint="run/sft/checkpoint-3")
+    report = BoxReport("job", 1, contract.dump(status), 1, None, None, 0, 0)
+    mirroring = Mirroring(desk.world, "job", None)
+
+    class Box:
+        async def fetch_folder(self, *_: Any, **__: Any) -> list[Output]:
+            return left
+
+    with pytest.raises(CheckpointGone, match="checkpoint-3"):
+        await mirroring.bring(cast(Any, Box()), [running], status)
+    mirroring.follow(cast(Any, Box()), [running], report)
+    assert mirroring._task is not None
+    await mirroring._task
+
+    with desk.world.database.read() as c:
+        assert events.newest(c, "job", ("checkpoint.home", "mirror.failed")) is None

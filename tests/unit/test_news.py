@@ -1,0 +1,230 @@
+"""What a person is told, from which facts; that each piece is told once, and until it arrives."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import store
+from scripted_market import ScriptedMarket
+from test_plan import NOW, job, lease
+
+from daemon import notify
+from daemon.artifacts.verify import verify
+from daemon.clock import ManualClock
+from daemon.control.operate import Operator
+from daemon.control.telling import Teller
+from daemon.control.world import World
+from daemon.domain.holds import HoldReason
+from daemon.domain.lifecycle import JobState
+from daemon.domain.news import DAY_MS, Facts, of_job
+from daemon.domain.records import LeaseState
+from daemon.domain.spec import JobSpec
+from daemon.settings import Paths, Settings
+from daemon.store import jobs, leases
+
+SPEC = JobSpec.model_validate({"version": 1, "name": "n", "model": "any/m", "sft": {"data": "-"}}).canonical_json()
+MINUTE = 60_000
+
+
+def facts(**values: Any) -> Facts:
+    row = Facts(NOW, job(JobState.SFT), [lease()], 10_000_000, None, None, 10 * MINUTE)
+    return replace(row, **values)
+
+
+HELD = {"hold_reason": HoldReason.STAGE_FAILED, "hold_detail": "no memory", "hold_since": NOW - MINUTE}
+GONE = {"state": LeaseState.GONE, "status": None}
+
+
+@pytest.mark.parametrize(
+    ("told", "known"),
+    [
+        ([], {}),
+        (["home"], {"job": job(JobState.VERIFIED, model_dir="/m", manifest_sha256="m")}),
+        (["ended"], {"job": job(JobState.DESTROYED, model_dir="/m"), "leases": [lease(**GONE)]}),
+        (["ended"], {"job": job(JobState.FAILED), "leases": []}),
+        (["held"], {"job": job(JobState.SFT, **HELD)}),
+        (["held"], {"job": job(JobState.QUEUED, **HELD), "leases": []}),
+        ([], {"job": job(JobState.SFT, **HELD | {"hold_reason": HoldReason.BY_PERSON})}),
+        (
+            ["held"],
+            {"job": job(JobState.SFT, **HELD | {"hold_reason": HoldReason.BY_PERSON, "hold_since": NOW - DAY_MS})},
+        ),
+        ([], {"leases": [lease(cost=7_900_000)]}),
+        (["budget"], {"leases": [lease(cost=8_000_000)]}),
+        ([], {"leases": [lease(cost=8_000_000)], "cost_limit": None}),
+        ([], {"loss_ms": NOW + DAY_MS}),
+        (["loss"], {"loss_ms": NOW + DAY_MS - 1}),
+        ([], {"lost_since": NOW - 10 * MINUTE + 1}),
+        (["silent"], {"lost_since": NOW - 10 * MINUTE}),
+    ],
+)
+def test_what_is_worth_telling(told: list[str], known: dict[str, Any]) -> None:
+    """One row a situation; whatever is told names the job, the money and the next command."""
+    found = list(of_job(facts(**known)))
+
+    assert [news.key.split(" ")[0] for news in found] == told
+    for news in found:
+        assert "n (abc123): " in news.title and "$" in news.text
+        assert "jobctl" in news.text or "its machine is returned now" in news.text
+
+
+def test_a_hold_is_told_daily_while_it_costs() -> None:
+    """A new key each day; none once nothing bills."""
+
+    def key(days: float, rented: list[Any]) -> str:
+        held = job(JobState.SFT, **HELD | {"hold_since": NOW - round(days * DAY_MS)})
+        (news,) = of_job(facts(job=held, leases=rented))
+        return news.key.split(" ")[-1]
+
+    assert [key(days, [lease(status="stopped", intended="stopped")]) for days in (0, 0.9, 1, 2.5)] == [
+        "0",
+        "0",
+        "1",
+        "2",
+    ]
+    assert key(3, [lease(**GONE)]) == "0"
+
+
+# -- told once
+
+
+class Phone:
+    """Where messages arrive; `reached` no more, they do not."""
+
+    def __init__(self) -> None:
+        self.reached, self.messages = True, cast(list[tuple[str, bool]], [])
+
+    async def notify(self, title: str, text: str, again: bool) -> bool:
+        self.messages.append((title, again))
+        return self.reached
+
+
+@pytest.fixture
+def phone() -> Phone:
+    return Phone()
+
+
+@pytest.fixture
+def world(tmp_path: Path, phone: Phone) -> Any:
+    database, clock = store.opened(tmp_path), ManualClock()
+    settings = Settings(Paths(tmp_path, tmp_path, tmp_path))
+    operator = Operator(database, ScriptedMarket(), clock, settings)
+    yield World(database, operator, clock, settings, phone.notify, cast(Any, None), verify)
+    database.close()
+
+
+async def test_each_piece_is_told_once(world: World, phone: Phone) -> None:
+    """Also by the daemon that is started after this one."""
+    with world.database.write() as c:
+        store.add_job(c, spec_json=SPEC)
+        store.add_lease(c)
+        leases.add(c, None, 4711, "hp-test", LeaseState.LIVE, store.NOW)
+        jobs.hold(c, jobs.get(c, store.JOB), HoldReason.DISK_FULL, "full", world.clock.wall_ms(), world.database.epoch)
+
+    for teller in (one := Teller(world), one, Teller(world)):
+        await teller.run_once()
+
+    assert phone.messages == [
+        (f"{store.JOB} ({store.JOB}): HELD: DISK_FULL", False),
+        ("Machine 4711 belongs to no job", False),
+    ]
+
+
+async def test_what_did_not_arrive_is_told_again(world: World, phone: Phone) -> None:
+    """As a second try, which the desktop need not show again."""
+    with world.database.write() as c:
+        leases.add(c, None, 4711, "hp-test", LeaseState.LIVE, store.NOW)
+    teller, phone.reached = Teller(world), False
+    await teller.run_once()
+    phone.reached = True
+    await teller.run_once()
+    await teller.run_once()
+
+    assert [again for _, again in phone.messages] == [False, True]
+
+
+async def test_what_ended_long_ago_is_not_told(world: World, phone: Phone) -> None:
+    """A database from before this version had news."""
+    with world.database.write() as c:
+        store.add_job(c, spec_json=SPEC)
+        old = world.clock.wall_ms() - DAY_MS - 1
+        jobs.move(c, jobs.get(c, store.JOB), JobState.CANCELLED, old, world.database.epoch)
+    await Teller(world).run_once()
+    assert phone.messages == []
+
+
+# -- the channels
+
+
+@asynccontextmanager
+async def webhook(status: str) -> AsyncIterator[tuple[str, list[bytes]]]:
+    """A server of one answer: its address, and what it was sent."""
+    received: list[bytes] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+        received.append(head + await reader.readexactly(length))
+        writer.write(f"HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/secret-topic", received
+
+
+@pytest.mark.parametrize(("status", "delivered"), [("200 OK", True), ("403 Forbidden", False)])
+async def test_the_address_of_the_persons_choice(status: str, delivered: bool) -> None:
+    """Title in ntfy's header, both in the body; a refusal is not a delivery, and the address is not repeated."""
+    async with webhook(status) as (url, received):
+        outcome = await notify.post(url, "Müller: done", "in /models")
+
+    assert outcome.delivered is delivered
+    assert status[:3] in outcome.detail and "secret" not in outcome.detail
+    assert b"title: m?ller: done" in received[0].lower()
+    assert received[0].endswith("Müller: done\nin /models".encode())
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1/secret", "no address at all", "http://[half"])
+async def test_nobody_there(url: str) -> None:
+    outcome = await notify.post(url, "t", "x")
+    assert not outcome.delivered and "secret" not in outcome.detail
+
+
+@pytest.mark.parametrize(
+    ("script", "delivered", "said"),
+    [
+        ("exit 0", True, "shown by"),
+        ("echo no bus >&2; exit 1", False, "no bus"),
+        ("exec sleep 60", False, "did not answer"),
+    ],
+)
+async def test_the_desktop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, delivered: bool, said: str
+) -> None:
+    """The system's own tool, which may fail or hang: `$4` is the title, however it begins."""
+    tool = tmp_path / "notify-send"
+    tool.write_text(f'#!/bin/sh\n[ "$3" = --title ] || exit 9\n{script}\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(notify, "DESKTOP_S", 0.5)
+    monkeypatch.setattr("sys.platform", "linux")
+
+    outcome = await notify.desktop("--title", "text")
+
+    assert outcome.delivered is delivered and said in outcome.detail
+
+
+@pytest.mark.parametrize("system", ["linux", "darwin", "win32"])
+def test_no_text_is_code(system: str) -> None:
+    """Title and text are arguments of their own or come in the environment; never a part of a script."""
+    hostile = '"; rm -rf ~; $(reboot) "'
+    command = notify.desktop_command(system, hostile, hostile)
+    assert all(hostile == word or hostile not in word for word in command)

@@ -1,0 +1,157 @@
+"""What one look at the market's list makes of machines that nobody here expected, and of requests without an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from desk import Desk
+from scripted_market import instance
+from store import INSTANCE, JOB, add_job, add_lease
+
+from daemon.control.reconcile import Reconciler
+from daemon.domain.lifecycle import JobState
+from daemon.domain.records import Kind, Lease, LeaseState, Operation, OpState
+from daemon.errors import MarketUnreachable
+from daemon.store import jobs, leader, leases, operations
+
+
+@dataclass
+class Bench:
+    desk: Desk
+    reconciler: Reconciler
+
+    async def look(self, *, later_s: float = 60.0) -> None:
+        self.desk.clock.advance(later_s)
+        await self.reconciler.run_once()
+
+    def lease(self, number: int = INSTANCE) -> Lease:
+        with self.desk.database.read() as c:
+            found = leases.by_instance(c, number)
+        assert found is not None
+        return found
+
+    def sent(self, kind: Kind) -> int:
+        """A request of this kind about the machine, sent and not answered."""
+
+        def change(c: object) -> int:
+            operation = operations.intend(
+                c, kind, self.desk.clock.wall_ms(), 1, {}, job_id=JOB, lease_id=self.lease().id, instance_id=INSTANCE,
+                permit="unused" if kind is Kind.DESTROY else None,
+            )  # type: ignore[arg-type]  # fmt: skip
+            operations.set_state(c, operation, OpState.SENT, self.desk.clock.wall_ms())  # type: ignore[arg-type]
+            return operation
+
+        return int(self.desk.write(change))
+
+    def operation(self, number: int) -> Operation:
+        with self.desk.database.read() as c:
+            return operations.get(c, number)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    """A job with a machine that the market lists."""
+    desk = Desk(tmp_path)
+    desk.write(lambda c: add_job(c))
+    desk.write(lambda c: add_lease(c))
+    desk.write(lambda c: leader.put_meta(c, "install_id", "test"))
+    desk.market.instances = [instance(INSTANCE, f"hp-test-{JOB}-{INSTANCE}")]
+    yield Bench(desk, Reconciler(desk.database, desk.world.operator, desk.clock, desk.world.settings.timing))
+    desk.database.close()
+
+
+async def test_a_machine_of_nobody_is_an_orphan_and_is_not_touched(bench: Bench) -> None:
+    """Our label, and a job that this database does not have; another program's machine is not even noted."""
+    bench.desk.market.instances += [instance(8, "hp-test-zzzzzz-n"), instance(9, "hp-test-odd"), instance(10, "theirs")]
+
+    await bench.look()
+
+    orphan = bench.lease(8)
+    assert (orphan.job_id, orphan.state, orphan.status) == (None, LeaseState.LIVE, "running")
+    with bench.desk.database.read() as c:
+        assert leases.by_instance(c, 9) is leases.by_instance(c, 10) is None
+    assert bench.desk.market.asked == []
+
+
+@pytest.mark.parametrize("ended", [False, True])
+async def test_a_machine_that_comes_back_is_its_jobs_again(bench: Bench, ended: bool) -> None:
+    """LIVE if the job still wants one; else LOST, stopped in the same pass, and let go when nothing ran on it."""
+    lease = bench.lease()
+    bench.desk.write(lambda c: leases.set_state(c, lease, LeaseState.GONE, bench.desk.clock.wall_ms(), why="vanished"))
+    if ended:
+        bench.desk.write(lambda c: jobs.move(c, jobs.get(c, JOB), JobState.FAILED, 1, bench.desk.database.epoch))
+
+    await bench.look()
+
+    assert bench.lease().state is (LeaseState.LOST if ended else LeaseState.LIVE)
+    asked = [("stop", INSTANCE), ("destroy", INSTANCE)] if ended else []
+    assert bench.desk.market.asked == asked
+
+
+async def test_a_machine_written_off_stays_written_off(bench: Bench) -> None:
+    """It is watched, and what it is is known; the person said that it is theirs."""
+    bench.desk.write(lambda c: leases.set_state(c, bench.lease(), LeaseState.WRITTEN_OFF, 1, why="written off"))
+
+    await bench.look()
+
+    assert (bench.lease().state, bench.lease().status) == (LeaseState.WRITTEN_OFF, "running")
+
+
+@pytest.mark.parametrize(
+    ("kind", "intended", "state"),
+    [
+        (Kind.START, "running", OpState.DONE),
+        (Kind.START, "stopped", OpState.ABSENT),
+        (Kind.STOP, "stopped", OpState.DONE),
+        (Kind.STOP, "running", OpState.ABSENT),
+    ],
+)
+async def test_a_listing_tells_what_became_of_a_start_or_stop(
+    bench: Bench, kind: Kind, intended: str, state: OpState
+) -> None:
+    """By what the market intends, not by what the machine does yet."""
+    operation = bench.sent(kind)
+    bench.desk.market.instances = [instance(INSTANCE, bench.lease().label, intended=intended)]
+
+    await bench.look()
+
+    assert bench.operation(operation).state is state
+
+
+async def test_a_destroy_without_an_answer(bench: Bench) -> None:
+    """Still listed long after: it went nowhere. Written off meanwhile and gone: done."""
+    operation = bench.sent(Kind.DESTROY)
+
+    await bench.look(later_s=1.0)
+    assert bench.operation(operation).state is OpState.UNKNOWN
+    await bench.look(later_s=bench.desk.world.settings.timing.destroy_resend + 1)
+    assert bench.operation(operation).state is OpState.ABSENT
+
+    again = bench.sent(Kind.DESTROY)
+    bench.desk.write(lambda c: leases.set_state(c, bench.lease(), LeaseState.WRITTEN_OFF, 1, why="written off"))
+    bench.desk.market.instances = []
+    await bench.look()
+    assert bench.operation(again).state is OpState.DONE
+
+
+async def test_a_machine_that_is_gone_is_looked_for_once_more(bench: Bench) -> None:
+    """Absent from listings half a minute apart, and the market's own null; a doubt of it waits for the next pass."""
+    bench.desk.market.instances = []
+
+    async def silent(number: int) -> None:
+        raise MarketUnreachable("timed out")
+
+    await bench.look()
+    shown, bench.desk.market.show = bench.desk.market.show, silent  # type: ignore[method-assign]
+    await bench.look()
+    assert bench.lease().state is LeaseState.LIVE
+    bench.desk.market.show = shown  # type: ignore[method-assign]
+    await bench.look()
+    assert bench.lease().state is LeaseState.GONE and bench.lease().recheck_at is not None
+
+    await bench.look(later_s=bench.desk.world.settings.timing.gone_recheck + 1)
+
+    assert bench.lease().recheck_at is None
