@@ -46,6 +46,13 @@ SCENES: tuple[Scene, ...] = (
         ("says cancel", S.PROVISIONED, "commit"),
     ),
     _scene(
+        "asleep while a create is unanswered",
+        "F1 F6",
+        "absent is what five trusted listings lack within 600 s awake: nobody looked while everybody slept",
+        ("create lost before", S.QUEUED, "market create"),
+        ("eight hours asleep", S.QUEUED, "market listing"),
+    ),
+    _scene(
         "missing in the listing, and nobody can be asked",
         "F4 F13",
         "gone is what two listings lack and show-one calls null; an error is no null",
