@@ -3,11 +3,12 @@
     python tests/benchmarks/gpu/bench_equality.py [--steps 100] [--shape small]
 
 A random model first learns the rates with all of its weights, so that its gradients mean something; other rows then
-train a LoRA on it three times: plainly, plainly with another batch split, and fast. One JSON line each for the latter
-two, against the first: the difference of the first loss, the mean and the largest of the 50 steps after it, and the
-smallest cosine between the first gradients of any adapter tensor. Then one each for what the whole run came to on 400
-held-out rows, scored as the product scores them: the NLL, and how much less than the plain one's it is, with its 95 %
-interval. What the other split shows is the noise that bf16 has anyway; the fast way may not have more.
+train a LoRA on it: plainly, plainly with other batch splits, fast, and plainly in fp32. One JSON line for each of them,
+against the first and against fp32: the difference of the first loss, the mean and the largest of the 50 steps after it,
+and the smallest cosine between the first gradients of any adapter tensor. Then one each for what the whole run came to
+on 400 held-out rows, scored as the product scores them: the NLL, and how much less than the plain one's it is, with its
+95 % interval. What the other splits show is the noise that bf16 has anyway, and fp32 says which of two roundings is
+nearer to what both stand for.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from remote_payload.tokens import Sample
 
 COMPARED = 50  # steps after the first
 GROUND_STEPS, GROUND_BATCH = 400, 32  # of the learning with all weights
+SPLITS = (1, 4, 8)  # micro batches a step; the plain variant has 2
 JOB = JobFile(
     "j00001", 1, "bench", ModelSource("bench"), [], Integration("bench", 0, 0), Lora(r=64, alpha=128), [],
     sft=StageTraining(lr=2e-4), batch_size=bench.BATCH, micro_batch_size=16, reasoning="keep",
@@ -92,9 +94,11 @@ def base(shape: str, weights: Weights) -> Any:
 
 
 def learn(
-    job: JobFile, steps: int, shape: str, weights: Weights, samples: list[Sample], asked: list[Question]
+    job: JobFile, steps: int, shape: str, weights: Weights, samples: list[Sample], asked: list[Question], precise: bool
 ) -> Learned:
-    model = training.attach_adapter(base(shape, weights), job, None)
+    """`precise`: in fp32, from the same rounded weights."""
+    untrained = base(shape, weights)
+    model = training.attach_adapter(untrained.float() if precise else untrained, job, None)
     torch.manual_seed(1)
     for name, weight in model.named_parameters():
         if "lora_B" in name:  # zero at first, and then nothing reaches A
@@ -104,7 +108,8 @@ def learn(
         layout = Layout(Path(root))
         layout.run.mkdir()
         contract.write_whole(layout.prepared, contract.dump(Prepared(True, "", 0, 0, steps={Stage.SFT: steps})))
-        settings = training.arguments(layout, job, Stage.SFT, StageTraining(lr=2e-4), room) | {"save_strategy": "no"}
+        settings = training.arguments(layout, job, Stage.SFT, StageTraining(lr=2e-4), room)
+        settings |= {"save_strategy": "no"} | ({"bf16": False} if precise else {})
         trainer = sft.make_trainer(model, bench.tokenizer(), samples, settings, room)
         first = First()
         trainer.add_callback(first)
@@ -150,16 +155,29 @@ def main() -> None:
 
     plain = replace(JOB, speed="plain")
     began = time.monotonic()
-    reference = learn(plain, asked.steps, asked.shape, weights, samples, questions)
-    scored = {"plain": reference.scores}
-    for name, job in (("plain, split 4 x 8", replace(plain, micro_batch_size=8)), ("fast", JOB)):
-        found = learn(job, asked.steps, asked.shape, weights, samples, questions)
-        print(json.dumps({"variant": name, **against(reference, found)}), flush=True)
-        scored[name] = found.scores
+    variants = {
+        "plain": plain,
+        **{
+            f"plain, split {n} x {bench.BATCH // n}": replace(plain, micro_batch_size=bench.BATCH // n)
+            for n in (1, 4, 8)
+        },
+        "fast": JOB,
+        "fp32": plain,
+    }
+    learned = {
+        name: learn(job, asked.steps, asked.shape, weights, samples, questions, precise=name == "fp32")
+        for name, job in variants.items()
+    }
+    for standard in ("plain", "fp32"):
+        for name, found in learned.items():
+            if name != standard:
+                told = {"variant": name, "against": standard, **against(learned[standard], found)}
+                print(json.dumps(told), flush=True)
+    scored = {name: found.scores for name, found in learned.items()}
     untrained = base(asked.shape, weights).eval()
     scored["before"] = [answer(untrained, question) for question in questions]
     for name, scores in scored.items():
-        less = {key: round(value, 6) for key, value in asdict(nll_gain(scores, reference.scores)).items()}
+        less = {key: round(value, 6) for key, value in asdict(nll_gain(scores, scored["plain"])).items()}
         print(
             json.dumps({"held out": name, "rows": len(scores), "nll": nll(scores), "less than plain": less}), flush=True
         )

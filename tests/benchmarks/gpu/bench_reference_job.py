@@ -1,10 +1,12 @@
 """The reference job from `prepare` to the manifest, by the product's own chain: minutes of each stage on this card.
 
     python tests/benchmarks/gpu/bench_reference_job.py --root DIR --converter DIR [--sft-steps 150] [--dpo-steps 80]
+        [--gguf Q8_0 Q4_K_M]
 
 Settings and 15300 + 2550 + 400 rows of docs/examples/forex/reference.yaml, on random weights of the 7B's shape (made
-first, not timed; DIR needs 40 GB). Fewer steps cut a stage short; `full_s` then adds the missing ones by the median
-step. Prints one JSON line as each part ends. Random weights learn nothing, so no gate may end the job.
+first, not timed; DIR needs 40 GB, and 10 for each further quantisation). Fewer steps cut a stage short; `full_s` then
+adds the missing ones by the median step. Prints one JSON line as each part ends. Random weights learn nothing, so no
+gate may end the job.
 """
 
 from __future__ import annotations
@@ -38,7 +40,9 @@ NO_LIMITS = {
 }  # fmt: skip
 
 
-def make_root(root: Path, shape: str, converter: Path, steps: dict[Stage, int], counts: tuple[int, int, int]) -> Layout:
+def make_root(
+    root: Path, shape: str, converter: Path, steps: dict[Stage, int], counts: tuple[int, int, int], gguf: list[str]
+) -> Layout:
     layout = Layout(root)
     shutil.rmtree(layout.run, ignore_errors=True)
     layout.run.mkdir(parents=True)
@@ -55,7 +59,7 @@ def make_root(root: Path, shape: str, converter: Path, steps: dict[Stage, int], 
         stages=[StagePlan(stage, f"bench-{stage.lower()}") for stage in Stage],
         integration=Integration("V2 FOREX INTEGRATION", counts[0], counts[1]),
         lora=Lora(r=16, alpha=32),
-        gguf=["Q8_0"],
+        gguf=gguf,
         sft_data=ecb.file(root, rows["sft"]),
         dpo_data=ecb.file(root, rows["dpo"]),
         eval_data=ecb.file(root, rows["eval"]),
@@ -97,7 +101,8 @@ def told(stage: Stage, lines: list[dict[str, Any]]) -> dict[str, Any]:
         }
     for line in lines:
         if line["kind"] in ("gguf", "manifest"):
-            found[f"{line['kind']}_at_s"] = round(line["t"] - began, 1)
+            name = line.get("quant", line["kind"])
+            found[f"{name}_at_s"] = round(line["t"] - began, 1)
     return found
 
 
@@ -116,9 +121,10 @@ def main() -> None:
     parser.add_argument("--sft-steps", type=int, default=FULL[Stage.SFT])
     parser.add_argument("--dpo-steps", type=int, default=FULL[Stage.DPO])
     parser.add_argument("--rows", type=int, nargs=3, default=[15_300, 2_550, 400], metavar=("SFT", "DPO", "EVAL"))
+    parser.add_argument("--gguf", nargs="+", default=["Q8_0"])
     args = parser.parse_args()
     steps = {Stage.SFT: args.sft_steps, Stage.DPO: args.dpo_steps}
-    layout = make_root(args.root, args.shape, args.converter, steps, tuple(args.rows))
+    layout = make_root(args.root, args.shape, args.converter, steps, tuple(args.rows), args.gguf)
 
     began = time.monotonic()
     code = python(layout, "remote_payload.prepare").wait()
