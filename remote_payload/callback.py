@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from remote_payload import checkpoints, collective, gates
@@ -69,6 +70,7 @@ class Progress(TrainerCallback):
             tok_s=round(speed, 1),
             eta_s=None if eta_s is None else round(eta_s, 1),
             epoch=logs.get("epoch"),
+            **peak_memory(),
             **{name: value for name, value in logs.items() if name.startswith(SHOWN)},
         )
         print(
@@ -122,6 +124,16 @@ class Progress(TrainerCallback):
             self.events.emit("gate", **asdict(verdict))
         if verdict and not verdict.ok:
             raise ScriptFailed(gates.GATES[name].code, str(verdict))
+
+
+def peak_memory() -> dict[str, float]:
+    """The most that torch's allocator held since it was asked last, on the fullest card of this process; nothing
+    without cards. It is the host's own count, so asking does not wait for the cards."""
+    cards = range(torch.cuda.device_count())
+    peaks = [torch.cuda.max_memory_allocated(card) for card in cards]
+    for card in cards:
+        torch.cuda.reset_peak_memory_stats(card)
+    return {"mem_gb": round(max(peaks) / 1e9, 2)} if peaks else {}
 
 
 def steps_of(state: TrainerState) -> list[dict[str, float]]:

@@ -15,6 +15,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from remote_payload import fingerprint, script, speed, tokens, training
 from remote_payload.contract import Exit, JobFile, Stage
+from remote_payload.hello import hello
 from remote_payload.layout import Layout
 from remote_payload.packing import PairSteps
 from remote_payload.progress import Events
@@ -42,10 +43,11 @@ def dpo(layout: Layout, job: JobFile, events: Events) -> Exit:
     parent = layout.parent(job, Stage.DPO)
     model = training.attach_adapter(training.load_base(layout, job), job, parent)
     longest = max(len(pair.prompt) + len(pair.chosen) + len(pair.rejected) for pair in pairs)
-    room = speed.quicken(model, job, longest, training.remembered_micro_batch(layout, Stage.DPO))
-    settings = training.arguments(layout, job, Stage.DPO, job.dpo, room) | {"beta": job.dpo.beta}
-    trainer = make_trainer(model, tokenizer, pairs, settings, room)
+    way = speed.quicken(model, job, longest, training.remembered_micro_batch(layout, Stage.DPO))
+    settings = training.arguments(layout, job, Stage.DPO, job.dpo, way.room) | {"beta": job.dpo.beta}
+    trainer = make_trainer(model, tokenizer, pairs, settings, way.room)
     mark = fingerprint.of(layout, job, job.dpo, job.dpo_data.sha256, parent, Rank.own().size)
+    hello(events, mark, way)
     return training.train(trainer, layout, job, Stage.DPO, events, mark)
 
 

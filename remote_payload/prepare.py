@@ -6,16 +6,14 @@ run/prepared.json. Exit 20 when the data is unsound, 21 when its counts are not 
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import math
-import platform
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from remote_payload import adapters, contract, fetch, lengths, reasoning, reporting, script
+from remote_payload import adapters, contract, fetch, lengths, reasoning, reporting, script, versions
 from remote_payload.contract import Exit, JobFile, Prepared, Stage, StageTraining
 from remote_payload.layout import Layout
 from remote_payload.progress import Events
@@ -24,7 +22,6 @@ from remote_payload.script import ScriptFailed
 from remote_payload.tokenizer_checks import border_problems, parity_problems
 
 SHOWN = 20  # objections; the rest is a number
-LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers")
 EMPTY = Table([], [])
 
 
@@ -217,10 +214,7 @@ def conclude(found: Findings, line: str) -> Prepared:
         reasoning=found.reasoning,
         problems=found.problems[:SHOWN] + ([f"and {hidden} more"] if hidden > 0 else []),
         exit_code=found.code,
-        versions={
-            "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in LIBRARIES},
-        },
+        versions=versions.installed(),
     )
 
 

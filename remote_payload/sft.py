@@ -11,6 +11,7 @@ from trl import SFTConfig, SFTTrainer
 
 from remote_payload import fingerprint, script, speed, tokens, training
 from remote_payload.contract import Exit, JobFile, Stage
+from remote_payload.hello import hello
 from remote_payload.layout import Layout
 from remote_payload.packing import SftSteps
 from remote_payload.progress import Events
@@ -31,9 +32,11 @@ def sft(layout: Layout, job: JobFile, events: Events) -> Exit:
     samples = tokens.samples(tokenizer, read_sft(layout, job.sft_data).rows, job)
     model = training.attach_adapter(training.load_base(layout, job), job, parent)
     longest = max(len(sample.ids) for sample in samples)
-    room = speed.quicken(model, job, longest, training.remembered_micro_batch(layout, Stage.SFT))
-    trainer = make_trainer(model, tokenizer, samples, training.arguments(layout, job, Stage.SFT, job.sft, room), room)
+    way = speed.quicken(model, job, longest, training.remembered_micro_batch(layout, Stage.SFT))
+    settings = training.arguments(layout, job, Stage.SFT, job.sft, way.room)
+    trainer = make_trainer(model, tokenizer, samples, settings, way.room)
     mark = fingerprint.of(layout, job, job.sft, job.sft_data.sha256, parent, Rank.own().size)
+    hello(events, mark, way)
     return training.train(trainer, layout, job, Stage.SFT, events, mark)
 
 

@@ -8,6 +8,7 @@ reason in the log.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,17 +24,25 @@ CPU_TOKENS = 4096  # a forward; memory is no question for the models that a CPU 
 HEAD_SCALES = ("final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
 
 
-def quicken(model: PeftModel, job: JobFile, longest: int, remembered: int | None) -> Room | None:
-    """Prepare `model` for packed steps; what one forward may take, `remembered` tokens if that is less.
+@dataclass(frozen=True)
+class Way:
+    """How a stage is trained: packed, with what one forward may take and by which levers, or plainly, and why."""
 
-    `longest` is the most tokens that one sample has, or one pair. None when the stage is to be trained plainly; the
-    model is then untouched.
+    room: Room | None
+    levers: tuple[str, ...] = ()
+    why_plain: str | None = None
+
+
+def quicken(model: PeftModel, job: JobFile, longest: int, remembered: int | None) -> Way:
+    """Prepare `model` for packed steps; a forward takes `remembered` tokens if that is less than what fits.
+
+    `longest` is the most tokens that one sample has, or one pair. A model that is to be trained plainly is untouched.
     """
     base = model.get_base_model()
     reason = why_plain(job, base)
     if reason:
         print(f"speed: plain, {reason}", flush=True)
-        return None
+        return Way(None, why_plain=reason)
     base.set_attn_implementation(attention.register())
     levers = ["packed rows", "one-pass head"]
     if job.lora.dropout == 0:
@@ -52,7 +61,7 @@ def quicken(model: PeftModel, job: JobFile, longest: int, remembered: int | None
         f"activations {'recomputed' if room.recompute else 'kept'}",
         flush=True,
     )
-    return room
+    return Way(room, tuple(levers))
 
 
 def why_plain(job: JobFile, base: Any) -> str | None:

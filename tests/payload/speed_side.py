@@ -66,7 +66,7 @@ def train(stage, way, rows, longest, limit):
     for name, weight in model.named_parameters():
         if "lora_B" in name:  # zero at first, and then nothing reaches A
             torch.nn.init.normal_(weight, 0, 0.02)
-    room = speed.quicken(model, job, longest, limit)
+    room = speed.quicken(model, job, longest, limit).room
     micro = BATCH if room else 2
     settings = SETTINGS | {"per_device_train_batch_size": micro, "gradient_accumulation_steps": BATCH // micro}
     tokenizer = AutoTokenizer.from_pretrained(MODEL)

@@ -58,10 +58,13 @@ runpy.run_module("remote_payload.sft", run_name="__main__")
 # A stage's script in ranks that recompute activations, as they do on cards where they do not fit.
 RECOMPUTING = """
 import runpy, sys
+from dataclasses import replace
 from remote_payload import speed
-from remote_payload.recompute import Room
 quicken = speed.quicken
-speed.quicken = lambda *args: Room(quicken(*args).tokens, recompute=True)
+def recomputing(*args):
+    way = quicken(*args)
+    return replace(way, room=replace(way.room, recompute=True))
+speed.quicken = recomputing
 sys.argv = ["{script}"]
 runpy.run_module("remote_payload.{script}", run_name="__main__")
 """
@@ -140,7 +143,8 @@ def test_packed_steps_in_ranks(make_box: MakeBox, alone: Box, stage: Stage) -> N
 
 
 def test_the_chain_tries_and_starts_the_ranks(make_box: MakeBox, alone: Box) -> None:
-    """With `placement: auto` a trial decides once for both stages, the status says why, and the ranks are started."""
+    """With `placement: auto` a trial decides once for both stages, the status says why, and the ranks are started; the
+    first of them says hello for all."""
     box = before(make_box, alone, Stage.SFT, processes=2)
     box.layout.placement.unlink()
     box.set(placement="auto")
@@ -156,6 +160,8 @@ def test_the_chain_tries_and_starts_the_ranks(make_box: MakeBox, alone: Box) -> 
     for stage in (Stage.SFT, Stage.DPO):
         assert box.adapter_hash(stage) == alone.adapter_hash(stage)
     assert curve(box) == curve(alone)
+    hellos = [(line["stage"], line["processes"], line["plain"]) for line in box.events("hello")]
+    assert hellos == [(Stage.SFT, 2, "as asked"), (Stage.DPO, 2, "as asked")]
 
 
 def curve(box: Box) -> list[tuple[str, int, float, int]]:

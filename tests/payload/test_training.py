@@ -65,6 +65,56 @@ def test_every_step_is_told(trained: Box) -> None:
     assert steps[-1]["tokens"] == 2 * trained.layout.read_prepared().tokens["SFT"]
 
 
+def test_each_training_says_hello(trained: Box) -> None:
+    """Once a stage, before its first step: the versions that `prepare` found, what makes it fast, and the fingerprint
+    of its checkpoints. Without a card there is no memory to tell."""
+    told = [line for line in map(json.loads, trained.layout.events.read_text().splitlines())]
+
+    for stage in (Stage.SFT, Stage.DPO):
+        kinds = [line["kind"] for line in told if line["stage"] == stage]
+        (hello,) = [line for line in told if line["kind"] == "hello" and line["stage"] == stage]
+        sealed = trained.layout.stage(stage).glob("checkpoint-*/checkpoint.json")
+        assert kinds.index("hello") < kinds.index("step")
+        assert hello["versions"] == trained.layout.read_prepared().versions
+        assert (hello["gpus"], hello["driver"], hello["processes"]) == ([], None, 1)
+        assert (hello["levers"], hello["plain"]) == (["packed rows", "one-pass head"], None)  # this adapter has dropout
+        assert {json.loads(file.read_text())["fingerprint"] for file in sealed} == {hello["fingerprint"]}
+    assert not any("mem_gb" in line for line in told)
+
+
+# How torch's allocator counts on two cards: the peak of each since it was reset, from what it holds then.
+CARDS = """
+import json, torch
+from remote_payload.callback import peak_memory
+peaks, held = [30e9, 41.26e9], [16e9, 17e9]
+torch.cuda.device_count = lambda: 2
+torch.cuda.max_memory_allocated = lambda card: peaks[card]
+def reset(card):
+    peaks[card] = held[card]
+torch.cuda.reset_peak_memory_stats = reset
+print(json.dumps([peak_memory(), peak_memory()]))
+"""
+
+
+def test_memory_is_the_fullest_cards_since_the_last_step(make_box: MakeBox) -> None:
+    """In GB; what one step took is no more in the figure of the next."""
+    assert json.loads(make_box().evaluate(CARDS)) == [{"mem_gb": 41.26}, {"mem_gb": 17.0}]
+
+
+DRIVERS = r"""
+import json
+from remote_payload.hello import driver_version
+told = ["NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.159.04  Release Build\nGCC version: gcc 13.3.0",
+        "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.54.03  Tue Jun  6 22:20:39 UTC 2023", "gVisor"]
+print(json.dumps([driver_version(text) for text in told]))
+"""
+
+
+def test_the_driver_is_named_by_its_version(make_box: MakeBox) -> None:
+    """Of the open kernel module and of the other; a file that names none is no error."""
+    assert json.loads(make_box().evaluate(DRIVERS)) == ["580.159.04", "535.54.03", None]
+
+
 def test_the_rate_rises_and_falls_as_a_cosine(trained: Box) -> None:
     """Of 12 steps 3 %, rounded up, warm up; from there it is half a cosine down to nearly nought."""
     rates = [step["lr"] for step in trained.events("step") if step["stage"] == "SFT"]

@@ -100,6 +100,15 @@ def options(verb: str) -> set[str]:
     return {name for each in commands for param in each.params for name in param.opts}
 
 
+def test_every_kind_of_event_has_its_row() -> None:
+    """training.md names each kind of line that the payload writes to events.jsonl, and no other."""
+    emitted = re.compile(r"\bemit\(\s*\"(\w+)\"")
+    kinds = {kind for file in (ROOT / "remote_payload").glob("*.py") for kind in emitted.findall(text_of(file))}
+    section = text_of(DOCS / "training.md").partition("### events.jsonl")[2].partition("\n## ")[0]
+
+    assert kinds == set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE))
+
+
 def test_every_verb_has_its_section() -> None:
     """cli.md has one section a verb with at least two examples, and no others."""
     sections = re.split(r"^### ", text_of(DOCS / "cli.md"), flags=re.MULTILINE)[1:]

@@ -103,7 +103,7 @@ def learn(
     for name, weight in model.named_parameters():
         if "lora_B" in name:  # zero at first, and then nothing reaches A
             torch.nn.init.normal_(weight, 0, 0.001)
-    room = speed.quicken(model, job, max(len(sample.ids) for sample in samples), None)
+    room = speed.quicken(model, job, max(len(sample.ids) for sample in samples), None).room
     with tempfile.TemporaryDirectory() as root:
         layout = Layout(Path(root))
         layout.run.mkdir()

@@ -222,9 +222,9 @@ def run(variant: str, shape: str, r: int, steps: int, root: Path) -> None:
     with switched_off(options):
         if tokens:
             with mock.patch.object(recompute, "room", lambda *_: Room(tokens, recompute=False)):
-                room = speed.quicken(model, job, 1024, None)
+                room = speed.quicken(model, job, 1024, None).room
         else:
-            room = speed.quicken(model, job, 1024, None)
+            room = speed.quicken(model, job, 1024, None).room
         settings = training.arguments(layout, job, stage, learn, room) | {"save_strategy": "no"}
         trainer = module.make_trainer(model, tokenizer(), data, settings, room)
         clock = Clock()
