@@ -89,10 +89,7 @@ def _tools_problem(row: Row) -> str | None:
 
 def _sft_problem(row: Row) -> str | None:
     if "messages" in row:
-        turns = row["messages"]
-        return _messages_problem("messages", turns) or (
-            None if turns[-1]["role"] == "assistant" else "the last message is not the assistant's"
-        )
+        return _messages_problem("messages", row["messages"]) or _end_problem("messages", row["messages"])
     if "prompt" in row:
         return _answers_problem(row, "prompt", "completion")
     if "text" in row:
@@ -108,6 +105,7 @@ def _dpo_problem(row: Row) -> str | None:
 
 
 def _answers_problem(row: Row, *keys: str) -> str | None:
+    """Of a prompt, which is the first of `keys`, and its answers."""
     for key in keys:
         if key not in row:
             return f"{key} is missing"
@@ -117,7 +115,7 @@ def _answers_problem(row: Row, *keys: str) -> str | None:
             return found
     if len({isinstance(row[key], list) for key in keys}) > 1:
         return f"{', '.join(keys)} must all be strings or all be lists of messages"
-    return None
+    return next(filter(None, (_end_problem(key, row[key]) for key in keys[1:])), None)
 
 
 def _messages_problem(key: str, messages: Any) -> str | None:
@@ -131,6 +129,11 @@ def _messages_problem(key: str, messages: Any) -> str | None:
         if found and not (speechless and message.get("content") == ""):
             return found
     return None
+
+
+def _end_problem(key: str, answer: Any) -> str | None:
+    is_answered = isinstance(answer, str) or answer[-1]["role"] == "assistant"
+    return None if is_answered else f"{key}: the last message is not the assistant's"
 
 
 def _text_problem(key: str, text: Any) -> str | None:

@@ -146,7 +146,10 @@ def _sample_text(tokenizer: Any, row: Row) -> Text:
 
 def _pair_texts(tokenizer: Any, row: Row) -> tuple[Text, Text]:
     make = _continued if isinstance(row["prompt"], str) else partial(_conversation, tokenizer, row)
-    return make(row["prompt"], row["chosen"]), make(row["prompt"], row["rejected"])
+    chosen, rejected = make(row["prompt"], row["chosen"]), make(row["prompt"], row["rejected"])
+    if chosen.text == rejected.text:
+        raise RowRefused("the chat template renders chosen and rejected alike, so the pair teaches nothing")
+    return chosen, rejected
 
 
 def _each(name: str, rows: list[Row], text: Callable[[Row], Made]) -> Iterator[Made]:

@@ -9,7 +9,7 @@ that would change what is learned is dropped in silence.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -83,10 +83,7 @@ def canonical(row: Row, shape: Shape) -> Row:
 
 
 def _messages(row: Row) -> Row:
-    turns = _with_system(row, _turns(row, "messages"))
-    if turns[-1]["role"] != "assistant":
-        raise BadRow("messages: the last message is not the assistant's")
-    return {"messages": turns}
+    return {"messages": _answered("messages", _with_system(row, _turns(row, "messages")))}
 
 
 def _sharegpt(row: Row) -> Row:
@@ -102,7 +99,7 @@ def _prompt_completion(row: Row) -> Row:
     if isinstance(row.get("label"), bool):
         raise BadRow("label tells good answers from bad ones, and SFT would train both alike; keep the good ones only")
     prompt, completion = _same_form(row, "prompt", "completion")
-    return {"prompt": prompt, "completion": completion}
+    return {"prompt": prompt, "completion": _answered("completion", completion)}
 
 
 def _plain_text(row: Row) -> Row:
@@ -134,12 +131,11 @@ def _sharegpt_pairs(row: Row) -> Row:
 
 
 def _implicit_prompt(row: Row) -> Row:
-    """Two whole conversations: what they have in common is the prompt."""
-    if isinstance(row.get("chosen"), str):
-        raise BadRow("prompt is missing (only conversations may leave it inside chosen and rejected)")
+    """Two whole conversations, or texts: what they have in common is the prompt."""
+    if isinstance(row["chosen"], str) and isinstance(row["rejected"], str):
+        return _implicit_text(row)
     chosen, rejected = _turns(row, "chosen"), _turns(row, "rejected")
-    pairs = enumerate(zip(chosen, rejected, strict=False))
-    common = next((i for i, (a, b) in pairs if a != b), min(len(chosen), len(rejected)))
+    common = _shared(chosen, rejected)
     if common == len(chosen) == len(rejected):
         raise BadRow("chosen and rejected are equal")
     if common == 0 or common in (len(chosen), len(rejected)):
@@ -147,23 +143,50 @@ def _implicit_prompt(row: Row) -> Row:
     return _differing(_with_system(row, chosen[:common]), chosen[common:], rejected[common:])
 
 
+def _implicit_text(row: Row) -> Row:
+    """Divided at the last blank that they share, so in no word. Where exactly does not matter to what is learned: what
+    both answers begin with weighs for the one as much as against the other."""
+    chosen, rejected = _texts(row, "chosen", "rejected")
+    shared = chosen[: _shared(chosen, rejected)]
+    start = max((i + 1 for i, character in enumerate(shared) if character.isspace()), default=0)
+    parts = shared[:start], chosen[start:], rejected[start:]
+    if chosen != rejected and not all(part.strip() for part in parts):
+        raise BadRow("chosen and rejected do not begin with a common prompt, which each answers; write it as a column")
+    return _differing(*parts)
+
+
 def _differing(prompt: Any, chosen: Any, rejected: Any) -> Row:
     if chosen == rejected:
         raise BadRow("chosen and rejected are equal")
-    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+    return {"prompt": prompt, "chosen": _answered("chosen", chosen), "rejected": _answered("rejected", rejected)}
+
+
+def _shared(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """How many turns, or characters, the two begin with alike."""
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
+def _answered(key: str, answer: Any) -> Any:
+    """`answer`, text or turns. Turns that end otherwise would be learned without an end, or not at all."""
+    if isinstance(answer, list) and answer[-1]["role"] != "assistant":
+        raise BadRow(f"{key}: the last message is not the assistant's")
+    return answer
 
 
 def _same_form(row: Row, *keys: str) -> list[Any]:
     """The columns, all text or all lists of messages, with the `system` column before the prompt."""
     if len({isinstance(row[key], list) for key in keys}) > 1:
         raise BadRow(f"{', '.join(keys)} must all be text or all be lists of messages")
-    as_messages = isinstance(row[keys[0]], list)
-    values: list[Any] = [_turns(row, key) if as_messages else _text(row, key) for key in keys]
-    if as_messages:
-        values[0] = _with_system(row, values[0])
-    elif row.get("system"):
+    if not isinstance(row[keys[0]], list):
+        return _texts(row, *keys)
+    prompt, *answers = (_turns(row, key) for key in keys)
+    return [_with_system(row, prompt), *answers]
+
+
+def _texts(row: Row, *keys: str) -> list[str]:
+    if row.get("system"):
         raise BadRow("a system column needs conversations; write prompt and answers as lists of messages")
-    return values
+    return [_text(row, key) for key in keys]
 
 
 def _instruction(row: Row) -> list[Row]:
@@ -268,6 +291,6 @@ PAIRS = (
     Shape("preference pairs", PAIR, ("system", "tools"), PAIR, _preference),
     Shape("ShareGPT pairs", ("conversations", *PAIR[1:]), ("system", "tools"), PAIR, _sharegpt_pairs),
     Shape("Alpaca pairs", ("instruction", *PAIR[1:]), ("input", "history", "system", "tools"), PAIR, _alpaca_pairs),
-    Shape("preference conversations", PAIR[1:], ("system", "tools"), PAIR, _implicit_prompt),
+    Shape("prompt inside", PAIR[1:], ("system", "tools"), PAIR, _implicit_prompt),
 )
 SHAPES: dict[Kind, tuple[Shape, ...]] = {"sft": ANSWERS, "dpo": PAIRS, "eval": ANSWERS}

@@ -17,6 +17,9 @@ from remote_payload.rows import read_dpo, read_sft
 
 MakeBox = Callable[..., Box]
 
+UP = [{"role": "user", "content": "up?"}]
+ROSE = {"role": "assistant", "content": "It rose."}
+
 BAD_SFT = [
     ("{broken", "not JSON"),
     ("[]", "not a JSON object"),
@@ -32,12 +35,14 @@ BAD_SFT = [
     ({"messages": [{"role": "user", "content": 7}]}, "messages[0].content is not text"),
     ({"messages": [{"role": "assistant", "content": ""}]}, "messages[0].content is empty"),
     ({"text": "one", "tools": ["rate"]}, "tools is not a list of objects"),
-    ({"messages": [{"role": "user", "content": "one?"}]}, "the last message is not the assistant's"),
+    ({"messages": [{"role": "user", "content": "one?"}]}, "messages: the last message is not the assistant's"),
+    ({"prompt": UP, "completion": [*UP, *UP]}, "completion: the last message is not the assistant's"),
     ('{"text": NaN}', "NaN is not JSON"),
 ]
 BAD_DPO = [
     ({"prompt": "up?", "chosen": "yes"}, "rejected is missing"),
     ({"prompt": "up?", "chosen": "yes", "rejected": "yes"}, "chosen and rejected are equal"),
+    ({"prompt": UP, "chosen": [ROSE], "rejected": [ROSE, *UP]}, "rejected: the last message is not the assistant's"),
 ]
 
 

@@ -33,6 +33,7 @@ HISTORY = {"prompt": [UP, THOUGHT, WHY], "completion": [AGAIN]}
 CALLED = {"messages": [UP, CALL, TOLD, YES], "tools": [RATE]}
 PAIR = {"prompt": [UP], "chosen": [THOUGHT], "rejected": [AGAIN]}
 PLAIN_PAIR = {"prompt": [UP], "chosen": [YES], "rejected": [SO]}
+SAME_PAIR = {"prompt": [UP], "chosen": [YES], "rejected": [YES | {"content": "yes\n"}]}
 
 R1, V3, END = "deepseek_r1_distill", "deepseekv3", "<｜end▁of▁sentence｜>"
 EMPTY = "<think>\n\n</think>\n\n"
@@ -85,6 +86,7 @@ PAIRS: list[tuple[str, str, list[dict[str, Any]], Any]] = [
     (R1, "none", [PLAIN_PAIR], [[f"yes{END}", f"so{END}"]]),
     (R1, "auto", [PLAIN_PAIR], "0 of 2 answers hold <think> reasoning"),
     ("qwen3", "auto", [PAIR], [TURNS]),
+    ("llama3", "auto", [SAME_PAIR], "DPO row 1: the chat template renders chosen and rejected alike"),
 ]  # fmt: skip
 # Template, row, and what TRL's own trainer trains of it beyond what we do: a line end that nobody generates.
 ASKED = {"prompt": [UP], "completion": [YES]}

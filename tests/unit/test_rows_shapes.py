@@ -89,9 +89,21 @@ ACCEPTED = [
     ),
     (
         "dpo",
-        "preference conversations",
+        "prompt inside",
         {"chosen": [SYSTEM, USER, BOT], "rejected": [SYSTEM, USER, RUDE]},
         {"prompt": [SYSTEM, USER], "chosen": [BOT], "rejected": [RUDE]},
+    ),
+    (
+        "dpo",
+        "prompt inside",  # both go on in one word with "M"
+        {"chosen": "Who? Mark rose.", "rejected": "Who? Mary fell."},
+        {"prompt": "Who? ", "chosen": "Mark rose.", "rejected": "Mary fell."},
+    ),
+    (
+        "dpo",
+        "prompt inside",  # the one is the beginning of the other
+        {"chosen": "Who?\nMark.", "rejected": "Who?\nMark. Or Mary."},
+        {"prompt": "Who?\n", "chosen": "Mark.", "rejected": "Mark. Or Mary."},
     ),
     (
         "dpo",
@@ -163,7 +175,14 @@ def test_every_shape_is_shown_above():
         ("dpo", {"prompt": "Ho", "chosen": [USER, BOT], "rejected": [USER, RUDE]}, "prompt is text, and not the last"),
         ("dpo", {"chosen": [BOT], "rejected": [RUDE]}, "chosen and rejected have no common prompt"),
         ("dpo", {"chosen": [USER, BOT], "rejected": [USER, BOT]}, "chosen and rejected are equal"),
-        ("dpo", {"chosen": "a", "rejected": "b"}, "prompt is missing (only conversations"),
+        ("dpo", {"chosen": "a", "rejected": "b"}, "chosen and rejected do not begin with a common prompt"),
+        ("dpo", {"chosen": "Who? ", "rejected": "Who? Mark"}, "chosen and rejected do not begin with a common prompt"),
+        ("dpo", {"chosen": "Who? Mark", "rejected": "Who? Mark"}, "chosen and rejected are equal"),
+        ("dpo", {"chosen": "Who? Mark", "rejected": "Who? Me", "system": "x"}, "a system column needs conversations"),
+        ("dpo", {"chosen": "Who? Mark", "rejected": [RUDE]}, "chosen is not a list of messages"),
+        ("sft", {"prompt": [USER], "completion": [BOT, USER]}, "completion: the last message is not the assistant's"),
+        ("dpo", {"prompt": [USER], "chosen": [USER], "rejected": [BOT]}, "chosen: the last message is not the"),
+        ("dpo", {"chosen": [USER, BOT], "rejected": [USER, RUDE, USER]}, "rejected: the last message is not the"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_trained_is_refused_with_its_reason(kind, row, message):
