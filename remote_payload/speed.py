@@ -55,7 +55,9 @@ def quicken(model: PeftModel, job: JobFile, longest: int, remembered: int | None
     else:
         room = Room(CPU_TOKENS, recompute=False)
     asked = job.micro_batch_size * longest if job.micro_batch_size else room.tokens
-    room = Room(min(room.tokens, asked, remembered or asked), room.recompute)
+    # A sample is never cut: where even the longest one alone ran out of memory, only recomputing takes less.
+    too_long = remembered is not None and remembered < longest
+    room = Room(min(room.tokens, asked, remembered or asked), room.recompute or too_long)
     print(
         f"speed: fast ({', '.join(levers)}); at most {room.tokens} tokens a forward, "
         f"activations {'recomputed' if room.recompute else 'kept'}",

@@ -38,6 +38,23 @@ def test_verdicts(make_box: MakeBox) -> None:
         assert judged is ok and detail in said, (call, said)
 
 
+# A kernel that takes a packed row for one sequence.
+MIXING = """
+import json
+from remote_payload import attention, cards
+right = attention.one_by_one
+def mixing(q, k, v, q_bounds, k_bounds, *rest):
+    return right(q, k, v, [0, q_bounds[-1]], [0, k_bounds[-1]], *rest)
+attention.one_by_one = mixing
+print(json.dumps(cards.attention_check("cpu").ok))
+"""
+
+
+def test_attention_that_mixes_sequences_fails(make_box: MakeBox) -> None:
+    """It would train, and no loss curve would tell."""
+    assert json.loads(make_box().evaluate(MIXING)) is False
+
+
 def test_the_ranks_add_up(make_box: MakeBox) -> None:
     """Two ranks exchange numbers, find the right sum, and the first says how fast."""
     box = make_box()

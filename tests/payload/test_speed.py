@@ -64,6 +64,30 @@ def test_plain_is_what_trl_trains(make_box: MakeBox, stage: Stage) -> None:
     assert [step["loss"] for step in box.events("step")] == pytest.approx(losses, abs=1e-4)
 
 
+# What a forward may take after none, one and several halvings: rows of up to 60 tokens, two in a forward.
+ROOMS = """
+import json
+from dataclasses import astuple
+from pathlib import Path
+from transformers import AutoModelForCausalLM
+from remote_payload import speed, training
+from remote_payload.layout import Layout
+job = Layout(Path()).read_job()
+for remembered in (None, 60, 30):
+    model = training.attach_adapter(AutoModelForCausalLM.from_pretrained("model"), job, None)
+    print("found " + json.dumps(astuple(speed.quicken(model, job, 60, remembered).room)))
+"""
+
+
+def test_less_than_the_longest_row_is_recomputed(make_box: MakeBox) -> None:
+    """Half the tokens a forward each time that memory ran out; a row that is longer still goes in whole, and then its
+    activations are recomputed."""
+    printed = make_box().evaluate(ROOMS)
+
+    rooms = [json.loads(line[6:]) for line in printed.splitlines() if line.startswith("found ")]
+    assert rooms == [[120, False], [60, False], [30, True]]
+
+
 @pytest.mark.parametrize(
     ("gib", "expected"),
     [
