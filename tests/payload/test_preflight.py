@@ -38,6 +38,22 @@ def test_verdicts(make_box: MakeBox) -> None:
         assert judged is ok and detail in said, (call, said)
 
 
+# A host with a driver, whose cards torch cannot see.
+BLIND = """
+import json
+from pathlib import Path
+from remote_payload import cards
+cards.DRIVER = Path("run")
+first = next(cards.checks())
+print(json.dumps([first.name, first.ok]))
+"""
+
+
+def test_a_driver_without_cards_fails(make_box: MakeBox) -> None:
+    """Else a broken host would train on its CPU, as a machine without cards may."""
+    assert json.loads(make_box().evaluate(BLIND)) == ["cards", False]
+
+
 # A kernel that takes a packed row for one sequence.
 MIXING = """
 import json

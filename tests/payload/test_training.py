@@ -82,6 +82,46 @@ def test_each_training_says_hello(trained: Box) -> None:
     assert not any("mem_gb" in line for line in told)
 
 
+# The first batch of each stage, as the plain way pads it: of every row the mask, and what is learned.
+PADDED = """
+import json
+from pathlib import Path
+from transformers import AutoModelForCausalLM
+from remote_payload import dpo, sft, tokens, training
+from remote_payload.contract import Stage
+from remote_payload.layout import Layout
+from remote_payload.rows import read_dpo, read_sft
+from remote_payload.tokenizer import load_tokenizer
+layout = Layout(Path())
+job, tokenizer = layout.read_settled(), load_tokenizer(layout)
+rows = tokens.samples(tokenizer, read_sft(layout, job.sft_data).rows, job)
+pairs = tokens.pairs(tokenizer, read_dpo(layout, job.dpo_data).rows, job)
+for stage, module, made in ((Stage.SFT, sft, rows), (Stage.DPO, dpo, pairs)):
+    model = training.attach_adapter(AutoModelForCausalLM.from_pretrained("model"), job, None)
+    settings = training.arguments(layout, job, stage, job.sft, None) | {"per_device_train_batch_size": 16}
+    trainer = module.make_trainer(model, tokenizer, made, settings, None)
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(16)])
+    learned = (batch["labels"] != -100).long() if stage is Stage.SFT else batch["completion_mask"]
+    print("found " + json.dumps([batch["attention_mask"].tolist(), learned.tolist()]))
+"""
+
+
+def test_padding_is_on_the_right_and_never_learned(make_box: MakeBox) -> None:
+    """In SFT and DPO a row begins with its tokens; what fills it up is neither read nor learned."""
+    box = make_box()
+    box.prepare()
+
+    printed = box.evaluate(PADDED)
+
+    found = [json.loads(line[6:]) for line in printed.splitlines() if line.startswith("found ")]
+    for masks, learned in found:
+        for mask, row in zip(masks, learned, strict=True):
+            assert mask == sorted(mask, reverse=True)
+            assert row[sum(mask) - 1] and not any(row[sum(mask) :])  # its end is learned, nothing behind it
+        assert any(0 in mask for mask in masks)
+    assert len(found) == 2
+
+
 # How torch's allocator counts on two cards: the peak of each since it was reset, from what it holds then.
 CARDS = """
 import json, torch
