@@ -138,7 +138,7 @@ def tokenize(layout: Layout, job: JobFile, found: Findings) -> None:
         found.object(Exit.BAD_DATA, template_problems(tokenizer, found.reasoning))
         samples = tokens.whole_samples(tokenizer, found.sft.rows, found.reasoning) if job.sft else []
         pairs = tokens.whole_pairs(tokenizer, found.dpo.rows, found.reasoning) if job.dpo else []
-        tokens.whole_samples(tokenizer, found.eval.rows, found.reasoning)  # scored later, refused now
+        held_out = tokens.whole_samples(tokenizer, found.eval.rows, found.reasoning, "evaluation")
     except (reasoning.Unclear, tokens.RowRefused) as error:
         found.object(Exit.BAD_DATA, [str(error)])
         return
@@ -158,6 +158,8 @@ def tokenize(layout: Layout, job: JobFile, found: Findings) -> None:
         _count(found, Stage.DPO, job.dpo, job.batch_size, read)
         ids = [(p.prompt + answer, p.truncated) for p in pairs for answer in (p.chosen, p.rejected)]
         found.object(Exit.BAD_DATA, border_problems("DPO", tokenizer, ends, ids))
+    if held_out and not tokens.fitting(held_out, found.max_length):  # they are scored when the training is paid for
+        found.object(Exit.BAD_DATA, [f"no evaluation row has an answer within {found.max_length} tokens"])
 
 
 def template_problems(tokenizer: Any, settled: str) -> list[str]:

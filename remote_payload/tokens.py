@@ -105,9 +105,9 @@ def differing(whole: list[Pair], max_length: int | None) -> list[Pair]:
     return [one for one in made if one.chosen != one.rejected]
 
 
-def whole_samples(tokenizer: Any, rows: list[Row], reasoning: str) -> list[Sample]:
-    """Every SFT row, uncut. Raises RowRefused, which names the row."""
-    texts = _each("SFT", rows, lambda row: _sample_text(tokenizer, with_reasoning(row, reasoning)))
+def whole_samples(tokenizer: Any, rows: list[Row], reasoning: str, name: str = "SFT") -> list[Sample]:
+    """Every row of the SFT data, or of other data called `name`, uncut. Raises RowRefused, which names the row."""
+    texts = _each(name, rows, lambda row: _sample_text(tokenizer, with_reasoning(row, reasoning)))
     made = []
     for encoded in _encoded(tokenizer, texts):
         labels = [IGNORED] * len(encoded.ids)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from payload_box import TAG, Box, dpo_rows, sft_rows
+from payload_box import TAG, Box, dpo_rows, sft_rows, write_rows
 
 from remote_payload import contract
 from remote_payload.contract import Exit, Integration, Prepared, StageTraining
@@ -19,6 +19,7 @@ MakeBox = Callable[..., Box]
 
 UP = [{"role": "user", "content": "up?"}]
 ROSE = {"role": "assistant", "content": "It rose."}
+RATE = {"type": "function", "function": {"name": "rate"}}
 
 BAD_SFT = [
     ("{broken", "not JSON"),
@@ -268,6 +269,27 @@ DELETING = (
     "{% set content = message['content'] %}{% if '</think>' in content %}"
     "{% set content = content.split('</think>')[-1] %}{% endif %}{{ '<|' + message['role'] + '|>' + content }}"
 )
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ({"prompt": "why? " * 400, "completion": "so"}, "no evaluation row has an answer within 128 tokens"),
+        (
+            {"messages": [*UP, ROSE], "tools": [RATE]},
+            "evaluation row 1: the chat template leaves out a part of the tool",
+        ),
+    ],
+)
+def test_evaluation_rows_are_judged_before_the_training(make_box: MakeBox, row: Any, problem: str) -> None:
+    """What could not be scored in the end is refused now, under its own name."""
+    box = make_box()
+    box.set(eval_data=write_rows(box.layout.root, [row]))
+
+    done = box.call("prepare")
+
+    assert done.returncode == Exit.BAD_DATA
+    assert problem in done.stdout
 
 
 def test_reasoning_is_trained_although_the_template_deletes_it(make_box: MakeBox, tmp_path: Path) -> None:
