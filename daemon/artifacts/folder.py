@@ -94,9 +94,16 @@ def set_aside(folder: Path) -> None:
     is put beside its place instead. A folder that is gone is no error.
     """
     match = VERSION.fullmatch(folder.name)
-    if match is None or not folder.is_dir():
+    if match is None or not folder.parent.is_dir():
         return
-    incoming = folder.parent.parent / f".incoming-{match[2]}"
+    if folder.is_dir():
+        _rename_back(folder, job=match[2])
+    platform.sync_folder(folder.parent)  # who moved it may have died, or met an error, before this
+    platform.sync_folder(folder.parent.parent)
+
+
+def _rename_back(folder: Path, *, job: str) -> None:
+    incoming = folder.parent.parent / f".incoming-{job}"
     if incoming.exists():
         incoming = folder.with_name(f".lost-{folder.name}")
     for path in folder.rglob("*"):
@@ -104,7 +111,6 @@ def set_aside(folder: Path) -> None:
             path.chmod(WRITABLE)
     (folder / RECEIPT).unlink(missing_ok=True)
     folder.rename(incoming)
-    platform.sync_folder(folder.parent)
 
 
 def _home(models: Path, name: str) -> Path:

@@ -10,13 +10,14 @@ from daemon.control import reporters
 from daemon.control.acting import Acting
 from daemon.control.watch import look
 from daemon.domain import actions
+from daemon.domain.holds import HoldReason
 from daemon.domain.lifecycle import Trigger
 from daemon.domain.machine import fire
 from daemon.domain.records import Kind, OpState, StageRun
 from daemon.domain.snapshot import Snapshot
-from daemon.errors import AccessDenied, BoxError, HostKeyChanged
+from daemon.errors import AccessDenied, BoxError, HostKeyChanged, RemoteFailed
 from daemon.store import jobs, operations, reports, stages
-from remote_payload.contract import dump
+from remote_payload.contract import Exit, dump
 
 STOP_LOOKS = 60  # a second apart, before the plan is asked again
 LOOK_S = 2.0  # at least, between two looks: each starts a process on the box
@@ -49,6 +50,9 @@ async def start_stage(a: Acting, s: Snapshot, action: actions.StartStage) -> Non
         state = OpState.REFUSED if never_told else OpState.UNKNOWN
         with w.database.write() as c:
             operations.set_state(c, operation, state, w.clock.wall_ms(), error=str(error)[:500])
+        if isinstance(error, RemoteFailed) and error.exit_code_remote == Exit.BAD_CONFIG:
+            why = f"instance {lease.instance_id} was prepared for another attempt than this database knows"
+            return a.hold(s, HoldReason.RESTORED, f"{why}: jobctl retry {a.job_id} begins one that both know")
         raise
     with w.database.write() as c:
         operations.store_reply(c, operation, None, dump(status))

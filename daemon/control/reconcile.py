@@ -100,7 +100,16 @@ class Reconciler:
             for op in operations.open_ones(c):
                 if op.state is OpState.UNKNOWN:
                     _resolve(c, op, listing, now, awake, self.timing.destroy_resend)
+                    if op.kind is Kind.START and _is_queued(listing.by_id(op.instance_id or 0)):
+                        self._stop_due(c, op, now)
         self._missed = {lease.id: missed_since.get(lease.id, self.clock.boot()) for lease in missed}
+
+    def _stop_due(self, c: Connection, start: Operation, now: int) -> None:
+        """Nobody heard that this start only queued. The stop of it is stored as one that did not leave: plan asks."""
+        request = {"instance": start.instance_id, "why": "the start was only queued"}
+        of = {"job_id": start.job_id, "lease_id": start.lease_id, "instance_id": start.instance_id}
+        stop = operations.intend(c, Kind.STOP, now, self.database.epoch, request, **of)
+        operations.set_state(c, stop, OpState.ABSENT, now, error="not sent yet")
 
     def _forsaken(self, c: Connection) -> list[Operation]:
         """Requests to the market that a command, an error or a full disk cut short. Stage starts are sent again."""
@@ -267,3 +276,8 @@ def _resolve(c: Connection, op: Operation, listing: Listing, now: int, awake: fl
         want = "running" if op.kind is Kind.START else "stopped"
         happened = instance is not None and instance.intended_status == want
         operations.set_state(c, op.id, OpState.DONE if happened else OpState.ABSENT, now)
+
+
+def _is_queued(instance: Instance | None) -> bool:
+    """It is meant to run and has no GPU: it will run, and bill, whenever one frees."""
+    return instance is not None and instance.intended_status == "running" and instance.cur_state == "stopped"

@@ -92,6 +92,8 @@ def hold(
     values: dict[str, Any] = {"hold_reason": reason.value, "hold_detail": detail, "hold_since": now_ms, "hold_by": by}
     if reason in ANSWERS:
         values["wish"] = None
+    elif job.hold_reason is HoldReason.CANCEL_WISH:  # whose answer that hold was, and this one is not
+        values["wish"] = Wish.CANCEL.value
     change(c, job, now_ms, epoch, **values)
     events.add(c, "job.held", now_ms, job=job.id, by=by, reason=reason, detail=detail)
 

@@ -330,6 +330,25 @@ def test_a_lost_model_goes_back_to_where_downloads_arrive(models: Path) -> None:
     assert receipt.recheck(settle(models)) is None
 
 
+def test_a_lost_models_way_back_is_durable(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where an error came between the move and the sync of its folders, the next call syncs what was moved."""
+    home = Path(settle(models).folder)
+    with monkeypatch.context() as broken, pytest.raises(OSError, match="full"):
+        broken.setattr(folder.platform, "sync_folder", fail)
+        folder.set_aside(home)
+    assert not home.exists()
+    synced: list[Path] = []
+    monkeypatch.setattr(folder.platform, "sync_folder", synced.append)
+
+    folder.set_aside(home)
+
+    assert synced == [home.parent, models]
+
+
+def fail(path: Path) -> None:
+    raise OSError("full")
+
+
 def test_names_that_come_home() -> None:
     """TensorBoard's files too, and nothing under a name that the folder writes itself after the receipt."""
     assert local_name("run/out/tensorboard/sft/events.out.tfevents.1764000000.box-1.77.0").parts[0] == "tensorboard"

@@ -73,6 +73,17 @@ async def test_a_hold_that_answers_a_cancel_ends_it(database: Database, answer: 
     assert job(database).wish is None
 
 
+async def test_a_cancel_outlasts_a_restore(database: Database) -> None:
+    """The hold that answered it gives way to that of a restored database: resume from there goes on with the cancel."""
+    await commands(database).cancel(JOB, "me", discard=False)
+    hold(database, HoldReason.CANCEL_WISH)
+    hold(database, HoldReason.RESTORED)
+
+    await commands(database).resume(JOB, "me")
+
+    assert (job(database).wish, job(database).hold_reason) == (Wish.CANCEL, None)
+
+
 @pytest.mark.parametrize("rents", [True, False])
 async def test_after_a_restore_no_stage_is_begun_again_elsewhere(database: Database, rents: bool) -> None:
     """Under its old nonce it may run on a machine that the backup never knew; on the one it knows nothing changes."""

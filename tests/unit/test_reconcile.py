@@ -121,6 +121,20 @@ async def test_a_listing_tells_what_became_of_a_start_or_stop(
     assert bench.operation(operation).state is state
 
 
+@pytest.mark.parametrize("queues", [True, False])
+async def test_a_start_that_only_queued_and_was_not_heard(bench: Bench, queues: bool) -> None:
+    """Meant to run and without a GPU: a stop is due, and stored as one that was not sent. One that comes up is left."""
+    bench.sent(Kind.START)
+    status = "stopped" if queues else "loading"
+    bench.desk.market.instances = [instance(INSTANCE, bench.lease().label, status=status)]
+
+    await bench.look()
+
+    with bench.desk.database.read() as c:
+        stops = [op.state for op in operations.of_job(c, JOB) if op.kind is Kind.STOP]
+    assert stops == ([OpState.ABSENT] if queues else [])
+
+
 async def test_a_destroy_without_an_answer(bench: Bench) -> None:
     """Still listed long after: it went nowhere. Written off meanwhile and gone: done."""
     operation = bench.sent(Kind.DESTROY)

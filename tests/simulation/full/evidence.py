@@ -35,14 +35,14 @@ class Evidence:
 
     def __init__(self, witness: Witness) -> None:
         self.witness, self.sim = witness, witness.sim
-        self.billed_when_gone: dict[int, float] = {}  # what it bills after all evidence, nobody knows
-        self._gone: set[int] = set()
+        self.billed_when_gone: dict[int, float] = {}  # or written off: what it bills afterwards is nobody's to know
+        self._over: set[int] = set()
         self._absences: dict[int, _Absence] = {}
         self._sent: dict[str, _Sent] = {}  # creates, by label: a backup keeps what was seen before it
 
     def forget(self) -> None:
         self.billed_when_gone.clear()
-        self._gone.clear()
+        self._over.clear()
         self._absences.clear()
 
     def committed(self) -> None:
@@ -55,10 +55,11 @@ class Evidence:
         now, looks = self.sim.clock.boot(), len(self.sim.market.given)
         for row in self.witness.rows("SELECT instance_id, state, absent_count FROM leases"):
             number, gone, count = row["instance_id"], row["state"] == "GONE", row["absent_count"]
+            over = gone or row["state"] == "WRITTEN_OFF"
             known = self._absences.get(number)
             first = known.first_at if known is not None else now
-            if known is None and gone:
-                self._gone.add(number)  # an older database says so
+            if known is None and over:
+                self._over.add(number)  # an older database says so
             if known is None or count == 0:
                 self._absences[number] = _Absence(count, max(0, looks - 2), now)  # the last may not be applied yet
             elif count > known.count:
@@ -66,15 +67,15 @@ class Evidence:
                 if not any(given.trusted and number not in given.shown for given in since):
                     self.witness.accuse("I17", f"{number}: an absence that no trusted listing showed")
                 self._absences[number] = _Absence(count, looks, now if known.count == 0 else known.first_at)
-            if gone and number not in self._gone and count >= 2 and now - first < GONE_SPAN_S - 2:
+            if gone and number not in self._over and count >= 2 and now - first < GONE_SPAN_S - 2:
                 self.witness.accuse("I16", f"{number} is GONE {now - first:.0f} s after it was first missed")
-            if gone and number not in self._gone and self.sim.market.machines[number].is_shown:
+            if gone and number not in self._over and self.sim.market.machines[number].is_shown:
                 self.witness.accuse("I16", f"{number} is GONE, and the market shows it to who asks by its id")
-            if not gone:
+            if not over:
                 self.billed_when_gone.pop(number, None)
-            elif number not in self._gone:
+            elif number not in self._over:
                 self.billed_when_gone[number] = self.sim.market.machines[number].billed()
-            (self._gone.add if gone else self._gone.discard)(number)
+            (self._over.add if over else self._over.discard)(number)
 
     def _refused_by_the_market(self) -> None:
         for row in self.witness.rows("SELECT label FROM operations WHERE kind = 'create' AND state = 'REFUSED'"):

@@ -145,10 +145,10 @@ class Witness:
     def listed(self, running: set[int], queued: dict[int, Life | None]) -> None:
         """What runs and is LOST, and what a start only queued, is stopped at once; some `PASSES` are forgiven.
 
-        Where nobody lives who was told of the queue, the patience with a start comes first.
+        Where nobody lives who asked for the start, the patience with it comes first.
         """
         now = self.sim.loop.time()
-        self._noted, self._listed = max(self._noted, self._listed), self._newest_event()
+        self._noted, self._listed = max(self._noted, self._listed), self.newest_event()
         lost = {row["instance_id"] for row in self.rows("SELECT instance_id FROM leases WHERE state = 'LOST'")}
         self._to_stop = {number: self._to_stop.get(number, _ToStop(now)) for number in lost & running | queued.keys()}
         for number, known in self._to_stop.items():
@@ -284,14 +284,15 @@ class Witness:
     def after_restore(self) -> None:
         """What the daemon knew is not what it knows: states may be older now."""
         unsure = self.sim.sky.strokes["disk full"]  # how far it had come is noted in a file
-        self._forgot = self._newest_event() < self._noted and not unsure
+        self._forgot = self.newest_event() < self._noted and not unsure
         self._noted = self._listed = 0
-        self._known, self._held = {}, {}
+        self._known, self._held = self.states(), {}  # what an older database says now is not decided now
         self._receipts = self._count_receipts()  # they were judged when they were new
         self.evidence.forget()
         self.wire.forget()
+        self.sim.person.is_forgotten(self.newest_event())
 
-    def _newest_event(self) -> int:
+    def newest_event(self) -> int:
         return int(self.rows("SELECT coalesce(max(id), 0) AS n FROM events")[0]["n"])
 
     def _files_whole(self) -> None:

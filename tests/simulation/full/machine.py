@@ -28,7 +28,7 @@ class Machine:
     intended: str = "running"
     powered: bool = False
     queued: bool = False
-    queued_for: Life | None = None  # who was told that the start only queued
+    queued_for: Life | None = None  # who asked for the start, and lives to be told that it only queued
     ended_at: float | None = None
     ends_at: float | None = None  # a destroy that lingers
     hidden_until: float = 0.0  # for listings and for who asks by its id
@@ -161,8 +161,9 @@ class Machine:
         self._note()
 
     def reprice(self, price: int) -> None:
-        self.advance()
-        self.price = price
+        """Only in sight: a price that came and went where nobody could look is nobody's to know."""
+        if self.is_shown or self.is_listed(0.0):
+            self.price = price
 
     def _note(self, at: float | None = None) -> None:
         self.history.append((self.sim.clock.boot() if at is None else at, self.status, self.intended))

@@ -158,9 +158,10 @@ class FakeMarket:
             machine.power_on()
             return Reply(200, "{}")
 
-        reply = await self._change("start", start, lost_before="stop lost", lost_after="stop lost", unheard=start)
-        machine.queued_for = LIFE.get()
-        return reply
+        try:
+            return await self._change("start", start, lost_before="stop lost", lost_after="stop lost", unheard=start)
+        finally:  # who did not hear the answer can see it in the next listing
+            machine.queued_for = LIFE.get()
 
     async def stop(self, instance_id: int) -> Reply:
         self.sim.wire("stop", instance_id)

@@ -26,7 +26,7 @@ class Person:
     written_off: set[int] = field(default_factory=set)
     retried: int = 0
     deleted_at: float = -math.inf  # the model
-    cancelled: set[str] = field(default_factory=set)  # jobs, since nothing else was said of them
+    cancelled: dict[str, int] = field(default_factory=dict)  # jobs, since nothing else was said of them: at which event
     at: int = 0
 
     async def submit(self) -> None:
@@ -91,9 +91,13 @@ class Person:
         if word in ("resume", "retry", "retry gguf"):  # void from now on, but not what was typed meanwhile
             self.tokens = {n: [t for t in times if t not in before.get(n, [])] for n, times in self.tokens.items()}
         if word == "cancel":
-            self.cancelled.add(job)
+            self.cancelled[job] = sim.witness.newest_event()
         elif word in ("hold", "retry", "retry gguf") or (word == "resume" and reason in ("CANCEL_WISH", "BY_PERSON")):
-            self.cancelled.discard(job)
+            self.cancelled.pop(job, None)
+
+    def is_forgotten(self, newest: int) -> None:
+        """An older database was put back, which knows the events up to `newest`, and no later cancel."""
+        self.cancelled = {job: said for job, said in self.cancelled.items() if said <= newest}
 
     def types(self, instance: int) -> None:
         self.typed.add(instance)

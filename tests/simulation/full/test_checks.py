@@ -286,7 +286,7 @@ def _missed_unseen(w: Ended) -> None:
 
 
 def _rents_for_a_cancelled_job(w: Ended) -> None:
-    w.sim.person.cancelled.add(w.sim.job_ids[0])
+    w.sim.person.cancelled[w.sim.job_ids[0]] = 0
     w.send("stage_start", nonce="n1")
 
 
