@@ -77,7 +77,7 @@ def test_fast_and_plain_train_the_same(box: Box) -> None:
 
 @pytest.mark.parametrize("stage", [Stage.SFT, Stage.DPO])
 def test_plain_is_what_trl_trains(box: Box, stage: Stage) -> None:
-    """Losses of the plain way equal those of TRL's trainer, started by plain python, within 1e-4 at every step."""
+    """Losses of the plain way equal those of TRL's trainer, started by plain python, within 1e-5 at every step."""
     if stage is Stage.DPO:  # as TRL's, from a fresh adapter
         box.set(stages=[plan for plan in box.job.stages if plan.stage is Stage.DPO], sft=None)
     run(box, "-m", f"remote_payload.{stage.lower()}")
@@ -87,4 +87,4 @@ def test_plain_is_what_trl_trains(box: Box, stage: Stage) -> None:
     losses = json.loads(theirs.splitlines()[-1])
     ours = [step["loss"] for step in box.events("step") if step["stage"] == stage]
     assert len(ours) == ROWS // box.job.batch_size
-    assert ours == pytest.approx(losses, abs=1e-4)
+    assert ours == pytest.approx(losses, rel=0, abs=1e-5)
