@@ -1,4 +1,4 @@
-"""The commands of a daemon without drivers: a real database, a market that says what a test wrote down, a job file."""
+"""The commands of a daemon: a real database, a market that says what a test wrote down, a job file; and one driver."""
 
 from __future__ import annotations
 
@@ -9,16 +9,22 @@ from pathlib import Path
 from typing import Any, cast
 
 from scripted_market import ScriptedMarket
-from store import opened
+from store import add_lease, opened
 
 from daemon.artifacts.verify import verify
 from daemon.clock import ManualClock
+from daemon.control.acts import act
 from daemon.control.commands import Commands
+from daemon.control.driver import Driver
 from daemon.control.operate import Operator
 from daemon.control.world import World
-from daemon.domain.records import Job, Lease
+from daemon.domain import actions
+from daemon.domain.holds import HoldReason
+from daemon.domain.records import Job, Kind, Lease, Operation
+from daemon.domain.snapshot import Snapshot
+from daemon.domain.spec import from_canonical
 from daemon.settings import Paths, Settings
-from daemon.store import jobs, leases
+from daemon.store import jobs, leases, operations
 
 SPEC = """version: 1
 name: bot
@@ -66,3 +72,48 @@ class Desk:
     def write(self, change: Callable[[Any], Any]) -> Any:
         with self.database.write() as c:
             return change(c)
+
+
+@dataclass
+class Counter:
+    """`desk` with a job in QUEUED and its driver, which does one act at a time; pauses are not waited for."""
+
+    desk: Desk
+    job: Job
+    driver: Driver
+    pauses: list[float] = field(default_factory=list)
+
+    @classmethod
+    async def open(cls, folder: Path, text: str = SPEC) -> Counter:
+        desk = Desk(folder)
+        job = await desk.submit(text)
+        found = cls(desk, job, Driver(desk.world, job, from_canonical(job.spec_json)))
+
+        async def wait(seconds: float) -> None:
+            found.pauses.append(seconds)
+
+        found.driver.bell.wait = wait  # type: ignore[method-assign]
+        return found
+
+    def look(self) -> Snapshot:
+        return self.driver._look()
+
+    async def do(self, action: actions.Action) -> None:
+        await act(self.driver.acting, self.look(), action)
+
+    def machine(self, **values: Any) -> Lease:
+        given = {"machine_id": 5} | values
+        with self.desk.database.write() as c:
+            return leases.get(c, add_lease(c, self.job.id, **given))
+
+    def operations(self, kind: Kind) -> list[Operation]:
+        with self.desk.database.read() as c:
+            return [op for op in operations.of_job(c, self.job.id) if op.kind is kind]
+
+    @property
+    def creates(self) -> list[Operation]:
+        return self.operations(Kind.CREATE)
+
+    @property
+    def held(self) -> HoldReason | None:
+        return self.look().job.hold_reason

@@ -2,76 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from desk import Desk
+from desk import Counter
 from scripted_market import OFFER, instance
-from store import NOW, add_lease, start_stage
+from store import NOW, start_stage
 
 from daemon.control import act_machine
-from daemon.control.acts import act
-from daemon.control.driver import Driver
 from daemon.control.provision import DataRefused, IntegrationRefused
 from daemon.domain import actions
 from daemon.domain.actions import Provision, Rent
 from daemon.domain.holds import HoldReason
 from daemon.domain.lifecycle import Trigger
 from daemon.domain.market import Listing, Offer, OfferQuery
-from daemon.domain.records import Job, Kind, Lease, LeaseState, Operation, OpState
-from daemon.domain.snapshot import Snapshot
-from daemon.domain.spec import from_canonical
+from daemon.domain.records import Lease, LeaseState, OpState
 from daemon.errors import HomeportError, MarketUnreachable, NoCredit, OfferGone, RemoteFailed
 from daemon.market.port import Reply
-from daemon.store import leases, machines, operations
-
-
-@dataclass
-class Counter:
-    """`desk` with a job in QUEUED and its driver; pauses are not waited for."""
-
-    desk: Desk
-    job: Job
-    driver: Driver
-    pauses: list[float] = field(default_factory=list)
-
-    def look(self) -> Snapshot:
-        return self.driver._look()
-
-    async def do(self, action: actions.Action) -> None:
-        await act(self.driver.acting, self.look(), action)
-
-    def machine(self, **values: Any) -> Lease:
-        given = {"machine_id": 5} | values
-        with self.desk.database.write() as c:
-            return leases.get(c, add_lease(c, self.job.id, **given))
-
-    @property
-    def creates(self) -> list[Operation]:
-        with self.desk.database.read() as c:
-            return [op for op in operations.of_job(c, self.job.id) if op.kind is Kind.CREATE]
-
-    @property
-    def held(self) -> HoldReason | None:
-        return self.look().job.hold_reason
+from daemon.store import leases, machines
 
 
 @pytest.fixture
-async def counter(tmp_path: Path) -> Iterator[Counter]:  # type: ignore[misc]
-    desk = Desk(tmp_path)
-    job = await desk.submit()
-    driver = Driver(desk.world, job, from_canonical(job.spec_json))
-    found = Counter(desk, job, driver)
-
-    async def wait(seconds: float) -> None:
-        found.pauses.append(seconds)
-
-    driver.bell.wait = wait  # type: ignore[method-assign]
+async def counter(tmp_path: Path) -> AsyncIterator[Counter]:
+    found = await Counter.open(tmp_path)
     yield found
-    desk.database.close()
+    found.desk.database.close()
 
 
 def offering(counter: Counter, answers: dict[int, Reply | Exception]) -> None:
