@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import types
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -37,7 +38,9 @@ def apply(model: Any) -> list[str]:
             module.forward = types.MethodType(normed, module)
             done.add("norm")
         elif kind.endswith("Attention") and (module.head_dim & (module.head_dim - 1)) == 0:
-            sys.modules[type(module).__module__].apply_rotary_pos_emb = rotate  # type: ignore[attr-defined]
+            modeling: Any = sys.modules[type(module).__module__]
+            if not isinstance(modeling.apply_rotary_pos_emb, Rotate):
+                modeling.apply_rotary_pos_emb = Rotate(modeling.apply_rotary_pos_emb)
             done.add("rotary")
     return sorted(done)
 
@@ -50,9 +53,17 @@ def normed(self: Any, x: Tensor) -> Tensor:
     return rms_norm(x, self.weight.shape, self.weight, self.variance_epsilon)
 
 
-def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
-    """(1, heads, T, width) each, cos and sin (1, T, width). Writes over q and k: nobody needs what they were."""
-    return Rotary.apply(q, k, cos, sin)
+class Rotate:
+    """Stands in a model's module, so other models of its kind come here too: batches of them go the `plain` way."""
+
+    def __init__(self, plain: Callable[..., tuple[Tensor, Tensor]]) -> None:
+        self.plain = plain
+
+    def __call__(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
+        """(1, heads, T, width) each, cos and sin (1, T, width). Writes over q and k: nobody needs what they were."""
+        if len(q) != 1:
+            return self.plain(q, k, cos, sin, unsqueeze_dim)
+        return Rotary.apply(q, k, cos, sin)
 
 
 class Gate(torch.autograd.Function):

@@ -44,6 +44,15 @@ def test_both_ways_train_the_same(make_box: MakeBox) -> None:
     assert bins == [[5], [0], [1, 3], [2, 4]]
 
 
+def test_a_plain_model_beside_a_fast_one(make_box: MakeBox) -> None:
+    """The rotary kernel reads one row and stands in the module of the model's kind: a padded batch that comes there
+    later in the process is computed as before, however many models were made fast."""
+    printed = make_box().evaluate(Path(__file__).with_name("kernels_side.py").read_text())
+    (found,) = [json.loads(line[6:]) for line in printed.splitlines() if line.startswith("found ")]
+
+    assert found == {"same": True, "kept": True, "nested": False}
+
+
 @pytest.mark.parametrize("stage", [Stage.SFT, Stage.DPO])
 def test_plain_is_what_trl_trains(make_box: MakeBox, stage: Stage) -> None:
     """Losses of the plain way are those of TRL's trainer on the same rows and seed, from a fresh adapter."""
