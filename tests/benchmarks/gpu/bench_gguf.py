@@ -1,9 +1,10 @@
-"""From an adapter to a hashed Q8_0, with the product's own code, on random weights of a real shape.
+"""From an adapter to hashed GGUF files, with the product's own code, on random weights of a real shape.
 
-    python tests/benchmarks/gpu/bench_gguf.py --shape qwen7b --root DIR --converter DIR [--threads 1]
+    python tests/benchmarks/gpu/bench_gguf.py --shape qwen7b --root DIR --converter DIR [--threads 1] [--gguf Q8_0 ...]
 
-Makes the model first (not timed; 15 GB for the 7B, so DIR needs 25 GB). Prints one JSON line: seconds to import and
-prepare, to write, to hash; the file's sha256, by which runs with different numbers of threads are compared.
+Makes the model first (not timed; 15 GB for the 7B, so DIR needs 25 GB, and 20 more for K-quants). Prints one JSON line
+a file: seconds to import and prepare, to write, to hash, and from the start until then; the file's sha256, by which
+runs with different numbers of threads are compared. The first K-quant's seconds are those of the 16-bit file too.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ BEGAN = time.monotonic()
 import torch  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
-from remote_payload import ahead, hashes, llama  # noqa: E402
+from remote_payload import ahead, gguf, hashes, llama  # noqa: E402
+from remote_payload.contract import Integration, JobFile, Lora, ModelSource, Stage  # noqa: E402
+from remote_payload.layout import Layout  # noqa: E402
 from remote_payload.merge import read_deltas  # noqa: E402
 from remote_payload.quants import QUANTS  # noqa: E402
 from remote_payload.stream import Conversion, clean_copy  # noqa: E402
@@ -110,6 +113,7 @@ def main() -> None:
     parser.add_argument("--root", type=Path, required=True)
     parser.add_argument("--converter", type=Path, required=True)
     parser.add_argument("--threads", type=int, default=ahead.THREADS)
+    parser.add_argument("--gguf", nargs="+", choices=QUANTS, default=["Q8_0"])
     args = parser.parse_args()
     imports = time.monotonic() - BEGAN
     args.root.mkdir(parents=True, exist_ok=True)
@@ -125,28 +129,29 @@ def main() -> None:
     deltas, engine = read_deltas(args.root / "adapter"), llama.available(args.root, patience_s=0)
     conversion = Conversion(args.converter.resolve(), base, deltas, "bench", engine)
     prepared = time.monotonic()
-    size = conversion.write(QUANTS["Q8_0"], args.root / "bench-Q8_0.gguf")
-    written = time.monotonic()
-    digest = hashes.digest(args.root / "bench-Q8_0.gguf")
-    hashed = time.monotonic()
-    print(
-        json.dumps(
-            {
-                "shape": args.shape,
-                "threads": args.threads,
-                "cores": len(os.sched_getaffinity(0)),
-                "bytes": size,
-                "compiled_q8_0": engine is not None,
-                "import_s": round(imports, 1),
-                "prepare_s": round(prepared - began, 1),
-                "write_s": round(written - prepared, 1),
-                "hash_s": round(hashed - written, 1),
-                "total_s": round(imports + hashed - began, 1),
-                "sha256": digest.sha256[:16],
-            }
-        ),
-        flush=True,
-    )
+    layout = Layout(args.root)
+    for folder in (layout.out, layout.stage(Stage.GGUF)):
+        folder.mkdir(parents=True, exist_ok=True)
+    job = JobFile("bench1", 1, "bench", ModelSource("bench"), [], Integration("BENCH", 0, 0), Lora(), args.gguf)
+    for file in gguf.written(conversion, layout, job):
+        written = time.monotonic()
+        digest = hashes.digest(file.path)
+        hashed = time.monotonic()
+        told = {
+            "quant": file.quant.name,
+            "shape": args.shape,
+            "threads": args.threads,
+            "cores": len(os.sched_getaffinity(0)),
+            "bytes": file.size,
+            "compiled_q8_0": engine is not None,
+            "import_s": round(imports, 1),
+            "prepare_s": round(prepared - began, 1),
+            "write_s": file.seconds,
+            "hash_s": round(hashed - written, 1),
+            "since_start_s": round(imports + hashed - began, 1),
+            "sha256": digest.sha256[:16],
+        }
+        print(json.dumps(told), flush=True)
 
 
 if __name__ == "__main__":
