@@ -117,7 +117,9 @@ class Store:
         self.note("moved")
 
     def hold(self, version: int, reason: HoldReason, detail: str, now: int, by: str = "daemon") -> None:
-        answered = {"wish": None} if reason in ANSWERS else {}
+        answered: dict[str, Any] = {"wish": None} if reason in ANSWERS else {}
+        if not answered and self.job.hold_reason is HoldReason.CANCEL_WISH:
+            answered = {"wish": Wish.CANCEL}
         self.change(version, hold_reason=reason, hold_detail=detail, hold_since=now, hold_by=by, **answered)
         self.note("held")
 
