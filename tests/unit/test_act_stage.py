@@ -14,11 +14,12 @@ from store import NOW
 from daemon.box.box import BoxStatus
 from daemon.control.act_stage import STOP_LOOKS
 from daemon.domain.actions import StartStage, StopStages
+from daemon.domain.holds import HoldReason
 from daemon.domain.lifecycle import JobState
 from daemon.domain.records import Kind, OpState, StageRun
 from daemon.errors import AccessDenied, HostKeyChanged, LinkLost, RemoteFailed
 from daemon.store import jobs, stages
-from remote_payload.contract import Phase, Stage, Status
+from remote_payload.contract import Exit, Phase, Stage, Status
 
 
 @dataclass
@@ -93,6 +94,17 @@ async def test_a_start_without_an_answer_may_have_begun_the_stage(
     assert [op.state for op in counter.operations(Kind.STAGE_START)] == [left]
     assert s.lease is not None and s.work_started(s.lease) is (left is OpState.UNKNOWN)
     assert s.job.state is JobState.PROVISIONED
+
+
+async def test_a_machine_of_a_newer_attempt_than_the_database_holds_the_job(counter: Counter) -> None:
+    """After a restore: its job.json knows no stage of this attempt. What works there is not disturbed; retry goes on."""
+    refused = RemoteFailed("run start ended with code 10", exit_code_remote=Exit.BAD_CONFIG)
+    meets(counter, Box([refused]))
+
+    await start(counter, counter.look().stages[0])
+
+    job = counter.look().job
+    assert job.hold_reason is HoldReason.RESTORED and f"jobctl retry {job.id}" in (job.hold_detail or "")
 
 
 async def test_the_answer_to_a_repeated_start_settles_those_before_it(counter: Counter) -> None:
