@@ -97,7 +97,7 @@ async def test_a_start_without_an_answer_may_have_begun_the_stage(
 
 
 async def test_a_machine_of_a_newer_attempt_than_the_database_holds_the_job(counter: Counter) -> None:
-    """After a restore: its job.json knows no stage of this attempt. What works there is not disturbed; retry goes on."""
+    """After a restore: its job.json knows no stage of this attempt. What works there goes on, and so does retry."""
     refused = RemoteFailed("run start ended with code 10", exit_code_remote=Exit.BAD_CONFIG)
     meets(counter, Box([refused]))
 
