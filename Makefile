@@ -43,15 +43,16 @@ lint: setup
 	$(call part,ruff,$(BIN)/ruff check . && $(BIN)/ruff format --check .)
 	$(call part,mypy,$(BIN)/mypy && $(BIN)/mypy --platform win32 && $(BIN)/mypy --platform darwin)
 
-# By hand: branch coverage of the folders that decide, each at least 95 %, by unit and integration tests and by lives of
-# the full tier, which run the whole of control in one process.
+# By hand: branch coverage of the folders that decide, each at least 95 %, by unit and integration tests, by the payload's
+# test of rebuilding, whose one half is the daemon's, and by lives of the full tier, which run the whole of control in one
+# process.
 COVERED := domain control market artifacts
 LIVES ?= 21000:21060
 
 coverage: setup
 	@mkdir -p .cache
 	@$(BIN)/coverage erase
-	@$(BIN)/coverage run -m pytest tests/unit tests/integration -m "not full"
+	@$(BIN)/coverage run -m pytest tests/unit tests/integration tests/payload/test_rebuild.py -m "not full"
 	@$(BIN)/coverage run -m tests.simulation.full --seeds $(LIVES)
 	@$(BIN)/coverage combine --quiet
 	@failed=0; for folder in $(COVERED); do echo "== $$folder"; \
