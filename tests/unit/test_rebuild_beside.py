@@ -282,6 +282,21 @@ async def test_the_hub_is_asked_until_it_answers(make: Make, monkeypatch: pytest
     assert job.failures == ["fetch ended with code 69: no answer"]
 
 
+async def test_no_secret_reaches_what_makes_the_files(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It opens what came from a rented machine. What is needed to find packages by is given, nothing else of ours."""
+    monkeypatch.setenv("VAST_API_KEY", "a-canary")
+    monkeypatch.setenv("HF_TOKEN", "a-canary")
+    monkeypatch.setenv("PIP_INDEX_URL", "http://index")
+    seen = "env >> ${0%/python}/environment"
+    job = make({"lacking": seen, "converter": seen, "rebuild": seen})
+
+    await job.place()
+
+    environment = (job.folder / "python/environment").read_text()
+    assert environment.count("PIP_INDEX_URL=http://index") == 3 and "HF_HUB_OFFLINE=1" in environment
+    assert "a-canary" not in environment
+
+
 async def test_what_cannot_be_deleted_stays(make: Make) -> None:
     """And is said; the download is not kept waiting for it."""
     job = make()
