@@ -1,0 +1,114 @@
+"""What a proof comes to: receipt and state together, a hold, or the record that a crash kept from being made."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from desk import Counter
+from store import NOW
+
+from daemon.artifacts import levels
+from daemon.artifacts.verify import Report
+from daemon.domain.actions import Verify
+from daemon.domain.holds import HoldReason
+from daemon.domain.lifecycle import JobState
+from daemon.store import jobs
+from remote_payload.contract import ArtifactFile, Manifest, Role, dump
+
+WEIGHTS = b"weights" * 1000
+PASSED = Report(True, "hash", (levels.passed(levels.BYTES, {"files": 1}),))
+WRONG = Report(False, "hash", (levels.failed(levels.BYTES, "one chunk is another"),))
+NOT_RUN = Report(False, "full", (levels.passed(levels.BYTES, {}), levels.not_run(levels.BEHAVIOUR, "no memory")))
+
+
+class Proofs:
+    """Answers each proof with `report`, level by level."""
+
+    def __init__(self, counter: Counter, report: Report) -> None:
+        self.counter, self.report, self.asked = counter, report, 0
+        counter.desk.world.verify = self.prove
+
+    async def prove(self, folder: Path, manifest: Manifest, base: Any, depth: Any, say: Any) -> Report:
+        self.asked += 1
+        assert (folder / "bot-Q8_0.gguf").read_bytes() == WEIGHTS
+        for level in self.report.levels:
+            say(level)
+        return self.report
+
+
+@pytest.fixture
+async def counter(tmp_path: Path) -> AsyncIterator[Counter]:
+    """Its model was downloaded."""
+    found = await Counter.open(tmp_path)
+    (tmp_path / "base/tokenizer.json").write_text("{}")
+    file = ArtifactFile(
+        "run/out/bot-Q8_0.gguf", Role.GGUF, len(WEIGHTS), hashlib.sha256(WEIGHTS).hexdigest(), [], "Q8_0"
+    )
+    text = dump(Manifest(found.job.id, 1, "n", 0.0, 8 << 20, [file]))
+    incoming = found.driver.acting.home(found.look()).incoming
+    incoming.mkdir(parents=True)
+    (incoming / "bot-Q8_0.gguf").write_bytes(WEIGHTS)
+    database = found.desk.database
+    with database.write() as c:
+        stored = {"manifest_json": text, "manifest_sha256": hashlib.sha256(text.encode()).hexdigest()}
+        jobs.change(c, jobs.get(c, found.job.id), NOW, database.epoch, **stored)
+        for state in (JobState.PROVISIONED, JobState.SFT, JobState.GGUF, JobState.DOWNLOADED):
+            jobs.move(c, jobs.get(c, found.job.id), state, NOW, database.epoch)
+    yield found
+    database.close()
+
+
+def told(counter: Counter, kind: str) -> list[dict[str, Any]]:
+    with counter.desk.database.read() as c:
+        rows = c.exec_driver_sql("SELECT body FROM events WHERE kind = ? ORDER BY id", (kind,)).scalars()
+        return [json.loads(body) for body in rows]
+
+
+def assert_proven(counter: Counter) -> None:
+    """State, folder and receipt say the same, of files that lie there."""
+    s = counter.look()
+    assert s.job.state is JobState.VERIFIED and s.receipt is not None
+    assert s.job.model_dir == s.receipt.folder
+    assert (Path(s.receipt.folder) / "bot-Q8_0.gguf").read_bytes() == WEIGHTS
+    assert "bot-Q8_0.gguf" in [file["path"] for file in json.loads(s.receipt.files)]
+
+
+async def test_a_proven_model_is_in_its_place_with_its_receipt(counter: Counter) -> None:
+    proofs = Proofs(counter, PASSED)
+
+    await counter.do(Verify())
+
+    assert_proven(counter)
+    assert proofs.asked == 1
+    assert [level["name"] for level in told(counter, "verify.level")] == [levels.BYTES]
+
+
+async def test_killed_before_the_record_it_is_made_without_another_proof(counter: Counter) -> None:
+    """The folder is in its place and the database does not know: what lies there is what was proven."""
+    home = counter.driver.acting.home(counter.look())
+    home.settle_in(PASSED, counter.desk.folder / "log.txt", None)
+    proofs = Proofs(counter, WRONG)
+
+    await counter.do(Verify())
+
+    assert_proven(counter)
+    assert proofs.asked == 0
+
+
+@pytest.mark.parametrize(("report", "held"), [(WRONG, HoldReason.VERIFY_FAILED), (NOT_RUN, HoldReason.NOT_VERIFIED)])
+async def test_a_model_that_is_not_proven_holds_the_job(counter: Counter, report: Report, held: HoldReason) -> None:
+    """What is wrong is another thing than what could not be looked at; neither is a receipt, and the files stay."""
+    Proofs(counter, report)
+
+    await counter.do(Verify())
+
+    s = counter.look()
+    assert (s.job.state, s.job.hold_reason, s.receipt) == (JobState.DOWNLOADED, held, None)
+    assert s.job.hold_detail is not None and report.levels[-1].problem in s.job.hold_detail
+    assert counter.driver.acting.home(s).incoming.is_dir()
+    assert [level["name"] for level in told(counter, "verify.level")] == [level.name for level in report.levels]
