@@ -68,7 +68,9 @@ class Workshop:
         try:
             async with asyncio.timeout(ANSWER_S):
                 told = await self._run("rebuild", "--lacking")
-        except (RebuildFailed, TimeoutError, OSError) as error:
+        except TimeoutError:
+            return f"{self.python} did not say within {ANSWER_S:g} s which packages it has"
+        except (RebuildFailed, OSError) as error:
             return f"{self.python} cannot be asked for its packages: {error}"
         return f"{self.python} lacks {', '.join(told)}" if told else ""
 

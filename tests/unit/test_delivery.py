@@ -13,6 +13,7 @@ from desk import Desk
 from shell_python import ShellPython
 
 from daemon import platform
+from daemon.artifacts import rebuild
 from daemon.artifacts.rebuild import INSTALL
 from daemon.control import delivery, quotes
 from daemon.domain.deliver import Delivery
@@ -88,6 +89,31 @@ async def test_an_interpreter_without_the_packages(computer: Computer) -> None:
     computer.lacks("torch")
 
     assert (await computer.problem(spec_of())).endswith(f"{computer.python.path} lacks torch ({INSTALL})")
+
+
+@pytest.mark.parametrize(
+    ("does", "patience_s", "why"),
+    [
+        ("echo no module >&2; exit 1", 60.0, "cannot be asked for its packages: rebuild ended with code 1: no module"),
+        ("exec sleep 600", 0.2, "did not say within 0.2 s which packages it has"),
+    ],
+)
+async def test_an_interpreter_that_does_not_answer(
+    computer: Computer, monkeypatch: pytest.MonkeyPatch, does: str, patience_s: float, why: str
+) -> None:
+    """Whatever stands in its way is said: who named it in config.toml has to find out what is wrong."""
+    monkeypatch.setattr(rebuild, "ANSWER_S", patience_s)
+    ShellPython(computer.folder / "python", lacking=does)
+
+    assert f"{computer.python.path} {why}" in await computer.problem(spec_of())
+
+
+async def test_an_interpreter_that_cannot_be_run(computer: Computer) -> None:
+    computer.python.path.chmod(0o644)
+    assert "cannot be asked for its packages: [Errno 13]" in await computer.problem(spec_of())
+
+    computer.python.path.unlink()
+    assert f"{computer.python.path} is not there" in await computer.problem(spec_of())
 
 
 async def test_too_little_memory(computer: Computer) -> None:
