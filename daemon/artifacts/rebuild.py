@@ -68,7 +68,7 @@ class Workshop:
         try:
             async with asyncio.timeout(ANSWER_S):
                 told = await self._run("rebuild", "--lacking")
-        except TimeoutError:
+        except TimeoutError:  # which has no words of its own
             return f"{self.python} did not say within {ANSWER_S:g} s which packages it has"
         except (RebuildFailed, OSError) as error:
             return f"{self.python} cannot be asked for its packages: {error}"
