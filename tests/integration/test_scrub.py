@@ -135,6 +135,26 @@ def test_a_gguf_that_is_cut_off_is_found_without_a_hash(made: NanoArtifacts, tmp
     assert not report.passed and "of a file of" in verdicts(report)["L2"]
 
 
+def test_a_gguf_with_holes_is_found_without_a_hash(made: NanoArtifacts, tmp_path: Path) -> None:
+    """As a disk leaves one whose blocks never came: of the right size, and empty."""
+    path = tmp_path / "elsewhere.gguf"
+    path.write_bytes((made.out / Q8).read_bytes()[: 64 << 10])
+    os.truncate(path, (made.out / Q8).stat().st_size)
+
+    report = again(path, tmp_path)
+
+    assert not report.passed and verdicts(report) == {"L0": report.levels[0].problem}
+    assert "holes" in report.problem
+
+
+def test_a_base_model_that_is_named_must_be_one(home: Path, tmp_path: Path) -> None:
+    """What the receipt names may have been moved since; what the person names is a mistake that they hear of."""
+    (tmp_path / "empty").mkdir()
+
+    with pytest.raises(SpecError, match=r"config.json and tokenizer.json missing"):
+        again(home, tmp_path, base=tmp_path / "empty")
+
+
 def test_a_folder_that_is_not_ours_is_refused(tmp_path: Path) -> None:
     """With words that say what to do instead."""
     with pytest.raises(SpecError, match="not a model folder") as refused:

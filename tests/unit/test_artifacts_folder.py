@@ -330,6 +330,44 @@ def test_a_lost_model_goes_back_to_where_downloads_arrive(models: Path) -> None:
     assert receipt.recheck(settle(models)) is None
 
 
+def test_a_lost_model_takes_the_place_of_nothing(models: Path) -> None:
+    """What is on its way home meanwhile stays as it is, and so does the model, beside its place."""
+    home = Path(settle(models).folder)
+    (models / ".incoming-abc123").mkdir()
+    (models / ".incoming-abc123/m-Q8_0.gguf.part").write_bytes(b"half")
+
+    folder.set_aside(home)
+
+    assert [path.name for path in (models / ".incoming-abc123").iterdir()] == ["m-Q8_0.gguf.part"]
+    assert (home.with_name(".lost-v1-abc123") / "m-Q8_0.gguf").read_bytes() == FILES["m-Q8_0.gguf"][1]
+
+
+def test_a_folder_of_the_persons_own_is_left_alone(models: Path) -> None:
+    """Whatever the database names as a model's folder, only one of ours is ever moved."""
+    (models / "forex/photos").mkdir(parents=True)
+
+    folder.set_aside(models / "forex/photos")
+
+    assert (models / "forex/photos").is_dir()
+
+
+def test_half_a_download_does_not_come_with_the_model(models: Path) -> None:
+    """Left by an artifact set that was replaced: it is in no manifest, and `verify` would have to object."""
+    (models / ".incoming-abc123/old-Q4_K_M.gguf.part").write_bytes(b"half")
+
+    home = Path(settle(models).folder)
+
+    assert not list(home.rglob("*.part"))
+
+
+def test_a_folder_without_a_receipt_is_not_the_one_sought(models: Path) -> None:
+    """Though its name says that it is a version of the same job."""
+    (models / "forex/v0-abc123").mkdir(parents=True)
+    done = settle(models)
+
+    assert folder.settled(models, name="forex", job="abc123", manifest_sha256=SHA256) == done
+
+
 def test_a_lost_models_way_back_is_durable(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where an error came between the move and the sync of its folders, the next call syncs what was moved."""
     home = Path(settle(models).folder)
