@@ -42,7 +42,6 @@ from daemon.store.database import Database
 
 log = structlog.get_logger()
 COPY_LOOK_S = 60.0
-PATIENCE_S = 5.0  # of a transfer without a block moved, at least, whatever the time scale
 
 
 async def lead(settings: Settings) -> None:
@@ -114,10 +113,9 @@ async def _keep_copies(world: World) -> None:
 
 def _connect(settings: Settings) -> Connect:
     """Boxes over SSH, with our own key."""
-    patience_s = max(settings.timing.transfer_patience, PATIENCE_S)
 
     def connect(address: BoxAddress, count: CountBytes) -> Box:
-        return Box(address, settings.paths.ssh_key, on_bytes=count, patience_s=patience_s)
+        return Box(address, settings.paths.ssh_key, on_bytes=count, patience_s=settings.timing.transfer_patience)
 
     return connect
 

@@ -20,9 +20,13 @@ from daemon.errors import CredentialsRefused, HomeportError
 VAST_URL = "https://console.vast.ai"
 
 
+# A market on this computer may be as fast as it likes: its machines are processes here, which take their time.
+LEAST_S = {"boot_patience": 60.0, "ssh_patience": 60.0, "transfer_patience": 5.0}
+
+
 @dataclass(frozen=True)
 class Timing:
-    """Every window of the daemon, in seconds; on a loopback market divided by its `time_scale`."""
+    """Every window of the daemon, in seconds; on a loopback market divided by its `time_scale`, LEAST_S at least."""
 
     reconcile_every: float = 30.0  # a trusted listing while anything may bill
     idle_every: float = 600.0  # a listing while nothing may bill: a late arrival is found even then
@@ -43,8 +47,8 @@ class Timing:
     silence: float = 600.0  # out of contact for so long, and the person is told
 
     def scaled(self, by: float) -> Timing:
-        counts = {"create_absent_listings"}
-        return replace(self, **{f.name: getattr(self, f.name) / by for f in fields(self) if f.name not in counts})
+        names = {f.name for f in fields(self)} - {"create_absent_listings"}
+        return replace(self, **{name: max(getattr(self, name) / by, LEAST_S.get(name, 0.0)) for name in names})
 
 
 @dataclass(frozen=True)
