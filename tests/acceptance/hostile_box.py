@@ -16,7 +16,7 @@ from shlex import quote
 MODULES = ("preflight", "prepare", "dpo", "manifest", "run")
 UNFIT = "unfit"  # beside the launcher: how many more machines fail their preflight
 GO = "go-"  # beside the launcher, with a job's name: a module that dawdles goes on
-PATIENCE_S = 120.0
+PATIENCE_S = 600.0
 
 TEN_TERABYTES = 10 << 40
 ENDLESS = 3 << 20  # bytes of a line that does not end; more than one look reads

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from home import until
+from home import WITHIN_S, until
 from installed import ROOT
 
 DEMO_S = 600.0  # on a busy machine; docs/performance.md has the figures of an idle one
@@ -54,7 +54,7 @@ def demo(installed: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Ite
     yield one
     if one.process.poll() is None:
         os.killpg(one.process.pid, signal.SIGINT)
-        one.process.wait(60)
+        one.process.wait(WITHIN_S)
 
 
 def test_quick_demo(demo: Demo) -> None:
@@ -90,10 +90,12 @@ def test_interrupted_demo(demo: Demo) -> None:
     """A second demo in the same home is refused and hurts nothing; Ctrl-C ends the first with all it started."""
     demo.says("PROVISIONED > SFT")
 
-    second = subprocess.run(demo.command, capture_output=True, text=True, env=demo.env, cwd=demo.folder, timeout=60)
+    second = subprocess.run(
+        demo.command, capture_output=True, text=True, env=demo.env, cwd=demo.folder, timeout=WITHIN_S
+    )
     assert second.returncode == 1 and "another demo is running" in second.stderr
     assert len(demo.left_running()) >= 4  # demo, market, daemon, box
     os.killpg(demo.process.pid, signal.SIGINT)
 
-    assert demo.process.wait(60) == 130
+    assert demo.process.wait(WITHIN_S) == 130
     assert demo.left_running() == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,6 @@ import pytest
 from conftest import MakeJob, write_job
 from home import Home, until
 from hostile_box import UNFIT, launcher
-
-WITHIN_S = 120.0
 
 # What happens on the box, called like the job: the hold it leads to, and what that says.
 ON_THE_BOX = {
@@ -62,18 +61,18 @@ def test_counts_that_differ_from_the_data_are_refused_at_submit(
     gate: Home, job_file: MakeJob, counts: str, said: str
 ) -> None:
     """Exit 2 and the two numbers; no job, no machine."""
-    before = len(gate.ledger())
     refused = gate.jobctl("submit", "-y", str(job_file("counted", integration=counts)), check=2)
     assert said in refused.stderr
     gate.jobctl("show", "counted", check=3)
-    assert len(gate.ledger()) == before
+    known = {job["id"] for job in json.loads(gate.jobctl("status", "--json").stdout)["jobs"]}
+    assert {instance["label"].split("-")[2] for instance in gate.ledger()} <= known  # theirs may just be rented
 
 
 @pytest.mark.parametrize("name", ON_THE_BOX)
 def test_what_the_box_read_is_not_what_was_sent(gate: Home, name: str) -> None:
     """HELD with the reason before any stage starts, and the machine goes back at once."""
     reason, said = ON_THE_BOX[name]
-    view = gate.reach(name, "HELD", within_s=WITHIN_S)
+    view = gate.reach(name, "HELD")
     assert (view["state"], view["hold"]["reason"]) == ("QUEUED", reason)
     assert said in view["hold"]["detail"]
     assert returned_unused(gate, view["id"]) == 1
@@ -83,7 +82,7 @@ def test_one_bad_host_is_replaced(gate: Home, recorded: Path, tmp_path: Path) ->
     """A machine that fails its preflight goes back, another one is rented, and the job never knows."""
     (gate.python.parent / UNFIT).write_text("1")
     job = gate.submit(write_job(recorded, tmp_path, "second-host"))
-    gate.reach(job, "DESTROYED", within_s=WITHIN_S)
+    gate.reach(job, "DESTROYED")
     assert {destroy["permit"] for destroy in gate.events(job, "destroy.intent")} == {"unused", "receipt"}
     assert len(machines(gate, job)) == 2
     assert "wrong product" in gate.events(job, "box.unfit")[0]["why"]
@@ -93,9 +92,9 @@ def test_three_bad_hosts_hold_the_job(gate: Home, recorded: Path, tmp_path: Path
     """The third machine that fails ends the trying: HELD, all three gone, until the person says resume."""
     (gate.python.parent / UNFIT).write_text("3")
     job = gate.submit(write_job(recorded, tmp_path, "no-host"))
-    view = gate.reach(job, "HELD", within_s=WITHIN_S)
+    view = gate.reach(job, "HELD")
     assert view["hold"]["reason"] == "PROVISIONING"
     assert returned_unused(gate, job) == 3
     gate.jobctl("resume", job)
-    gate.reach(job, "DESTROYED", within_s=WITHIN_S)
+    gate.reach(job, "DESTROYED")
     assert len(machines(gate, job)) == 4

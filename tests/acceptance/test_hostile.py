@@ -17,7 +17,6 @@ sys.path.append(str(Path(__file__).parents[1] / "integration"))
 
 from nano_artifacts import nano_artifacts  # the verifier's own impostors
 
-WITHIN_S = 240.0
 COVERED_UP = sorted(DEEDS["before", "manifest"])
 CONTRADICTED = sorted(DEEDS["after", "manifest"])
 
@@ -41,7 +40,7 @@ def court(installed: Path, recorded: Path, tmp_path_factory: pytest.TempPathFact
 
 def held(court: Home, name: str) -> dict[str, str]:
     """The job's hold, and proof that its machine was not let go and nothing was called a model."""
-    view = court.reach(name, "HELD", within_s=WITHIN_S)
+    view = court.reach(name, "HELD")
     (instance,) = [i for i in court.ledger() if f"-{view['id']}-" in i["label"]]
     assert instance["destroyed_at"] is None
     assert not court.journal("DELETE", f"/instances/{instance['id']}/")
@@ -65,14 +64,14 @@ def test_bytes_that_the_manifest_denies(court: Home, name: str) -> None:
 
 def test_status_of_a_contract_we_do_not_know(court: Home) -> None:
     """A box that speaks another contract is held; the machine is kept."""
-    view = court.reach("future-status", "HELD", within_s=WITHIN_S)
+    view = court.reach("future-status", "HELD")
     assert view["hold"]["reason"] == "TRANSFER_FAILED" and "contract 99" in view["hold"]["detail"]
     assert not court.events(view["id"], "destroy")
 
 
 def test_a_marker_of_another_stage(court: Home) -> None:
     """A done.json under another nonce ends no stage: held, and the machine is kept."""
-    view = court.reach("forged-done", "HELD", within_s=WITHIN_S)
+    view = court.reach("forged-done", "HELD")
     assert view["hold"]["reason"] == "TRANSFER_FAILED" and "0000000000" in view["hold"]["detail"]
     assert view["state"] == "DPO" and not court.events(view["id"], "destroy")
     assert len(court.events(view["id"], "stage.done")) == 1  # SFT's own
@@ -80,7 +79,7 @@ def test_a_marker_of_another_stage(court: Home) -> None:
 
 def test_noise_does_not_hurt(court: Home) -> None:
     """Rubbish among events, escapes in the log and lines that never end are left out; the good model comes home."""
-    view = court.reach("noise", "DESTROYED", within_s=WITHIN_S)
+    view = court.reach("noise", "DESTROYED")
     log = court.jobctl("logs", "noise").stdout
     assert "noisy" in log and "\x1b" not in log and "\x07" not in log
     assert Path(view["model_dir"], "noise-Q8_0.gguf").exists()
@@ -89,7 +88,7 @@ def test_noise_does_not_hurt(court: Home) -> None:
 def test_nothing_outside_the_incoming_folder(court: Home) -> None:
     """However a manifest names its files, here they lie under .incoming-JOB, .rescue-JOB or nowhere."""
     for name in CONTRADICTED:
-        court.reach(name, "HELD", within_s=WITHIN_S)
+        court.reach(name, "HELD")
     made = {path.name for path in (court.folder / "models").iterdir()}
     jobs = {court.job(name)["id"] for name in ["noise", *COVERED_UP, *CONTRADICTED]}
     assert made <= {"noise"} | {f".{kind}-{job}" for kind in ("incoming", "rescue") for job in jobs}

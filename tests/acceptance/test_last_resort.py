@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import MakeHome, MakeJob
-from home import Home, until
+from home import WITHIN_S, Home, until
 
 
 def lose_the_database(one: Home) -> None:
@@ -72,7 +72,7 @@ def test_moved_to_another_computer(home: MakeHome, job_file: MakeJob, recorded: 
 
     old.jobctl("export", str(file))
     assert file.stat().st_mode & 0o077 == 0
-    refused = subprocess.run([old.bin / "jobd"], env=old.env, capture_output=True, text=True, timeout=60)
+    refused = subprocess.run([old.bin / "jobd"], env=old.env, capture_output=True, text=True, timeout=WITHIN_S)
     assert refused.returncode == 1 and "exported to another computer" in refused.stderr
 
     new = Home(tmp_path / "new", old.bin, old.image, old.python)

@@ -62,10 +62,10 @@ def wait_for(one: Home, job: str, moment: str) -> None:
 def lose(one: Home, job: str, *, returns: bool) -> dict[str, Any]:
     """The host goes offline and the job to another; with `returns` it comes back later. The job when it was LOST."""
     one.fault("offline", seconds=FOR_EVER)
-    until(lambda: [e for e in one.events(job, "lease.state") if e["state"] == "LOST"], "the host is given up", 120)
+    until(lambda: [e for e in one.events(job, "lease.state") if e["state"] == "LOST"], "the host is given up")
     lost = one.job(job)
     if returns:
-        first, _ = until(lambda: (found := leases(one, job))[1:] and found, "another machine", 120)
+        first, _ = until(lambda: (found := leases(one, job))[1:] and found, "another machine")
         one.fault("offline", instance=first["id"], seconds=0.0)
         back = time.time()
         until(lambda: stops(one, first["id"]), "the first is stopped")
@@ -152,4 +152,4 @@ def test_a_recorded_run_loses_its_host(
 
     lose(one, job, returns=returns)
 
-    assert_ended_well(one, job, one.reach(job, "DESTROYED", within_s=120), recorded_model(recorded), returns=returns)
+    assert_ended_well(one, job, one.reach(job, "DESTROYED"), recorded_model(recorded), returns=returns)

@@ -77,7 +77,7 @@ def test_late_arrival(home: MakeHome, job_file: MakeJob) -> None:
     one.start()
 
     job = one.submit(job_file())
-    one.reach(job, "DESTROYED", within_s=120)
+    one.reach(job, "DESTROYED")
     until(lambda: all(i["destroyed_at"] for i in one.ledger()), "both machines are gone")
 
     assert len(one.ledger()) == 2

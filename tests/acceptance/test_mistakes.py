@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from conftest import MakeHome, MakeJob
-from home import Home, until
+from home import WITHIN_S, Home, until
 
 FIVE_ERRORS = """\
 version: 1
@@ -29,7 +29,7 @@ limits:
 """
 
 
-def jobd(home: Home, within_s: float = 30.0) -> subprocess.CompletedProcess[str]:
+def jobd(home: Home, within_s: float = WITHIN_S) -> subprocess.CompletedProcess[str]:
     """A daemon that is expected to end by itself."""
     return subprocess.run([home.bin / "jobd"], capture_output=True, text=True, env=home.env, timeout=within_s)
 

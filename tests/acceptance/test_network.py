@@ -16,7 +16,6 @@ from home import Home, until
 
 FOR_EVER = 3600.0  # seconds; until healed, in a test of minutes
 STEPS_APART = 3  # optimizer steps that show that training goes on
-TRAINING_S = 240.0
 CREATE = {"method": "PUT", "path": "/api/v0/asks/*"}
 RARE_AFTER_S = 25.0  # out of contact: from then on attempts are half a minute apart
 REACHED_WITHIN_S = 5.0
@@ -80,10 +79,11 @@ def test_refused_at_first(home: MakeHome, job_file: MakeJob) -> None:
     """A machine whose sshd comes late is waited for, not returned."""
     one = home()
     one.start()
-    one.fault("ssh_refused", match=CREATE, seconds=6.0)
+    one.fault("ssh_refused", match=CREATE, seconds=FOR_EVER)
 
     job = one.submit(job_file())
     until(lambda: one.events(job, "box.out_of_contact"), "the login was refused")
+    one.fault("ssh_refused", seconds=0.0)
     one.reach(job, "DESTROYED")
 
     assert_undisturbed(one, job)
@@ -144,7 +144,7 @@ def test_training_goes_on_without_us(home: MakeHome, job_file: MakeJob) -> None:
     one = home(real=True, time_scale=10.0)  # a host may be offline for three minutes
     one.start()
     job = one.submit(job_file(sft=ENDLESS_SFT, dpo="", integration=""))
-    until(lambda: watched(one, job) >= 1, "training has begun", TRAINING_S)
+    until(lambda: watched(one, job) >= 1, "training has begun")
     _, runner = on_box(one)
 
     for outage in (cut, refused, asleep, offline, ended):
@@ -165,7 +165,7 @@ def test_reached_again_within_seconds(home: MakeHome, job_file: MakeJob) -> None
     one = home(real=True, time_scale=10.0)
     one.start()
     job = one.submit(job_file(sft=ENDLESS_SFT, dpo="", integration=""))
-    until(lambda: watched(one, job) >= 1, "training has begun", TRAINING_S)
+    until(lambda: watched(one, job) >= 1, "training has begun")
     _, runner = on_box(one)
     one.fault("ssh_refused", seconds=FOR_EVER)
     until(lambda: one.job(job)["out_of_contact_since"], "out of contact")
@@ -193,16 +193,16 @@ def test_reboot_while_training(home: MakeHome, job_file: MakeJob) -> None:
     one = home(real=True)
     one.start()
     job = one.submit(job_file(dpo="", integration="", sft="{data: sft.jsonl, lr: 1.0e-3, max_steps: 40}"))
-    until(lambda: one.events(job, "stage_start.done") and box_events(one, "checkpoint"), "a checkpoint", TRAINING_S)
+    until(lambda: one.events(job, "stage_start.done") and box_events(one, "checkpoint"), "a checkpoint")
     _, runner = on_box(one)
 
     one.fault("reboot")
-    (resumed,) = until(lambda: box_events(one, "resume"), "training resumes", TRAINING_S)
+    (resumed,) = until(lambda: box_events(one, "resume"), "training resumes")
 
     whole = [event["step"] for event in box_events(one, "checkpoint") if event["t"] < resumed["t"]]
     assert resumed["step"] == whole[-1] > 0
     assert on_box(one)[1]["pid"] != runner["pid"] and on_box(one)[1]["nonces"] == runner["nonces"]
-    one.reach(job, "DESTROYED", within_s=TRAINING_S)
+    one.reach(job, "DESTROYED")
     assert_undisturbed(one, job)
     assert [done["nonce"] for done in one.events(job, "stage.done")] == runner["nonces"]
 
