@@ -129,7 +129,7 @@ class DurableFile:
             self.complete.add(path)
 
 
-async def until(condition: Callable[[], bool], within_s: float = 20.0) -> None:
+async def until(condition: Callable[[], bool], within_s: float = 120.0) -> None:
     """Wait for something that happens outside of this process."""
     async with asyncio.timeout(within_s):
         while not condition():  # noqa: ASYNC110 - no event tells what another process does

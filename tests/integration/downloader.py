@@ -8,7 +8,7 @@ from pathlib import Path
 
 from boxes import SECRET, DurableFile
 
-from daemon.box import download
+from daemon.box import download, lanes
 from daemon.box.address import BoxAddress
 from daemon.box.box import Box
 from remote_payload import contract
@@ -26,5 +26,6 @@ async def main(folder: Path, port: int, manifest: str, home: Path, durable: Path
 
 if __name__ == "__main__":
     download.COMMIT_S = 0.05  # so that a few megabytes see several commits
+    lanes.LATE_S = 60.0  # a starved machine's blocks lag, and would be asked for twice
     folder, port, manifest, home, durable = sys.argv[1:]
     asyncio.run(main(Path(folder), int(port), Path(manifest).read_text(), Path(home), Path(durable)))

@@ -47,7 +47,7 @@ async def test_a_stage_is_started_watched_and_its_failure_read(tmp_path: Path) -
 
         first = await box.start_stage("n1")
         again = await box.start_stage("n1")
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             while (end := await box.stage_end("n1")) is None:
                 pass
 
@@ -55,7 +55,7 @@ async def test_a_stage_is_started_watched_and_its_failure_read(tmp_path: Path) -
         assert first.job == again.job == "abc234"
         assert isinstance(end, Failed)
         assert (end.stage, end.attempt) == (Stage.SFT, 1)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             while (after := await box.status()).alive:
                 pass
         assert after.status is not None

@@ -27,7 +27,7 @@ async def sandbox(tmp_path: Path) -> AsyncIterator[SandboxProcess]:
 
 async def prove(box: Box) -> None:
     """As the daemon does: until sshd listens, knows our key, and the start script has run."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while True:
             try:
                 await box.prove()

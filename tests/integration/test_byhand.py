@@ -56,7 +56,7 @@ async def by_hand(folder: Path) -> AsyncIterator[tuple[LoopbackBox, ByHand]]:
 
 
 async def ended(hands: ByHand, started: dict[str, Any]) -> dict[str, Any]:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(240):
         while (seen := hands.view(started["transfer"]))["state"] == "RUNNING":  # noqa: ASYNC110 - as jobctl follows it
             await asyncio.sleep(0.05)
     return seen

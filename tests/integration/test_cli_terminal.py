@@ -40,7 +40,7 @@ def test_a_broken_pipe_leaves_no_trace(config: Settings, commands: Scripted, sto
     jobctl_process.stdout.close()
 
     assert jobctl_process.stderr.read() == ""
-    jobctl_process.wait(20)
+    jobctl_process.wait(120)
     jobctl_process.stderr.close()
 
 
@@ -81,13 +81,13 @@ class Terminal:
         while self._read():
             pass
         os.close(self._fd)
-        return self.process.wait(20)
+        return self.process.wait(120)
 
     def _read(self) -> bool:
         """Wait for more on the screen; False when jobctl has closed it."""
-        if not select.select([self._fd], [], [], 30)[0]:
+        if not select.select([self._fd], [], [], 120)[0]:
             self.process.kill()
-            pytest.fail(f"nothing for 30 s after: {self.screen}")
+            pytest.fail(f"nothing for two minutes after: {self.screen}")
         try:
             self.screen += os.read(self._fd, 65536).decode()
         except OSError as error:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import asyncssh
+import httpx
 import pytest
 from sandboxes import SandboxProcess, alive, until
+
+from daemon.sandbox.routes import RESULT_AFTER_S
 
 DETACHED = (
     "setsid sh -c 'echo $$ > pid; exec sleep 1000' </dev/null >/dev/null 2>&1 & while ! [ -s pid ]; do :; done; cat pid"
@@ -48,21 +52,27 @@ async def test_a_command_sees_a_clean_environment(market: SandboxProcess) -> Non
         "HOMEPORT_BOX",
     }  # fmt: skip
     assert env["CONTAINER_ID"] == str(instance)
-    assert await container_log(market, instance) == f"secret=s3 in {market.home(instance)}\n"
+    assert await container_log(market, instance) == f"secret=s3 in {market.home(instance)}"
 
 
 async def container_log(market: SandboxProcess, instance: int) -> str:
-    """The container's log by the API: its URL answers a moment later, and without a key."""
-    url = (await market.http.put(f"/api/v0/instances/request_logs/{instance}/", json={"tail": "5"})).json()[
-        "result_url"
-    ]
-    assert (await market.http.get(url)).status_code == 404
+    """The container's log by the API, once onstart has printed: its URL answers a moment later, and without a key."""
+    asked = time.monotonic()
 
     async def text() -> str:
-        reply = await market.http.get(url)
-        return reply.text if reply.status_code == 200 else ""
+        reply = await market.http.put(f"/api/v0/instances/request_logs/{instance}/", json={"tail": "5"})
+        url = reply.json()["result_url"]
 
-    return await until(text)
+        async def ready() -> httpx.Response | None:
+            got = await market.http.get(url)
+            return got if got.status_code == 200 else None
+
+        got = await until(ready)
+        return got.text.strip() if got else ""
+
+    printed = await until(text)
+    assert time.monotonic() - asked >= RESULT_AFTER_S
+    return printed
 
 
 async def test_the_image_python_is_the_interpreter_asked_for(market: SandboxProcess) -> None:
@@ -198,7 +208,11 @@ async def test_power_kills_processes_and_keeps_the_disk(market: SandboxProcess, 
     await until(dead)
     async with await market.connect(instance) as box:
         assert box.get_server_host_key() == key
-        assert (await box.run("cat starts")).stdout == "started\nstarted\n"
+
+        async def starts() -> bool:
+            return (await box.run("cat starts")).stdout == "started\nstarted\n"
+
+        await until(starts)  # sshd does not wait for it
 
 
 async def test_recycle_wipes_the_disk(market: SandboxProcess) -> None:
@@ -264,6 +278,6 @@ async def test_a_box_can_stop_itself(market: SandboxProcess) -> None:
     running = await box.create_process(f'bin/python -c "{stop}"')
 
     await market.reaches(instance, "exited")
-    await asyncio.wait_for(running.wait_closed(), 10)
+    await asyncio.wait_for(running.wait_closed(), 60)
     box.close()
     await box.wait_closed()

@@ -11,7 +11,7 @@ from typing import Any
 import asyncssh
 import httpx
 import pytest
-from sandboxes import OFFER, SandboxProcess, alive, until
+from sandboxes import FOR_EVER, OFFER, SandboxProcess, alive, until
 
 CREATE = {"method": "PUT", "path": "/api/v0/asks/*"}
 DESTROY = {"method": "DELETE", "path": "/api/v0/instances/*"}
@@ -127,12 +127,14 @@ async def test_a_lagging_list_leaves_the_young_out(market: SandboxProcess) -> No
 
 async def test_a_late_instance_appears_later(market: SandboxProcess) -> None:
     """No reply shows it for the time ordered, then all do; it bills from the beginning."""
-    await market.fault("late_listing", match=CREATE, params={"seconds": 1.0})
+    await market.fault("late_listing", match=CREATE, params={"seconds": FOR_EVER})
     instance = (await market.create()).json()["new_contract"]
 
     assert await market.listed() == []
     assert await market.show(instance) is None
     assert (await market.ledger(instance))["intervals"]
+
+    await market.fault("vanish", params={"instance": instance, "seconds": 0.5})
 
     async def listed() -> bool:
         return await market.listed() == [instance]
@@ -154,9 +156,11 @@ async def test_a_vanished_row_comes_back(market: SandboxProcess) -> None:
     """The instance is in no reply for a while, and lives."""
     instance = await market.rent()
     await market.reaches(instance, "running")
-    await market.fault("vanish", params={"instance": instance, "seconds": 0.5})
+    await market.fault("vanish", params={"instance": instance, "seconds": FOR_EVER})
 
     assert await market.show(instance) is None
+
+    await market.fault("vanish", params={"instance": instance, "seconds": 0.5})
     await market.reaches(instance, "running")
 
 
@@ -165,8 +169,9 @@ async def test_an_offline_host_bills_nothing_and_returns(market: SandboxProcess)
     instance = await market.rent()
     async with await market.connect(instance) as box:
         pid = int(str((await box.run("setsid sleep 1000 >/dev/null 2>&1 & echo $!")).stdout))
-    await market.fault("offline", params={"instance": instance, "seconds": 1.0})
+    await market.fault("offline", params={"instance": instance, "seconds": FOR_EVER})
     await market.reaches(instance, "offline")
+    await market.fault("offline", params={"instance": instance, "seconds": 0.5})
     await market.reaches(instance, "running")
 
     async with await market.connect(instance):
@@ -183,7 +188,7 @@ async def test_ssh_can_refuse(market: SandboxProcess) -> None:
     row = await market.show(instance)
     assert row is not None
     port = int(row["ports"]["22/tcp"][0]["HostPort"])
-    await market.fault("ssh_refused", params={"instance": instance, "seconds": 1.0})
+    await market.fault("ssh_refused", params={"instance": instance, "seconds": FOR_EVER})
 
     async def refused() -> bool:
         try:
@@ -193,6 +198,7 @@ async def test_ssh_can_refuse(market: SandboxProcess) -> None:
             return isinstance(error, ConnectionRefusedError)
 
     await until(refused)
+    await market.fault("ssh_refused", params={"instance": instance, "seconds": 0.5})
     async with await market.connect(instance):
         assert alive(pid)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from sandboxes import OFFER, SandboxProcess, until
+from sandboxes import FOR_EVER, OFFER, SandboxProcess, until
 
 from daemon.sandbox.shapes import SHAPES
 from daemon.sandbox.words import REFUSALS
@@ -81,7 +81,7 @@ async def test_a_choice_that_there_is_not_is_refused(market: SandboxProcess) -> 
 async def test_a_market_that_is_out(market: SandboxProcess) -> None:
     """Connections are refused for the time ordered; then the market is there again, with its port and its instances."""
     instance = await market.rent()
-    await market.fault("unreachable", params={"seconds": 1.0})
+    await market.fault("unreachable", params={"seconds": 4.0})  # nobody can end it: there is nobody to ask
 
     async def refused() -> bool:
         try:
@@ -216,10 +216,11 @@ async def test_a_destroy_that_does_nothing(market: SandboxProcess) -> None:
 async def test_a_destroy_that_is_undone(market: SandboxProcess) -> None:
     """200, gone from list and show, back later; the ledger knows that it never stopped billing."""
     instance = await market.rent()
-    await market.fault("destroy_undone", params={"seconds": 1.0})
+    await market.fault("destroy_undone", params={"seconds": FOR_EVER})
 
     assert (await market.destroy(instance)).json()["success"]
     assert await market.listed() == [] and await market.show(instance) is None
+    await market.fault("vanish", params={"instance": instance, "seconds": 0.5})
 
     async def back() -> bool:
         return await market.listed() == [instance]

@@ -63,15 +63,13 @@ async def test_a_key_that_never_arrives(market: SandboxProcess) -> None:
 
 
 async def test_a_key_that_comes_late(market: SandboxProcess) -> None:
-    """Refused at first, taken after the time ordered."""
+    """Taken after the time ordered, and not before."""
     await market.fault("late_key", params={"seconds": 4.0})
+    began = time.monotonic()
     instance = await market.rent()
-    await market.reaches(instance, "running")
-
-    await until(lambda: denied(market, instance))
 
     async with await market.connect(instance):
-        pass
+        assert time.monotonic() - began >= 4.0
 
 
 async def test_wiped_keys(market: SandboxProcess) -> None:
@@ -149,8 +147,8 @@ async def test_a_mute_door(market: SandboxProcess) -> None:
         try:
             async with asyncio.timeout(0.5):
                 return await reader.read(4) == b""
-        except TimeoutError:
-            return True
+        except TimeoutError:  # slow, or mute
+            return await struck(market, order) == 1
         finally:
             writer.close()
 
@@ -162,7 +160,7 @@ async def test_a_mute_door(market: SandboxProcess) -> None:
 
     await market.fault("ssh_mute", params={"instance": instance, "seconds": 0.0})
 
-    assert (await asyncio.wait_for(asked, 30)).stdout == "late\n"
+    assert (await asyncio.wait_for(asked, 60)).stdout == "late\n"
     box.close()
     await box.wait_closed()
 

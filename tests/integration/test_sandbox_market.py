@@ -360,7 +360,7 @@ async def test_a_chatty_client_is_limited(tmp_path: Path) -> None:
         async def served() -> bool:
             return (await market.http.get("/api/v1/instances/")).status_code == 200
 
-        await until(served, within_s=5)
+        await until(served)
     finally:
         await market.end()
 

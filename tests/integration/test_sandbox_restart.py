@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from sandboxes import SandboxProcess, alive
+from sandboxes import SandboxProcess, alive, until
 
 DETACHED = "setsid sleep 1000 >/dev/null 2>&1 & echo $!"
 
@@ -53,7 +53,11 @@ async def test_an_orderly_end_switches_everything_off(market: SandboxProcess) ->
 
     market.start()
     async with await market.connect(instance) as box:
-        assert (await box.run("cat starts")).stdout == "started\nstarted\n"
+
+        async def starts() -> bool:
+            return (await box.run("cat starts")).stdout == "started\nstarted\n"
+
+        await until(starts)  # sshd does not wait for it
 
 
 async def test_a_killed_destroy_is_carried_out(market: SandboxProcess) -> None:
