@@ -194,14 +194,23 @@ def free_ports(taken: Iterable[int], address: str) -> tuple[int, int]:
     used = set(taken)
     found: list[int] = []
     for port in random.sample(PORTS, len(PORTS)):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((address if not found else "127.0.0.1", port))
-            except OSError:  # somebody else's port: the next one
-                continue
-        if port not in used:
+        if port not in used and _is_free(address if not found else "127.0.0.1", port):
             found.append(port)
         if len(found) == 2:
             return found[0], found[1]
     raise RuntimeError(f"no two free ports among {PORTS.start}-{PORTS.stop}")
+
+
+def are_free(ports: tuple[int, int], address: str) -> bool:
+    """Whether nobody has come to listen there since `free_ports` found that nobody did."""
+    return all(map(_is_free, (address, "127.0.0.1"), ports))
+
+
+def _is_free(address: str, port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address, port))
+        except OSError:  # somebody else's
+            return False
+    return True

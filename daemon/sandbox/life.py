@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
-from .boxes import Boxes, free_ports
+from .boxes import Boxes, are_free, free_ports
 from .instances import CREATED, EXITED, GONE_AFTER_S, LOADING, RECYCLING, RUNNING, STOPPED, Instance, moved, next_status
 from .provider import Provider
 
@@ -127,6 +127,8 @@ class Life:
             if up:
                 await self._boxes.silence(instance.id)
         elif not up and self._boxes.may_start(instance.id):
+            if instance.ports is not None and not are_free(instance.ports, instance.address):
+                instance = self._ledger.change(instance.id, ports=self._free_ports(instance.address))
             self._boxes.start(instance, boot=instance.needs_boot)
             if instance.needs_boot:
                 self._ledger.change(instance.id, needs_boot=False)

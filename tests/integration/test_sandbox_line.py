@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import asyncssh
 import pytest
-from sandboxes import SandboxProcess, until
+from sandboxes import FOR_EVER, SandboxProcess, until
 
 
 @pytest.fixture
@@ -133,6 +134,31 @@ async def test_another_address(market: SandboxProcess) -> None:
             return (market.home(instance) / "went-on").exists()
 
         await until(went_on)
+
+
+async def test_a_port_that_somebody_took(market: SandboxProcess) -> None:
+    """While sshd is down another process may listen where it did: it comes back on other ports."""
+    instance = await market.rent()
+    async with await market.connect(instance):
+        before = await ports(market, instance)
+    await market.fault("ssh_refused", params={"instance": instance, "seconds": FOR_EVER})
+
+    async def taken() -> socket.socket | None:
+        try:
+            return socket.create_server(("127.0.0.1", before[0]))
+        except OSError:  # not down yet
+            return None
+
+    with await until(taken) as squatter:
+        assert squatter is not None
+        await market.fault("ssh_refused", params={"instance": instance, "seconds": 0.0})
+
+        async def moved() -> bool:
+            return before[0] not in await ports(market, instance)
+
+        await until(moved)
+        async with await market.connect(instance):
+            pass
 
 
 async def test_a_mute_door(market: SandboxProcess) -> None:
