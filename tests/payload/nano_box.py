@@ -108,7 +108,7 @@ class NanoBox:
             env=clean | own,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
         )
 
 

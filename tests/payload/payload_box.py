@@ -113,7 +113,7 @@ class Box:
     def events(self, kind: str) -> list[dict[str, Any]]:
         if not self.layout.events.exists():
             return []
-        lines = [json.loads(line) for line in self.layout.events.read_text().splitlines()]
+        lines = [json.loads(line) for line in self.layout.events.read_text().split("\n")[:-1]]  # the whole ones
         return [line for line in lines if line["kind"] == kind]
 
     def done(self, nonce: str) -> Done:

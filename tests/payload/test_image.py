@@ -139,12 +139,12 @@ def make_wheel(folder: Path, name: str, version: str) -> None:
 
 
 def make_slow_source(folder: Path, name: str, version: str, compiled: Path) -> None:
-    """A source package that takes to build until the file `compiled` is there, a minute at most."""
+    """A source package that takes to build until the file `compiled` is there, ten minutes at most."""
     make_wheel(wheel := compiled.with_name("built"), name, version)
     backend = f"""
 import pathlib, shutil, time
 def build_wheel(folder, *_):
-    for _ in range(600):
+    for _ in range(6000):
         if pathlib.Path({str(compiled)!r}).exists():
             return pathlib.Path(shutil.copy(next(pathlib.Path({str(wheel)!r}).iterdir()), folder)).name
         time.sleep(0.1)

@@ -30,6 +30,27 @@ SFT_ONLY = [StagePlan(Stage.SFT, "nonce-sft")]
 # Stands for a stage that takes for ever, in tests of who may live beside whom.
 ENDLESS = '#!/bin/sh\ncase "$*" in *remote_payload.sft*) echo endless; exec sleep 600;; *) exec {python} "$@";; esac\n'
 
+# SFT that waits in its second save until it is asked to stop: it cannot end before a test has done its deed.
+WAITS_IN_A_SAVE = """
+import runpy, sys, time
+from pathlib import Path
+from remote_payload import checkpoints
+seal = checkpoints.seal
+def wait(folder, *rest):
+    while folder.name == "checkpoint-6" and not Path("run/stop").exists():
+        time.sleep(0.05)
+    return seal(folder, *rest)
+checkpoints.seal = wait
+sys.argv = ["sft"]
+runpy.run_module("remote_payload.sft", run_name="__main__")
+"""
+
+
+def waiting(box: Box) -> str:
+    """A launcher whose SFT is WAITS_IN_A_SAVE."""
+    (box.layout.root / "waits.py").write_text(WAITS_IN_A_SAVE)
+    return launcher(box, ENDLESS.replace("echo endless; exec sleep 600", "exec {python} waits.py"))
+
 
 def stage_pid(box: Box) -> int:
     """The process of the running SFT stage."""
@@ -104,7 +125,7 @@ def test_two_starts_at_once(make_box: MakeBox, trained: Box) -> None:
         for _ in range(4)
     ]
 
-    assert [starter.wait(60) for starter in starters] == [0, 0, 0, 0]
+    assert [starter.wait(300) for starter in starters] == [0, 0, 0, 0]
     stage_pid(box)
     assert len(box.events("stage_start")) == 1
     assert box.status()["alive"] is True
@@ -113,7 +134,7 @@ def test_two_starts_at_once(make_box: MakeBox, trained: Box) -> None:
 def test_killed_chain_resumes(make_box: MakeBox, trained: Box) -> None:
     """kill -9 of the chain alone: the same start ends the orphaned stage, resumes it, and the result is the same."""
     box = ready(make_box, trained, Stage.SFT, stages=SFT_ONLY)
-    chain = box.start("nonce-sft")["pid"]
+    chain = box.start("nonce-sft", HOMEPORT_PYTHON=waiting(box))["pid"]
     wait_for(lambda: box.events("checkpoint"), "a checkpoint")
     orphan = stage_pid(box)
     os.kill(chain, signal.SIGKILL)
@@ -197,7 +218,7 @@ def test_failure_tells_the_reason(make_box: MakeBox) -> None:
 def test_stop_and_go_on(make_box: MakeBox, trained: Box) -> None:
     """`stop` ends the chain with a whole checkpoint and no failure; `start` goes on to the same result."""
     box = ready(make_box, trained, Stage.SFT, stages=SFT_ONLY)
-    box.start("nonce-sft", HOMEPORT_PYTHON=warm(box))
+    box.start("nonce-sft", HOMEPORT_PYTHON=waiting(box))
     wait_for(lambda: box.events("step"), "a step")
     box.run("stop")
     box.ended()

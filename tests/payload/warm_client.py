@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-PATIENCE_S = 90.0
+PATIENCE_S = 300.0  # beside other work
 
 
 class Running:

@@ -11,6 +11,7 @@ import runpy
 import socket
 import sys
 import traceback
+from pathlib import Path
 
 import datasets  # noqa: F401
 import peft  # noqa: F401
@@ -24,8 +25,9 @@ from trl import DPOTrainer, SFTTrainer  # noqa: F401  # and so does trl
 def serve(path: str) -> None:
     torch.set_num_threads(1)
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(path)
+        listener.bind(f"{path}.new")
         listener.listen(16)
+        Path(f"{path}.new").rename(path)  # there once it listens
         while True:
             connection, _ = listener.accept()
             if os.fork() == 0:
