@@ -8,6 +8,7 @@ from home import until
 
 CREATE = {"method": "PUT", "path": "/api/v0/asks/*"}
 DESTROY = {"method": "DELETE", "path": "/api/v0/instances/*"}
+FOR_EVER = 3600.0  # seconds; until the order is replaced
 LIST = {"method": "GET", "path": "/api/v1/instances*"}
 
 
@@ -50,12 +51,13 @@ def test_create_that_never_happened(home: MakeHome, job_file: MakeJob) -> None:
 def test_nothing_is_rented_while_a_create_is_unknown(home: MakeHome, job_file: MakeJob) -> None:
     """A listing that cannot be trusted resolves nothing: the job waits and says so."""
     one = home()
-    one.start()
+    one.start("create.unknown", "after")
     one.fault("late_listing", match=CREATE, seconds=5.0)
     one.fault("reply_lost", match=CREATE)
     job = one.submit(job_file())
+    assert one.crashed()
     lag = one.fault("http_error", match=LIST, count=None, status=500, body="")
-    until(lambda: one.events(job, "create.unknown"), "the create is unknown")
+    one.start()
     until(lambda: len([r for r in one.journal("GET", "/v1/instances") if r["status"] == 500]) >= 4, "listings failed")
 
     assert len(one.journal("PUT", "/asks/")) == 1
@@ -68,7 +70,7 @@ def test_nothing_is_rented_while_a_create_is_unknown(home: MakeHome, job_file: M
 def test_late_arrival(home: MakeHome, job_file: MakeJob) -> None:
     """A machine that turns up after the job has another is stopped, then destroyed as unused; the job is not hurt."""
     one = home(time_scale=200.0)
-    one.fault("late_listing", match=CREATE, seconds=12.0)
+    one.fault("late_listing", match=CREATE, seconds=FOR_EVER)
     one.fault("reply_lost", match=CREATE)
     no_charges = '{"success": true, "results": [], "count": 0, "total": 0, "next_token": null}'
     one.fault(
@@ -77,6 +79,8 @@ def test_late_arrival(home: MakeHome, job_file: MakeJob) -> None:
     one.start()
 
     job = one.submit(job_file())
+    until(lambda: len(one.ledger()) == 2, "another machine")
+    one.fault("vanish", seconds=0.0)
     one.reach(job, "DESTROYED")
     until(lambda: all(i["destroyed_at"] for i in one.ledger()), "both machines are gone")
 

@@ -194,7 +194,7 @@ def test_full_disk(home: MakeHome, job_file: MakeJob, small_disk: Path) -> None:
     one = home()
     config = one.folder / "config" / "config.toml"
     config.write_text(f'models_dir = "{small_disk}"\n{config.read_text()}')
-    one.start()
+    one.start("box.proven", "after")
     ballast = small_disk / "ballast"
     ballast.write_bytes(bytes(shutil.disk_usage(small_disk).free - (1 << 20)))
     refused = one.jobctl("submit", "-y", str(job_file()), check=1)
@@ -203,7 +203,9 @@ def test_full_disk(home: MakeHome, job_file: MakeJob, small_disk: Path) -> None:
 
     ballast.unlink()
     job = one.submit(job_file())
+    assert one.crashed()
     ballast.write_bytes(bytes(shutil.disk_usage(small_disk).free - (1 << 20)))
+    one.start()
     view = one.reach(job, "HELD")
     assert view["hold"]["reason"] == "DISK_FULL"
     assert not one.journal("DELETE", "/instances/")

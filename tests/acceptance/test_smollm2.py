@@ -9,13 +9,12 @@ import pytest
 from conftest import BOX_PYTHON, MakeHome
 from home import until
 
-from daemon.box.lanes import BLOCK_BYTES, READS
+from daemon.box.lanes import BLOCK_BYTES, MAX_LANES, READS
 from daemon.cli.demo import forex_job
 from daemon.sandbox import models
 
 LINE_S = 1500.0  # on a busy machine; docs/performance.md has the figures of an idle one
 CUT_AT = 60_000_000  # bytes into a download of 150 MB
-LANES = 4  # at most, each with READS blocks under way
 
 
 @pytest.fixture(scope="module")
@@ -55,4 +54,4 @@ def test_smollm2_on_the_ecb_rates(home: MakeHome, smollm2: Path, tmp_path: Path)
     assert one.events(job, "verify.report")[-1]["sample"]
     size = sum(file["size"] for file in receipt["files"])
     again = instance["bytes_out"] - before - size
-    assert 0 < again < LANES * READS * BLOCK_BYTES < CUT_AT
+    assert 0 < again < MAX_LANES * READS * BLOCK_BYTES < CUT_AT
