@@ -25,7 +25,7 @@ from tests.chaos.schedule import Kind, Schedule, Stroke, draw
 from tests.chaos.sight import Sight, Window
 from tests.chaos.verdict import Ending, broken
 
-PATIENCE_S = {False: 120.0, True: 600.0}  # without anything new; by whether it trains for real
+PATIENCE_S = {False: 240.0, True: 600.0}  # without anything new; by whether it trains for real
 LOOK_S = 0.01
 TAIL = 30  # events that a failure shows
 
