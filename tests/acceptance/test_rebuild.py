@@ -121,8 +121,7 @@ def test_the_daemon_is_killed_while_it_rebuilds(home: MakeHome, job_file: MakeJo
     one = home(box_python=wrapped(tmp_path, before=f"echo $$ > {pid}; {waiting}"))
     one.start()
     job = one.submit(job_file(deliver="rebuild"))
-    until(pid.exists, "it rebuilds", PATIENT_S)
-    script = int(pid.read_text())
+    script = int(until(lambda: pid.exists() and pid.read_text(), "it rebuilds", PATIENT_S))
 
     one.kill(signal.SIGKILL)
     until(lambda: not is_alive(script), "its script ends")
