@@ -1,6 +1,7 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`.
 # .venv      the daemon, the verifier and the test tools
 # .venv-box  the sandbox's box image: the payload's requirements, torch for the CPU, llama.cpp's converter
+# .venv-vast the market's own client, which `make test` holds against the sandbox
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -23,11 +24,14 @@ setup: .venv/.made
 	@echo "making .venv; llama-cpp-python is compiled from source, about 5 minutes on 2 cores"
 	$(call part,.venv,$(PYTHON) -m venv .venv && $(BIN)/python -m pip install --quiet -e '.[verify$(comma)test]' && touch $@)
 
+.venv-vast/.made:
+	$(call part,.venv-vast,$(PYTHON) -m venv .venv-vast && .venv-vast/bin/python -m pip install --quiet vastai==1.9.1 && touch $@)
+
 comma := ,
 # Two workers, each file on one of them: most of these tests wait for other processes.
 TWO := -n 2 --dist loadfile
 
-test: setup lint
+test: setup .venv-vast/.made lint
 	$(call part,unit,$(PYTEST) tests/test_imports.py tests/test_excepts.py tests/unit $(TWO))
 	$(call part,simulation,$(PYTEST) tests/simulation tests/chaos -m "not full" $(TWO))
 	$(call part,payload,$(PYTEST) tests/payload -m "not full" $(TWO))
@@ -78,4 +82,4 @@ bench: setup
 	@for file in tests/benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done
 
 clean:
-	rm -rf .venv .venv-box .cache build dist
+	rm -rf .venv .venv-box .venv-vast .cache build dist
