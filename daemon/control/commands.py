@@ -72,7 +72,7 @@ class Commands:
         if objections:
             raise WorkstationUnfit("\n".join(o.problem for o in objections), hint="; ".join(o.mend for o in objections))
         revision = await self._revision(spec, Path(folder))
-        job = self._store(spec, text, folder, request_id, files, earlier, revision)
+        job = self._store(spec, self._row(spec, text, folder, request_id, files, earlier, revision))
         self.changed(job)
         return {"job": job, "name": spec.name, "created": True, "plan": None}
 
@@ -118,22 +118,13 @@ class Commands:
         message = f"{spec.name} ({job}) has instance {instance} again and is held; go on with: jobctl resume {job}"
         return {"job": job, "message": message}
 
-    def _store(
-        self,
-        spec: JobSpec,
-        text: str,
-        folder: str,
-        request_id: str,
-        files: list[RowFile],
-        earlier: dict[str, Adapter],
-        revision: str | None,
-    ) -> str:
+    def _store(self, spec: JobSpec, row: dict[str, Any]) -> str:
         now = self.world.clock.wall_ms()
         with self._database.write() as c:
             _refuse_taken(c, spec.name)
             taken = jobs.ids(c)
             job = next(i for i in iter(ids.job_id, "") if i not in taken)
-            jobs.add(c, now, "person", id=job, **self._row(spec, text, folder, request_id, files, earlier, revision))
+            jobs.add(c, now, "person", id=job, **row)
             run = [name for name, block in (("SFT", spec.sft), ("DPO", spec.dpo)) if block is not None] + ["GGUF"]
             stages.begin_attempt(c, job, 1, spec.sha256, run, now, keep=[], fresh=True)
         return job
