@@ -200,8 +200,8 @@ class Reconciler:
             ]
         for lease, history, job in late:
             unused = not any(op.may_have_begun_work for op in history)
-            ages_ms = {op.id: self.clock.wall_ms() - op.created_at for op in history}  # below 0: the clock was set back
-            recent = [op for op in history if 0 <= ages_ms[op.id] < self.timing.destroy_resend * 1000]
+            now = self.clock.wall_ms()
+            recent = [op for op in history if now - op.created_at < self.timing.destroy_resend * 1000]
             may_run = lease.status not in (*HALTED, *UNREACHABLE)
             if may_run and not any(op.kind is Kind.STOP for op in recent):
                 await self._try("stop", lease)

@@ -39,20 +39,28 @@ class Memory:
     nothing_fits_since_ms: int | None = None
     failure: tuple[str, str] | None = None  # nonce, the box's words
 
+    def not_after(self, now_ms: int) -> None:
+        """The wall clock was set back: what it remembers of a time ahead was at the latest now."""
+        for name in ("link_down_since_ms", "asked_market_ms", "nothing_fits_since_ms"):
+            if (at := getattr(self, name)) is not None and at > now_ms:
+                setattr(self, name, now_ms)
+
 
 def take(database: Database, clock: Clock, job_id: str, rules: Rules, memory: Memory) -> Snapshot:
     """One consistent view. Raises NoSuchJob."""
+    now = clock.wall_ms()
+    memory.not_after(now)
     with database.read() as c:
         job = jobs.get(c, job_id)
         all_leases = tuple(leases.of_job(c, job_id))
         live = next((lease for lease in all_leases if lease.state == "LIVE"), None)
         held = (lease.instance_id for lease in all_leases if lease.is_held)
-        tokens = (artifacts.usable_token(c, job, instance, clock.wall_ms()) for instance in held)
+        tokens = (artifacts.usable_token(c, job, instance, now) for instance in held)
         runs = tuple(stages.of_attempt(c, job))
         current = next((run for run in runs if run.done_at is None), None)
         nonce, words = memory.failure or ("", None)
         return Snapshot(
-            now_ms=clock.wall_ms(),
+            now_ms=now,
             job=job,
             rules=rules,
             lease=live,
@@ -60,7 +68,7 @@ def take(database: Database, clock: Clock, job_id: str, rules: Rules, memory: Me
             operations=tuple(operations.of_job(c, job_id)),
             stages=runs,
             receipt=artifacts.current_receipt(c, job),
-            loss_ms=loss_ms(c, live, clock.wall_ms()),
+            loss_ms=loss_ms(c, live, now),
             token=next((token for token in tokens if token is not None), None),
             report=reports.get(c, job_id),
             stage_failure=words if current is not None and current.nonce == nonce else None,

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from sqlalchemy import Connection, bindparam, func, insert, select, update
 
 from daemon.domain import ids
-from daemon.store import high_water, schema
+from daemon.store import clock_step, high_water, schema
 from daemon.store.database import Database
 from daemon.store.high_water import HighWater
 
@@ -30,6 +30,7 @@ def take(database: Database, machine: str, now_ms: int, doubtful: Callable[[Conn
     """
     known, doubt = _known(database)
     with database.write(fenced=False) as c:
+        clock_step.undo(c, now_ms)
         row = c.execute(select(schema.leader)).one_or_none()
         stored = row.epoch if row else 0
         last_machine = c.execute(select(schema.meta.c.value).where(schema.meta.c.key == "machine_id")).scalar()
@@ -61,6 +62,8 @@ def note(database: Database) -> None:
 
 
 def renew(c: Connection, now_ms: int) -> None:
+    """In every pass: we are here. Where the clock was set back since the last one, so is what is reckoned by it."""
+    clock_step.undo(c, now_ms)
     c.execute(update(schema.leader).values(renewed=now_ms))
 
 

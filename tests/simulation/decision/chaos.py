@@ -8,7 +8,7 @@ from functools import cache
 
 from daemon.domain.lifecycle import JobState
 from tests.simulation.coverage import Cell, needs_met
-from tests.simulation.decision import checks, faults
+from tests.simulation.decision import checks, faults, reconcile
 from tests.simulation.decision.market import FOR_EVER, Machine
 from tests.simulation.decision.roads import Strike
 from tests.simulation.decision.world import Memory, World
@@ -43,7 +43,7 @@ class Chaos:
     slept_in_step: bool = False
     blind_ms: int = 0
     unseen_ms: int = 0  # asleep while something billed that no look before or after tells of
-    stepped_back: int = 0  # of the daemon's wall clock: what is reckoned by it may miss so much of one interval
+    set_backs: int = 0  # of the daemon's wall clock: each may cost a stride that no reckoning sees
     hold_since: int | None = None  # as the row has it, and when that was
     held_from: int = 0
     listed_at: int = 0  # when this step began
@@ -134,11 +134,19 @@ class Chaos:
         return True
 
     def step_wall(self, ms: int) -> bool:
-        self.stepped_back += self.w.set_clock(self.w.wall_off + ms, self.w.floor_off)
+        self.set_backs += self.w.set_clock(self.w.wall_off + ms, self.w.floor_off)
         return True
 
     def restart(self) -> None:
         """Another process: what it remembers is empty, and its clock begins at what the system's shows."""
         w = self.w
         w.memory, w.last_pass = Memory(), None
-        self.stepped_back += w.set_clock(w.wall_off, w.wall_off)
+        self.set_backs += w.set_clock(w.wall_off, w.wall_off)
+        self.renew()
+
+    def renew(self) -> None:
+        """A hold that goes on is no other one for it."""
+        known = self.hold_since == self.w.store.job.hold_since
+        reconcile.renew(self.w)
+        if known:
+            self.hold_since = self.w.store.job.hold_since

@@ -51,8 +51,9 @@ def after_step(run: Run) -> None:
 def _reserve_is_kept(run: Run) -> None:
     """I11: what training may spend ends before the reserve. One stride of this model is forgiven to each that runs.
 
-    A second one to a machine that was written off and runs on beside it: it counts as the last listing had it. Where
-    no machine runs nothing trains: a hold before it may have spent what is gone.
+    A second one to a machine that was written off and runs on beside it: it counts as the last listing had it. And one
+    for each time the clock was set back: by how much is known from the last pass. Where no machine runs nothing trains:
+    a hold before it may have spent what is gone.
     """
     w, limit = run.w, run.w.rules.cost_limit
     if limit is None or run.slept_in_step or run.disturbed or w.store.job.hold_reason is not None:
@@ -60,7 +61,7 @@ def _reserve_is_kept(run: Run) -> None:
     if w.store.job.state in (JobState.SFT, JobState.DPO) and w.store.job.wish is None:
         known = [m for m in w.market.machines if m.ours and w.store.by_instance(m.id) is not None]
         running = [w.store.by_instance(m.id) for m in known if m.is_billable and m.actual == "running"]
-        strides = sum(1 if lease is not None and lease.is_held else 2 for lease in running)
+        strides = run.set_backs + sum(1 if lease is not None and lease.is_held else 2 for lease in running)
         spent = sum(m.cost for m in known)
         if running and spent > limit - w.rules.reserve + strides * run.dearest * SLACK_MS / HOUR_MS:
             raise Violation(f"I11: training has spent {spent:.0f} of {limit} and goes into the reserve")
@@ -69,7 +70,7 @@ def _reserve_is_kept(run: Run) -> None:
 def after_pass(run: Run) -> None:
     """I10 and the second half of I3, when the market has just been listed."""
     w, wall = run.w, run.w.wall
-    recorded, unseen_ms = w.store.lowered, (1 + run.disturbed) * SLACK_MS + run.stepped_back + run.unseen_ms
+    recorded, unseen_ms = w.store.lowered, (1 + run.disturbed) * SLACK_MS + run.unseen_ms
     for lease in w.store.leases:
         recorded += lease.cost
         machine = w.market.by_id(lease.instance_id) if lease.observed_ms == wall and lease.is_held else None
@@ -84,7 +85,7 @@ def after_pass(run: Run) -> None:
             stopped = any(op.kind is Kind.STOP for op in w.store.of_lease(lease))
             if not stopped and machine.offline_until <= w.now and machine.shown_until <= w.now:
                 raise Violation(f"I3: LOST instance {machine.id} runs on after a pass")
-    if recorded < run.recorded and recorded < run.recorded - run.stepped_back * run.dearest / HOUR_MS:
+    if recorded < run.recorded:
         raise Violation(f"I10: recorded cost fell from {run.recorded} to {recorded}")
     run.recorded = recorded
 
@@ -166,7 +167,7 @@ def at_action(run: Run, s: Snapshot, action: actions.Action) -> None:
     if isinstance(action, actions.MarkLost):
         machine = w.market.by_id(action.lease.instance_id)
         away = s.now_ms - (action.lease.status_since or 0)
-        if machine is not None and away <= w.rules.offline_patience_s * 1000 and not run.stepped_back:
+        if machine is not None and away <= w.rules.offline_patience_s * 1000:
             raise Violation(f"I16: instance {machine.id} is given up after {away / 1000:.0f} s")
         answers = run.reached_at > max(run.unreached_at, w.now - SLACK_MS) and action.lease.provisioned == s.job.attempt
         if machine is not None and machine.is_up(w.now) and answers:
@@ -184,11 +185,10 @@ def at_action(run: Run, s: Snapshot, action: actions.Action) -> None:
 def in_hold(run: Run, machine: Machine, spent: float) -> None:
     """I11: what a hold costs beyond the work.
 
-    Forgiven are one stride of this model before and after, and what the wall clock was set back: a hold is reckoned by
-    the moment that was written down when it began, and lasts for so much longer.
+    Forgiven is one stride of this model before and after.
     """
     limit = run.w.rules.hold_limit
-    allowed = limit + machine.price * (2 * SLACK_MS + run.blind_ms + run.stepped_back) / HOUR_MS
+    allowed = limit + machine.price * (2 * SLACK_MS + run.blind_ms) / HOUR_MS
     if spent > allowed:
         raise Violation(f"I11: a hold cost {spent:.0f} beyond the work, the limit is {limit}")
 

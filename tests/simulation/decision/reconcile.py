@@ -34,6 +34,14 @@ def run_once(w: World) -> bool:
     return True
 
 
+def renew(w: World) -> None:
+    """As daemon/store/leader.py. That nothing lies in the future is known without a look while no clock is set back."""
+    if w.set_back:
+        w.store.undo_step(w.wall)
+        w.set_back = False
+    w.store.renewed = w.wall
+
+
 def _apply(w: World) -> list[LeaseRow]:
     """The held leases that the listing lacks."""
     store, now = w.store, w.wall
@@ -89,7 +97,7 @@ def _end_late_arrivals(w: World) -> None:
     for lease in [lease for lease in w.store.leases if lease.state is _LOST]:
         history = w.store.of_lease(lease)
         unused = not any(op.may_have_begun_work for op in history)
-        recent = [op for op in history if 0 <= w.wall - op.created_at < TIMING.destroy_resend * 1000]
+        recent = [op for op in history if w.wall - op.created_at < TIMING.destroy_resend * 1000]
         may_run = lease.status not in (*HALTED, *UNREACHABLE)
         if may_run and not any(op.kind is Kind.STOP for op in recent):
             _try(w, operate.stop(w, lease))

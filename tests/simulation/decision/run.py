@@ -275,6 +275,7 @@ class Run(Chaos):
         for op in opened:
             self.sent_marks.setdefault(op.id, (w.trusted_passes, w.awake if w.last_pass is None else w.last_pass))
         before = self._rows() if w.now < w.market.blind_until else ()
+        self.renew()
         if reconcile.run_once(w):
             self.passed_at = w.now
             for op in opened:

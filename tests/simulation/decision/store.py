@@ -26,9 +26,18 @@ from daemon.domain.records import (
     Wish,
 )
 from daemon.errors import LostRace
+from daemon.store.clock_step import LEAST_MS
 from tests.simulation.decision.market import Machine
 
 TOKEN_LIFE_MS = 900_000
+TIMES = {  # as daemon/store/clock_step.py, for the columns that the rows here have
+    "leader": ("renewed",),
+    "job": ("state_since", "hold_since", "spoken_at"),
+    "leases": ("created_at", "observed_ms", "last_seen", "status_since", "absent_first", "gone_at"),
+    "operations": ("created_at", "sent_at", "resolved_at"),
+    "runs": ("started_at",),
+    "report": ("seen_at", "lost_since"),
+}
 OPEN = tuple(state for state in OpState if state.is_open)
 
 
@@ -72,6 +81,7 @@ class Store:
 
     def __init__(self, job: str, stages: tuple[str, ...], now: int) -> None:
         self.leases: list[LeaseRow] = []
+        self.renewed = now
         self.operations: list[OperationRow] = []
         self.opened: list[OperationRow] = []  # of them, those that are open
         self.runs: dict[int, list[StageRow]] = {}
@@ -91,6 +101,21 @@ class Store:
             created_at=now, state_since=now, spoken_at=now, model_dir=None,
         )  # fmt: skip
         self.begin_attempt(1, keep=(), fresh=True)
+
+    # -- the clock ------------------------------------------------------------------------------------------------
+
+    def undo_step(self, now: int) -> None:
+        """As daemon/store/clock_step.py: what lies after `now` comes back by as much as the newest of it."""
+        rows: list[tuple[str, Any]] = [("leader", self), ("job", self.job)]
+        rows += [("leases", lease) for lease in self.leases]
+        rows += [("operations", op) for op in self.operations]
+        rows += [("runs", run) for runs in self.runs.values() for run in runs]
+        rows += [("report", self.report)] if self.report is not None else []
+        ahead = [(row, name, at) for kind, row in rows for name in TIMES[kind] if (at := getattr(row, name) or 0) > now]
+        step = max((at for _, _, at in ahead), default=now) - now
+        if step >= LEAST_MS:
+            for row, name, at in ahead:
+                setattr(row, name, at - step)
 
     # -- jobs -----------------------------------------------------------------------------------------------------
 

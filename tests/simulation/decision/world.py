@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from daemon.control import snapshot
 from daemon.domain.records import LeaseState
 from daemon.domain.snapshot import Rules, Snapshot
 from daemon.settings import Timing
@@ -15,14 +16,10 @@ TIMING = Timing()
 
 
 @dataclass
-class Memory:
+class Memory(snapshot.Memory):
     """What the driver's process alone knows; a crash loses it."""
 
-    link_down_since_ms: int | None = None
     failures: int = 0
-    asked_market_ms: int | None = None
-    nothing_fits_since_ms: int | None = None
-    failure: tuple[str, str] | None = None
     in_flight: set[int] = field(default_factory=set)
     missed: dict[int, int] = field(default_factory=dict)  # lease -> true time of the first look without it
 
@@ -52,6 +49,7 @@ class World:
     wall_off: int = 0  # the system's wall clock, ahead of true time
     floor_off: int = 0  # the same when this process began: its own clock does not fall below
     off: int = 0  # its own clock, as daemon/clock.py, SteadyClock
+    set_back: bool = False  # since the last pass
     memory: Memory = field(default_factory=Memory)
     home: Home = field(default_factory=Home)
     typed: dict[int, tuple[int, int]] = field(default_factory=dict)  # instance: attempt, true time; a person's word
@@ -63,11 +61,12 @@ class World:
     def wall(self) -> int:
         return EPOCH_MS + self.now + self.off
 
-    def set_clock(self, wall_off: int, floor_off: int) -> int:
-        """By how much the process's own clock is set back by it."""
+    def set_clock(self, wall_off: int, floor_off: int) -> bool:
+        """Whether the process's own clock is set back by it."""
         before, self.off = self.off, max(wall_off, floor_off)
         self.wall_off, self.floor_off = wall_off, floor_off
-        return max(0, before - self.off)
+        self.set_back |= self.off < before
+        return self.off < before
 
     @property
     def awake(self) -> int:
@@ -79,6 +78,7 @@ class World:
     def take(self) -> Snapshot:
         """As daemon/control/snapshot.py."""
         store, memory, wall = self.store, self.memory, self.wall
+        memory.not_after(wall)
         job, live = store.job, store.live
         runs = tuple(store.of_attempt())
         token = None
