@@ -16,7 +16,8 @@ from daemon.store import leases
 class Link:
     """Made when needed, dropped on sleep, loss and every change of address. `failures` counts attempts in a row.
 
-    `hold`: micro-dollars that a silence of ours may cost. At each call the box hears how long that is at today's price.
+    `hold`: micro-dollars that a silence of ours may cost. At each call the box hears how long that is at today's price,
+    which long transfers look up as they go.
     """
 
     world: World
@@ -40,9 +41,12 @@ class Link:
             await self.drop()
             self._address = address
             self._box = self.world.connect(address, lambda up, down: self._count(lease.id, up, down))
-        if self.hold is not None:
-            self._box.allow_silence(away_limit_s(self.hold, lease.price_per_hour))
+        self._allow_silence(lease)
         return self._box
+
+    def _allow_silence(self, lease: Lease) -> None:
+        if self.hold is not None and self._box is not None:
+            self._box.allow_silence(away_limit_s(self.hold, lease.price_per_hour))
 
     def _address_of(self, lease: Lease) -> BoxAddress:
         image = self.world.settings.image
@@ -61,3 +65,4 @@ class Link:
         with self.world.database.write() as c:
             row = leases.get(c, lease)
             leases.change(c, lease, bytes_up=row.bytes_up + down, bytes_down=row.bytes_down + up)
+        self._allow_silence(row)

@@ -11,12 +11,14 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from store import add_job, add_lease, opened
 
 from daemon.box import onstart
 from daemon.control.link import Link
 from daemon.control.watch import CALL_S, away_limit_s
 from daemon.domain.money import MICRO
 from daemon.settings import Image, Paths, Settings
+from daemon.store import leases
 from remote_payload import away
 
 HOUR_S = 3600.0
@@ -160,6 +162,30 @@ def test_the_box_hears_of_another_price(tmp_path: Path) -> None:
     asyncio.run(look())
 
     assert allowed == [HOUR_S, HOUR_S / 2]
+
+
+def test_a_long_transfer_tells_of_another_price_as_it_goes(tmp_path: Path) -> None:
+    """The price rose while one act lasts: the bytes that are counted bring it along."""
+    allowed: list[float] = []
+    box, database, counted = SimpleNamespace(allow_silence=allowed.append), opened(tmp_path), list[Any]()
+    world = SimpleNamespace(
+        settings=Settings(Paths(tmp_path, tmp_path, tmp_path)),
+        database=database,
+        connect=lambda address, count: counted.append(count) or box,
+    )
+    with database.write() as c:
+        add_job(c)
+        lease = leases.get(c, add_lease(c, price_per_hour=2 * MICRO))
+    asyncio.run(Link(cast(Any, world), hold=2 * MICRO).to(lease))
+    with database.write() as c:
+        leases.change(c, lease.id, price_per_hour=4 * MICRO)
+
+    counted[0](10, 20)
+
+    assert allowed == [HOUR_S, HOUR_S / 2]
+    with database.read() as c:
+        assert (leases.get(c, lease.id).bytes_up, leases.get(c, lease.id).bytes_down) == (20, 10)
+    database.close()
 
 
 def test_a_refusal_is_asked_again(box: Box) -> None:
