@@ -70,7 +70,7 @@ def _reserve_is_kept(run: Run) -> None:
 def after_pass(run: Run) -> None:
     """I10 and the second half of I3, when the market has just been listed."""
     w, wall = run.w, run.w.wall
-    recorded, unseen_ms = w.store.lowered, (1 + run.disturbed) * SLACK_MS + run.unseen_ms
+    recorded, unseen_ms = w.store.lowered, (1 + run.disturbed + run.set_backs) * SLACK_MS + run.unseen_ms
     for lease in w.store.leases:
         recorded += lease.cost
         machine = w.market.by_id(lease.instance_id) if lease.observed_ms == wall and lease.is_held else None
@@ -185,10 +185,10 @@ def at_action(run: Run, s: Snapshot, action: actions.Action) -> None:
 def in_hold(run: Run, machine: Machine, spent: float) -> None:
     """I11: what a hold costs beyond the work.
 
-    Forgiven is one stride of this model before and after.
+    Forgiven is one stride of this model before and after, and one for each time the clock was set back.
     """
     limit = run.w.rules.hold_limit
-    allowed = limit + machine.price * (2 * SLACK_MS + run.blind_ms) / HOUR_MS
+    allowed = limit + machine.price * ((2 + run.set_backs) * SLACK_MS + run.blind_ms) / HOUR_MS
     if spent > allowed:
         raise Violation(f"I11: a hold cost {spent:.0f} beyond the work, the limit is {limit}")
 
