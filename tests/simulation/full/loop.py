@@ -46,6 +46,7 @@ class SimulatedClock:
         self._mono = 1_000.0
         self._slept = 0.0
         self._stepped_ms = 0
+        self.set_backs = 0
 
     def mono(self) -> float:
         return self._mono
@@ -69,6 +70,7 @@ class SimulatedClock:
     def step_wall(self, seconds: float) -> None:
         """Somebody, or NTP, sets the clock."""
         self._stepped_ms += round(seconds * 1000)
+        self.set_backs += seconds < 0
 
 
 class VirtualLoop(base_events.BaseEventLoop):

@@ -144,6 +144,8 @@ MISHAPS: dict[str, Callable[[Simulation], bool | None]] = {
 # What only prepares another fault (cells.py).
 PREPARATIONS: dict[str, Callable[[Simulation], bool | None]] = {
     "eight hours asleep": lambda sim: sim.clock.suspend(8 * HOUR_S),
+    "a day ahead": lambda sim: sim.clock.step_wall(24 * HOUR_S),
+    "a day back": lambda sim: sim.clock.step_wall(-24 * HOUR_S),
     "host lost": _to_machine(lambda sim, m: m.go_offline(3 * HOUR_S)),
     "out of the listing": _to_machine(lambda sim, m: m.unlist(200.0)),
     "dear": _to_machine(lambda sim, m: m.reprice(400_000_000)),

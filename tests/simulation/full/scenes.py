@@ -67,6 +67,15 @@ SCENES: tuple[Scene, ...] = (
         ("wall step", S.SFT, "market listing"),
     ),
     _scene(
+        "a clock that was a day ahead is set right while a machine is missing",
+        "F6 F13",
+        "cost counts look by look, and what the clock hides between two of them costs all the same",
+        ("a day ahead", S.QUEUED, "market search"),
+        ("out of the listing", S.SFT, "box status"),
+        ("a day back", S.SFT, "market listing"),
+        ("link lost after", S.GGUF, "box status"),
+    ),
+    _scene(
         "a price at which the limit is soon spent",
         "F15",
         "a spent limit ends in HELD and a stop, never in a destroy",

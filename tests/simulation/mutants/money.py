@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.simulation.mutants.mutant import BILLING, PLAN, RECORDS, SNAPSHOT, Mutant, mutant
+from tests.simulation.mutants.mutant import BILLING, CLOCK_STEP, PLAN, RECORDS, SNAPSHOT, Mutant, mutant
 
 MUTANTS: tuple[Mutant, ...] = (
     mutant(
@@ -41,5 +41,12 @@ MUTANTS: tuple[Mutant, ...] = (
             "    return Span(accrued(max(storage, last.storage_per_hour), elapsed_ms), 0, elapsed_ms)",
             "    return Span(0, 0, elapsed_ms)",
         ),
+    ),
+    mutant(
+        "times ahead stay ahead",
+        "F6 F13",
+        "full",
+        "what was stored in the future of a clock that was set back stays there, and costs nothing until then",
+        (CLOCK_STEP, "    if step < LEAST_MS:\n", "    if step >= 0:\n"),
     ),
 )

@@ -14,7 +14,7 @@ OPERATE, RECONCILE, ACT_MACHINE, PERMITS, DRIVER, WATCH, ATTEMPTS, COMMANDS, HOM
         "snapshot",
     )
 )  # fmt: skip
-ARTIFACTS, DATABASE = (f"daemon/store/{name}.py" for name in ("artifacts", "database"))
+ARTIFACTS, CLOCK_STEP, DATABASE = (f"daemon/store/{name}.py" for name in ("artifacts", "clock_step", "database"))
 FIRST_SCHEMA = "migrations/versions/0001_first.py"
 FOLDER = "daemon/artifacts/folder.py"
 
