@@ -17,6 +17,7 @@ from daemon.service.program import Program
 from daemon.service.system import Standing, System, put, remove, this_system
 from daemon.settings import Paths
 from daemon.store.readonly import ReadModel
+from daemon.store.shapes import UNSURE
 
 ANSWERS_WITHIN_S = 120.0  # its first look at the market comes first, and the market may be slow
 LOOK_EVERY_S = 0.2
@@ -100,14 +101,19 @@ def _what_bills(paths: Paths) -> None:
         return
     reading = cleaned(ReadModel(paths.database, paths.job_folders).leases())
     billing = [lease for lease in reading["leases"] if lease["state"] in ("LIVE", "LOST")]
+    unsure = [item for item in reading["attention"] if item["kind"] in UNSURE]
     for lease in billing:
         click.echo(
             f"bills on    instance {lease['instance']}  {cents(lease['rate'])}/h  job {lease['job'] or '(none)'}"
         )
+    for item in unsure:
+        click.echo(f"may bill    {item['text']}")
     if billing:
         total = cents(reading["money"]["rate"])
         click.echo(
             f"{total}/h goes on: nobody watches these machines, brings models home or returns them until `jobctl up`."
         )
+    elif unsure:
+        click.echo("Nothing is known to be rented; nobody looks for what may bill until `jobctl up`.")
     else:
         click.echo("Nothing is being rented. $0.00/h.")

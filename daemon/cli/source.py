@@ -85,7 +85,7 @@ def banner(reading: Reading[Any], money: MoneyStrip, drawn: Look) -> list[str]:
     if reading.source == "DATABASE":
         age = seconds_since(money["as_of"], time.time())
         old = f"figures are {duration(age)} old" if age is not None else "it never saw the market"
-        count = money["machines"]
+        count = money["machines"] + money["unsure"]
         bills = f" and {count} machine{'s' if count > 1 else ''} may be billing" if count else ""
         lines.append(drawn.paint(f"! the daemon is not running; {old}{bills}.", "warn"))
         lines.append("  Try: jobctl up")

@@ -34,6 +34,7 @@ def leases(loaded: Settings) -> Leases:
         leases=[_view(instance) for instance in ours],
         money=MoneyStrip(
             machines=len(ours),
+            unsure=0,
             rate=decimal_string(rate),
             cost=decimal_string(0),
             credit=None if listing.credit is None else decimal_string(listing.credit),

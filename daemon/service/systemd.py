@@ -45,6 +45,7 @@ SystemCallArchitectures=native
 [Install]
 WantedBy=default.target
 """
+LINGERING = Path("/var/lib/systemd/linger")  # has a file for each user whose services outlive the log-out
 LAST_LOGOUT = "255"  # systemd 255 may kill a lingering user manager at the last log-out
 
 
@@ -94,7 +95,7 @@ def log_command(program: Program) -> str:
 def _advice() -> tuple[Advice, ...]:
     user = platform.user_name()
     advice = []
-    if not Path("/var/lib/systemd/linger", user).exists():
+    if not (LINGERING / user).exists():
         advice.append(Advice("it ends when you log out", f"loginctl enable-linger {user}"))
     if _systemctl("--version").split()[1:2] == [LAST_LOGOUT]:
         advice.append(Advice("systemd 255 may end it at your last log-out even so; it goes on at the next log-in"))

@@ -8,11 +8,12 @@ from daemon.domain.lifecycle import STAGES, TERMINAL
 from daemon.store.shapes import Activity, Attention, JobView, LeaseView
 
 
-def needed(jobs: Sequence[JobView], leases: Sequence[LeaseView]) -> list[Attention]:
-    """Urgent ones first, otherwise in the order of jobs, then leases."""
+def needed(jobs: Sequence[JobView], leases: Sequence[LeaseView], written_off: Sequence[LeaseView]) -> list[Attention]:
+    """Urgent ones first, otherwise in the order of jobs, then leases, then `written_off`, of which each may bill."""
     ended = {job["id"] for job in jobs if job["state"] in TERMINAL}
     found = [item for job in jobs for item in _of_job(job)]
     found += [item for lease in leases for item in _of_lease(lease, ended)]
+    found += [_of_written_off(lease) for lease in written_off]
     return sorted(found, key=lambda item: not item["urgent"])
 
 
@@ -35,8 +36,14 @@ def _of_job(job: JobView) -> Iterator[Attention]:
         text = f"{ref}: verify: {{level: hash}}, so the model is not run before its machine is destroyed"
         yield Attention(kind="HASH_ONLY", urgent=False, job=ref, instance=instance, text=text, hint=hint)
     if job["activity"] == Activity.UNANSWERED:
-        text = f"{ref}: the reply to a rental was lost; it is looked for, and nothing else is rented meanwhile"
+        text = (
+            f"{ref}: the reply to a rental was lost, so a machine may bill; it is looked for, and nothing else is "
+            "rented meanwhile"
+        )
         yield Attention(kind="UNANSWERED", urgent=False, job=ref, instance=None, text=text, hint=hint)
+    if job["activity"] == Activity.RENTING:
+        text = f"{ref}: a machine was asked for, and the market's answer is not here yet; it may bill"
+        yield Attention(kind="RENTING", urgent=False, job=ref, instance=None, text=text, hint=hint)
 
 
 def _of_lease(lease: LeaseView, ended: set[str]) -> Iterator[Attention]:
@@ -58,3 +65,13 @@ def _of_lease(lease: LeaseView, ended: set[str]) -> Iterator[Attention]:
     if lease["state"] == "LOST":
         text = f"instance {instance} is lost from sight since {lease['last_seen']}, {bills}"
         yield Attention(kind="LOST", urgent=False, job=job, instance=instance, text=text, hint="jobctl leases")
+
+
+def _of_written_off(lease: LeaseView) -> Attention:
+    instance, seen = lease["instance"], lease["last_seen"]
+    text = (
+        f"instance {instance} was written off; the market {f'listed it last {seen}' if seen else 'never listed it'}, "
+        f"may bill ${lease['price_per_hour']}/h"
+    )
+    hint = "end it in the market's console"
+    return Attention(kind="WRITTEN_OFF", urgent=False, job=lease["job"], instance=instance, text=text, hint=hint)

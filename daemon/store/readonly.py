@@ -24,6 +24,7 @@ from daemon.store import attention, views
 from daemon.store.job_rows import JobRows, cost_so_far, is_billing, rate
 from daemon.store.shapes import (
     CURRENCY,
+    UNSURE,
     Event,
     Events,
     JobPage,
@@ -44,6 +45,7 @@ METRICS_PAGE = 2_000  # rows
 LOG_PAGE = 256 << 10  # bytes
 LOG_NAME = "log.txt"  # as on the box
 RECENT_EVENTS = 6
+DAY_MS = 86_400_000
 LOSS_POINTS = 40
 PACE_STEPS = 20  # the last steps whose pace gives the ETA
 
@@ -67,7 +69,7 @@ class ReadModel:
                 schema="homeport.jobs/1",
                 jobs=found,
                 money=money_strip(db, now),
-                attention=attention.needed(found, _leases(db, now)),
+                attention=attention.needed(found, _leases(db, now), _written_off(db, now)),
             )
 
     def job(self, ref: str) -> JobPage:
@@ -115,8 +117,13 @@ class ReadModel:
             now = now_ms()
             found = [views.job_view(rows, now) for rows in _job_rows(db)]
             machines = _leases(db, now)
-            urgent = [item for item in attention.needed(found, machines) if item["instance"] is not None]
-            return Leases(schema="homeport.leases/1", leases=machines, money=money_strip(db, now), attention=urgent)
+            needed = attention.needed(found, machines, _written_off(db, now))
+            return Leases(
+                schema="homeport.leases/1",
+                leases=machines,
+                money=money_strip(db, now),
+                attention=[item for item in needed if item["instance"] is not None or item["kind"] in UNSURE],
+            )
 
     def money(self) -> MoneyStrip:
         with connection(self.database) as db:
@@ -175,8 +182,10 @@ def money_strip(db: sqlite3.Connection, now: int) -> MoneyStrip:
     billing = [row for row in db.execute("SELECT * FROM leases") if is_billing(row)]
     burn = sum(rate(row) for row in billing)
     credit, listed = _meta(db, "credit"), _meta(db, "last_listing")
+    creates = sum(op["kind"] == "create" for op in _open_operations(db))
     return MoneyStrip(
         machines=len(billing),
+        unsure=creates + len(_written_off(db, now)),
         rate=money.decimal_string(burn),
         cost=money.decimal_string(sum(cost_so_far(row, now) for row in billing)),
         credit=None if credit is None else money.decimal_string(credit),
@@ -288,6 +297,13 @@ def _leases(db: sqlite3.Connection, now: int) -> list[LeaseView]:
     rows = db.execute("SELECT * FROM leases ORDER BY state IN ('LIVE', 'LOST') DESC, id DESC").fetchall()
     operations = _open_operations(db)
     return [views.lease_view(row, operations, now) for row in rows]
+
+
+def _written_off(db: sqlite3.Connection, now: int) -> list[LeaseView]:
+    """Those that may bill still: until the market's listings have been without them for a day."""
+    query = "SELECT * FROM leases WHERE state = 'WRITTEN_OFF' AND max(coalesce(last_seen, 0), gone_at) > ? ORDER BY id"
+    rows = db.execute(query, ((_meta(db, "last_listing") or 0) - DAY_MS,)).fetchall()
+    return [views.lease_view(row, (), now) for row in rows]
 
 
 def _moves(db: sqlite3.Connection, job: JobView) -> list[Move]:

@@ -145,6 +145,7 @@ class MoneyStrip(TypedDict):
     """The line on every screen. `as_of` is the last trusted listing of the market, `problem` why none came since."""
 
     machines: int
+    unsure: int  # rentals without an answer and written-off machines: each may bill, none is in the other figures
     rate: str  # per hour, all of them
     cost: str  # so far, of the machines that may bill now
     credit: str | None
@@ -155,8 +156,12 @@ class MoneyStrip(TypedDict):
     kept_awake: bool  # this computer, while a model comes home; said by the daemon, so true only while it runs
 
 
+UNSURE = ("UNANSWERED", "RENTING", "WRITTEN_OFF")  # kinds of Attention: what may bill and is in no figure
+
+
 class Attention(TypedDict):
-    kind: str  # HELD, MODEL_MISSING, OUT_OF_CONTACT, UNANSWERED, NOT_CONFIRMED, ORPHAN, REAPPEARED, LOST
+    # HELD, MODEL_MISSING, OUT_OF_CONTACT, UNANSWERED, RENTING, NOT_CONFIRMED, ORPHAN, REAPPEARED, LOST, WRITTEN_OFF
+    kind: str
     urgent: bool  # counts for --check; the others are being dealt with
     job: str | None
     instance: int | None

@@ -110,6 +110,7 @@ HOLD = {
 }
 MONEY = {
     "machines": 2,
+    "unsure": 0,
     "rate": "0.82",
     "cost": "3.26",
     "credit": "31.40",

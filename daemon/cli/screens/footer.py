@@ -10,13 +10,7 @@ from daemon.store.shapes import Attention, MoneyStrip
 
 
 def money_strip(money: MoneyStrip, look: Look, now: float) -> list[str]:
-    count = money["machines"]
-    parts = [
-        f"Renting {count} machine{'' if count == 1 else 's'}, {dollars(money['rate'])}/h, "
-        f"{dollars(money['cost'])} so far."
-        if count
-        else "Nothing is being rented. $0.00/h."
-    ]
+    parts = [_rented(money)]
     if money["credit"] is not None:
         hours = money["hours_left"]
         lasts = f" ({duration(hours * 3600)} at this rate)" if hours is not None else ""
@@ -27,6 +21,20 @@ def money_strip(money: MoneyStrip, look: Look, now: float) -> list[str]:
     if money["problem"]:
         parts.append(f"The market cannot be asked: {money['problem']}.")
     return textwrap.wrap(" ".join(parts), look.width)
+
+
+def _rented(money: MoneyStrip) -> str:
+    count, unsure = money["machines"], money["unsure"]
+    if count:
+        known = f"Renting {_machines(count)}, {dollars(money['rate'])}/h, {dollars(money['cost'])} so far."
+        return f"{known} Beside {'it' if count == 1 else 'them'} {unsure} may bill." if unsure else known
+    if unsure:
+        return f"Nothing is known to be rented, but {_machines(unsure)} may bill."
+    return "Nothing is being rented. $0.00/h."
+
+
+def _machines(count: int) -> str:
+    return f"{count} machine{'' if count == 1 else 's'}"
 
 
 def attention(items: Sequence[Attention], look: Look) -> list[str]:

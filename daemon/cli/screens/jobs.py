@@ -13,7 +13,8 @@ EMPTY = "No jobs. Nothing is being rented. $0.00/h.   Start with: jobctl demo"
 
 def screen(reading: Jobs, look: Look, now: float) -> str:
     """Every job of `reading` in one line of at most `look.width`, then the money, then what needs a person."""
-    if not reading["jobs"] and not reading["money"]["machines"]:
+    money = reading["money"]
+    if not reading["jobs"] and not money["machines"] and not money["unsure"]:
         return EMPTY
     lines = []
     if reading["jobs"]:
@@ -22,7 +23,7 @@ def screen(reading: Jobs, look: Look, now: float) -> str:
             f"{job['id']}: {on_its_way(job['moving'])}" for job in reading["jobs"] if job["moving"] and job["progress"]
         ]
         lines = [look.paint(title, "dim"), *rows, *beside, ""]
-    lines += money_strip(reading["money"], look, now)
+    lines += money_strip(money, look, now)
     lines += attention(reading["attention"], look)
     return "\n".join(lines)
 

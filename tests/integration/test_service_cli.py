@@ -1,0 +1,117 @@
+"""`up`, `down` and doctor's line for the service, against a stand-in for systemd; and what is said to bill."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from scripted import Run, Scripted
+from stored import HOUR, NOW, Stored
+
+from daemon.service import systemd
+
+DAY = 24 * HOUR
+SYSTEMCTL = """#!/bin/sh
+case "$2" in
+    is-active) echo active ;;
+    is-enabled) echo enabled ;;
+    --version) echo "systemd 252" ;;
+esac
+"""
+
+
+@pytest.fixture(autouse=True)
+def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A `systemctl` that calls every unit running and enabled, and the folder of users whose services linger."""
+    tool = tmp_path / "bin" / "systemctl"
+    tool.parent.mkdir()
+    tool.write_text(SYSTEMCTL)
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tool.parent), prepend=":")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setattr("daemon.platform.user_name", lambda: "ann")
+    monkeypatch.setattr(systemd, "LINGERING", tmp_path / "linger")
+    (tmp_path / "linger").mkdir()
+    return tmp_path / "linger"
+
+
+@pytest.mark.parametrize("lingers", [False, True])
+def test_who_logs_out_is_told_what_ends(run: Run, commands: Scripted, manager: Path, lingers: bool) -> None:
+    """`up` and doctor advise the command that keeps the service, exactly while it would end with the log-out."""
+    if lingers:
+        (manager / "ann").touch()
+
+    up, doctor = run("up"), run("doctor")
+
+    assert up.exit_code == 0, up.output
+    assert ("note        it ends when you log out; to keep it: loginctl enable-linger ann" in up.stdout) is not lingers
+    lines = doctor.stdout.splitlines()
+    advised = [number for number, line in enumerate(lines) if line.startswith("WARN") and "log-out" in line]
+    assert bool(advised) is not lingers
+    for number in advised:
+        assert "it ends when you log out" in lines[number]
+        assert "loginctl enable-linger ann" in lines[number] + lines[number + 1]
+
+
+def test_what_may_bill_is_named(run: Run, stored: Stored) -> None:
+    """A machine that bills, a rental without an answer, and a machine that was written off: `down` and `leases` name
+    each, and neither says that nothing is rented."""
+    stored.job("k7f3qd", state="SFT")
+    stored.lease("k7f3qd")
+    stored.job("m2x9ab")
+    stored.operation("create", "UNKNOWN", job_id="m2x9ab")
+    stored.job("z8h1wr", state="ABANDONED")
+    stored.lease("z8h1wr", instance_id=4711, state="WRITTEN_OFF", gone_at=NOW, price_per_hour=1_250_000)
+    stored.listing()
+
+    down, leases = run("down").stdout, " ".join(run("leases").stdout.split())
+
+    assert "bills on    instance 29481133  0.40/h  job k7f3qd\n" in down
+    assert "may bill    m2x9ab: the reply to a rental was lost" in down
+    assert "may bill    instance 4711 was written off" in down
+    assert "0.40/h goes on" in down
+    assert "Renting 1 machine, $0.40/h" in leases and "Beside it 2 may bill." in leases
+    assert "! m2x9ab: the reply to a rental was lost" in leases
+    assert "! instance 4711 was written off" in leases and "may bill $1.25" in leases
+    assert "and 3 machines may be billing" in leases
+    assert "Nothing is being rented" not in down + leases
+
+
+@pytest.mark.parametrize("state", ["SENT", "UNKNOWN"])
+def test_a_rental_without_an_answer_is_not_nothing(run: Run, stored: Stored, state: str) -> None:
+    """Also that of a daemon that was ended while it waited for the answer."""
+    stored.job("m2x9ab")
+    stored.operation("create", state, job_id="m2x9ab")
+
+    for verb in ("down", "leases", "status"):
+        said = run(verb).stdout
+        assert "m2x9ab" in said and "may bill" in " ".join(said.split()), verb
+        assert "Nothing is being rented" not in said, verb
+
+
+@pytest.mark.parametrize(("listed", "named"), [(NOW, True), (NOW - DAY + HOUR, True), (NOW - DAY - HOUR, False)])
+def test_a_written_off_machine_is_named_until_it_is_gone_for_a_day(
+    run: Run, stored: Stored, listed: int, named: bool
+) -> None:
+    """By the market's listings; without a job it is named all the same."""
+    stored.lease(None, instance_id=4711, state="WRITTEN_OFF", last_seen=listed, gone_at=NOW - 9 * DAY)
+    stored.listing()
+
+    for verb in ("down", "leases", "status"):
+        said = run(verb).stdout
+        assert ("4711" in said) is named, said
+        assert ("Nothing is being rented." in said) is not named, said
+
+
+@pytest.mark.parametrize("state", [None, "ABSENT", "REFUSED"])
+def test_nothing_is_rented_where_nothing_is(run: Run, stored: Stored, state: str | None) -> None:
+    """A machine that is gone and a rental that was refused or never happened are not named."""
+    stored.job("k7f3qd")
+    stored.lease("k7f3qd", state="GONE", gone_at=NOW)
+    if state:
+        stored.operation("create", state, job_id="k7f3qd")
+
+    for verb in ("down", "leases"):
+        said = run(verb).stdout
+        assert "Nothing is being rented. $0.00/h." in said and "may bill" not in said
