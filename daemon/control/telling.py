@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import structlog
@@ -9,8 +10,8 @@ from sqlalchemy import Connection
 
 from daemon.control import snapshot
 from daemon.control.world import World
-from daemon.domain.news import DAY_MS, Facts, News, of_job, of_orphan
-from daemon.domain.records import Job
+from daemon.domain.news import DAY_MS, Facts, News, of_job, of_orphan, of_returned
+from daemon.domain.records import Job, Lease
 from daemon.domain.spec import from_canonical
 from daemon.store import events, jobs, leader, leases, reports
 
@@ -38,23 +39,33 @@ class Teller:
         with self.world.database.read() as c:
             told_of = [*jobs.unfinished(c), *jobs.ended_since(c, now - DAY_MS)]
             found = [news for job in told_of for news in of_job(self._facts(c, job, now))]
-            found += [of_orphan(lease) for lease in leases.held(c) if lease.job_id is None]
+            found += [news for lease in leases.held(c) for news in _of_lease(c, lease)]
             return [news for news in found if leader.get_meta(c, _mark(news)) is None]
 
     def _facts(self, c: Connection, job: Job, now: int) -> Facts:
         rented = tuple(leases.of_job(c, job.id))
         live = next((lease for lease in rented if lease.state == "LIVE"), None)
         report = reports.get(c, job.id)
+        spec = from_canonical(job.spec_json)
         return Facts(
             now_ms=now,
             job=job,
             leases=rented,
-            cost_limit=from_canonical(job.spec_json).limits.cost,
+            cost_limit=spec.limits.cost,
             loss_ms=snapshot.loss_ms(c, live, now),
             lost_since=report.lost_since if report is not None and live is not None else None,
             silence_ms=round(self.world.settings.timing.silence * 1000),
+            asks=spec.destroy == "ask",
             not_mirrored=_not_mirrored(c, job.id),
         )
+
+
+def _of_lease(c: Connection, lease: Lease) -> Iterator[News]:
+    """What stands behind it has no job that could say so itself."""
+    if lease.job_id is None:
+        yield of_orphan(lease)
+    elif (job := jobs.get(c, lease.job_id)).state.is_terminal:
+        yield of_returned(job, lease)
 
 
 def _not_mirrored(c: Connection, job: str) -> tuple[int, str] | None:

@@ -12,10 +12,16 @@ from dataclasses import dataclass
 from daemon.domain.holds import HOLDS, HoldReason
 from daemon.domain.lifecycle import JobState
 from daemon.domain.money import show
-from daemon.domain.records import Job, Lease
+from daemon.domain.records import Job, Lease, LeaseState
 
 DAY_MS = 86_400_000
 BUDGET_SHARE = 0.8
+ENDED = {
+    JobState.DESTROYED: "It went well: the model is verified here",
+    JobState.ABANDONED: "{by} gave it up",
+    JobState.CANCELLED: "{by} cancelled it",
+    JobState.FAILED: "Nothing is rented, and nothing is left to save",
+}
 LOSS_NEAR_MS = DAY_MS  # a machine is only taken when its contract and the credit last a day longer than the job
 
 
@@ -37,6 +43,7 @@ class Facts:
     loss_ms: int | None  # when what the machine holds is lost by itself
     lost_since: int | None  # the box is out of contact since then
     silence_ms: int  # of so long a person is told
+    asks: bool = False  # `destroy: ask`: what is verified waits, HELD, for its person
     not_mirrored: tuple[int, str] | None = None  # event and reason, when the last attempt to bring a checkpoint failed
 
     @property
@@ -61,8 +68,8 @@ def of_job(f: Facts) -> Iterator[News]:
     if job.state.is_terminal:
         yield _ended(f)
         return
-    if job.state is JobState.VERIFIED:
-        text = f"In {job.model_dir}; its machine is returned now. {f.money}"
+    if job.state is JobState.VERIFIED and job.hold_reason is None and not f.asks:
+        text = f"In {job.model_dir}; its machine is returned now. {f.money} {f.next('jobctl show {job}')}"
         yield News(f"home {job.id} {job.manifest_sha256}", _titled(job, "the model is home and verified"), text)
     if job.hold_reason is not None:
         yield from _held(f, job.hold_reason)
@@ -97,10 +104,27 @@ def of_orphan(lease: Lease) -> News:
     )
 
 
+def of_returned(job: Job, lease: Lease) -> News:
+    """A machine of an ended job that the market lists again, or only now."""
+    text = (
+        "The job has ended, and the market lists a machine of it all the same, which may bill "
+        f"{show(lease.price_per_hour)}/h. It is stopped, and returned where nothing on it is needed; otherwise destroy "
+        f"it in the market's console. Next: jobctl leases or jobctl write-off {lease.instance_id}"
+    )
+    return News(f"returned {lease.id}", _titled(job, f"machine {lease.instance_id} is there again"), text)
+
+
 def _ended(f: Facts) -> News:
     job = f.job
+    why = ENDED[job.state].format(by=job.wish_by or "you")
     model = f"The model is in {job.model_dir}." if job.model_dir else "No model."
-    text = f"{model} {show(f.cost)} in all; nothing of it bills any more. {f.next('jobctl show {job}')}"
+    left = [str(lease.instance_id) for lease in f.leases if lease.is_held or lease.state is LeaseState.WRITTEN_OFF]
+    bills = (
+        f"not confirmed gone, may bill on: instance {', '.join(left)}, to end in the market's console"
+        if left
+        else "nothing of it bills any more"
+    )
+    text = f"{why}. {model} {show(f.cost)} in all; {bills}. {f.next('jobctl show {job}')}"
     return News(f"ended {job.id}", _titled(job, job.state.value), text)
 
 
@@ -113,7 +137,8 @@ def _held(f: Facts, reason: HoldReason) -> Iterator[News]:
     row = HOLDS[reason]
     since = f", for {days} day{'s' if days > 1 else ''}" if days else ""
     said = ": ".join(part for part in (row.meaning, job.hold_detail) if part)
-    text = f"{said[:300]}. {f.money} {f.next(*row.commands)}"
+    home = f" The model is in {job.model_dir}." if reason is HoldReason.ASK_DESTROY else ""
+    text = f"{said[:300]}.{home} {f.money} {f.next(*row.commands)}"
     yield News(f"held {job.id} {job.hold_since} {days}", _titled(job, f"HELD: {reason.value}{since}"), text)
 
 

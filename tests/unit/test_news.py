@@ -21,12 +21,12 @@ from daemon.control.operate import Operator
 from daemon.control.telling import Teller
 from daemon.control.world import World
 from daemon.domain.holds import HoldReason
-from daemon.domain.lifecycle import JobState
+from daemon.domain.lifecycle import MAIN_LINE, JobState
 from daemon.domain.news import DAY_MS, Facts, of_job
 from daemon.domain.records import LeaseState
 from daemon.domain.spec import JobSpec
 from daemon.settings import Paths, Settings
-from daemon.store import jobs, leases
+from daemon.store import artifacts, jobs, leases
 
 SPEC = JobSpec.model_validate({"version": 1, "name": "n", "model": "any/m", "sft": {"data": "-"}}).canonical_json()
 MINUTE = 60_000
@@ -46,6 +46,9 @@ GONE = {"state": LeaseState.GONE, "status": None}
     [
         ([], {}),
         (["home"], {"job": job(JobState.VERIFIED, model_dir="/m", manifest_sha256="m")}),
+        ([], {"job": job(JobState.VERIFIED, model_dir="/m", manifest_sha256="m"), "asks": True}),
+        (["held"], {"job": job(JobState.VERIFIED, model_dir="/m", **HELD | {"hold_reason": HoldReason.ASK_DESTROY})}),
+        (["held"], {"job": job(JobState.VERIFIED, model_dir="/m", **HELD | {"hold_reason": HoldReason.ARTIFACT_LOST})}),
         (["ended"], {"job": job(JobState.DESTROYED, model_dir="/m"), "leases": [lease(**GONE)]}),
         (["ended"], {"job": job(JobState.FAILED), "leases": []}),
         (["held"], {"job": job(JobState.SFT, **HELD)}),
@@ -71,7 +74,49 @@ def test_what_is_worth_telling(told: list[str], known: dict[str, Any]) -> None:
     assert [news.key.split(" ")[0] for news in found] == told
     for news in found:
         assert "n (abc123): " in news.title and "$" in news.text
-        assert "jobctl" in news.text or "its machine is returned now" in news.text
+        assert "jobctl" in news.text
+
+
+@pytest.mark.parametrize(
+    ("said", "unsaid", "known"),
+    [
+        (
+            "The model is in /m. $",
+            "returned",
+            {"job": job(JobState.VERIFIED, model_dir="/m", **HELD | {"hold_reason": HoldReason.ASK_DESTROY})},
+        ),
+        (
+            "deleted or changed on this disk",
+            "The model is in",
+            {"job": job(JobState.VERIFIED, model_dir="/m", **HELD | {"hold_reason": HoldReason.ARTIFACT_LOST})},
+        ),
+        (
+            "It went well: the model is verified here. The model is in /m.",
+            "may bill",
+            {"job": job(JobState.DESTROYED, model_dir="/m"), "leases": [lease(**GONE)]},
+        ),
+        (
+            "ann gave it up. No model. $0.00 in all; not confirmed gone, may bill on: instance 77, to end in the",
+            "nothing of it bills",
+            {"job": job(JobState.ABANDONED, wish_by="ann"), "leases": [lease(state=LeaseState.WRITTEN_OFF)]},
+        ),
+        (
+            "ann cancelled it. No model. $0.00 in all; nothing of it bills any more. Next: jobctl show abc123",
+            "may bill",
+            {"job": job(JobState.CANCELLED, wish_by="ann"), "leases": []},
+        ),
+        (
+            "Nothing is rented, and nothing is left to save.",
+            "may bill",
+            {"job": job(JobState.FAILED), "leases": [lease(**GONE)]},
+        ),
+    ],
+)
+def test_what_is_told_is_true(said: str, unsaid: str, known: dict[str, Any]) -> None:
+    """Where the model is, why a job ended, and what may bill on: no more than the rows say, and no less."""
+    (news,) = of_job(facts(**known))
+
+    assert said in news.text and unsaid not in news.text, news.text
 
 
 def test_a_hold_is_told_daily_while_it_costs() -> None:
@@ -99,9 +144,11 @@ class Phone:
 
     def __init__(self) -> None:
         self.reached, self.messages = True, cast(list[tuple[str, bool]], [])
+        self.texts: list[str] = []
 
     async def notify(self, title: str, text: str, again: bool) -> bool:
         self.messages.append((title, again))
+        self.texts.append(text)
         return self.reached
 
 
@@ -134,6 +181,42 @@ async def test_each_piece_is_told_once(world: World, phone: Phone) -> None:
         (f"{store.JOB} ({store.JOB}): HELD: DISK_FULL", False),
         ("Machine 4711 belongs to no job", False),
     ]
+
+
+async def test_a_machine_that_comes_back_after_its_job_is_told(world: World, phone: Phone) -> None:
+    """However long ago the job ended; once, with the price and what to type."""
+    with world.database.write() as c:
+        store.add_job(c, spec_json=SPEC)
+        gone = store.add_lease(c, state=LeaseState.GONE, price_per_hour=400_000)
+        old = world.clock.wall_ms() - 3 * DAY_MS
+        jobs.move(c, jobs.get(c, store.JOB), JobState.CANCELLED, old, world.database.epoch)
+        leases.set_state(c, leases.get(c, gone), LeaseState.LOST, world.clock.wall_ms(), why="reappeared")
+
+    for teller in (one := Teller(world), one, Teller(world)):
+        await teller.run_once()
+
+    assert [title for title, _ in phone.messages] == [
+        f"{store.JOB} ({store.JOB}): machine {store.INSTANCE} is there again"
+    ]
+    assert "may bill $0.40/h" in phone.texts[0]
+    assert f"Next: jobctl leases or jobctl write-off {store.INSTANCE}" in phone.texts[0]
+
+
+async def test_a_job_that_asks_is_not_told_to_go(world: World, phone: Phone) -> None:
+    """Verified and not held yet, with `destroy: ask` in its spec: the hold that comes is the message."""
+    asking = JobSpec.model_validate(
+        {"version": 1, "name": "n", "model": "any/m", "sft": {"data": "-"}, "destroy": "ask"}
+    ).canonical_json()
+    with world.database.write() as c:
+        for name, spec in (("going", SPEC), ("asking", asking)):
+            store.add_job(c, name, spec_json=spec, manifest_sha256="m")
+            artifacts.add_receipt(c, jobs.get(c, name), store.NOW, folder="/m", files="[]", levels="[]", level="full")
+            for state in MAIN_LINE[1 : MAIN_LINE.index(JobState.VERIFIED) + 1]:
+                jobs.move(c, jobs.get(c, name), state, world.clock.wall_ms(), world.database.epoch)
+
+    await Teller(world).run_once()
+
+    assert [title for title, _ in phone.messages] == ["going (going): the model is home and verified"]
 
 
 async def test_what_did_not_arrive_is_told_again(world: World, phone: Phone) -> None:
