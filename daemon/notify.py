@@ -35,11 +35,12 @@ $kind::CreateToastNotifier('homeport').Show($toast::new($page))
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one message on one channel; `detail` says how, or why not."""
+    """What became of one message on one channel; `detail` says how, or why not. `present`: there is such a channel."""
 
     channel: str
     delivered: bool
     detail: str
+    present: bool = True
 
 
 def sender(settings: Settings) -> Notify:
@@ -65,7 +66,7 @@ async def desktop(title: str, text: str) -> Outcome:
     """A notification on this computer's screen."""
     command = desktop_command(sys.platform, title, text)
     if shutil.which(command[0]) is None:
-        return Outcome("desktop", False, f"{command[0]} is not installed")
+        return Outcome("desktop", False, f"{command[0]} is not installed", present=False)
     process = await asyncio.create_subprocess_exec(
         *command,
         stdin=asyncio.subprocess.DEVNULL,
