@@ -37,7 +37,7 @@ from daemon.market.vast import Vast
 from daemon.service import notify_socket
 from daemon.service.program import read_environment
 from daemon.settings import Paths, Settings, api_key, load
-from daemon.store import backups, events, jobs, leader, leases, migrate
+from daemon.store import backups, clock_step, events, jobs, leader, leases, migrate
 from daemon.store.database import Database
 
 log = structlog.get_logger()
@@ -49,7 +49,7 @@ async def lead(settings: Settings) -> None:
     clock, paths = SteadyClock(SystemClock()), settings.paths
     with closing(hold_lock(paths.lock)), closing(open_store(paths, clock.wall_ms())) as database:
         refuse_moved(database)
-        take_leadership(database, platform.machine_id(), clock.wall_ms())
+        take_leadership(database, platform.machine_id(), clock)
         own_key(paths.ssh_key)
         async with aclosing(Vast(settings.market_url, api_key(paths), clock, settings.time_scale)) as market:
             operator = Operator(database, market, clock, settings)
@@ -67,8 +67,11 @@ def open_store(paths: Paths, now_ms: int) -> Database:
     return database
 
 
-def take_leadership(database: Database, machine: str, now_ms: int) -> None:
-    """Fence whoever led before, and settle what they left open. The caller holds the lock."""
+def take_leadership(database: Database, machine: str, clock: SteadyClock) -> None:
+    """Fence whoever led before, settle what they left open, and go on at their time. The caller holds the lock."""
+    with database.read() as c:
+        clock.not_before(clock_step.newest(c))
+    now_ms = clock.wall_ms()
     leader.take(database, machine, now_ms, lambda c, epoch, why: _hold_all(c, now_ms, epoch, why))
     recover(database, now_ms)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import structlog
 from sqlalchemy import Connection
 
-from daemon.clock import Clock
+from daemon.clock import DaemonClock
 from daemon.control.operate import Operator, adopt, presume_work, settle
 from daemon.control.permits import ArtifactLost, NoPermit
 from daemon.domain import ids
@@ -37,7 +37,7 @@ class Reconciler:
 
     database: Database
     operator: Operator
-    clock: Clock
+    clock: DaemonClock
     timing: Timing
     _last_pass: float | None = None  # monotonic: counts awake time alone
     _missed: dict[int, float] = field(default_factory=dict)  # lease -> boot time of the first look without it
@@ -46,6 +46,8 @@ class Reconciler:
     async def run_once(self) -> Listing:
         """One pass. Never raises for what the market does; raises Fenced when another daemon leads."""
         listing = await self.operator.market.listing()
+        if listing.trusted and listing.market_ms is not None:
+            self.clock.not_ahead_of(listing.market_ms)
         now = self.clock.wall_ms()
         with self.database.write() as c:
             leader.renew(c, now)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, bindparam, func, select
 
-from daemon.clock import Clock
+from daemon.clock import DaemonClock
 from daemon.domain.estimate import Estimate
 from daemon.domain.holds import HoldReason
 from daemon.domain.money import HOUR_MS
@@ -46,7 +46,7 @@ class Memory:
                 setattr(self, name, now_ms)
 
 
-def take(database: Database, clock: Clock, job_id: str, rules: Rules, memory: Memory) -> Snapshot:
+def take(database: Database, clock: DaemonClock, job_id: str, rules: Rules, memory: Memory) -> Snapshot:
     """One consistent view. Raises NoSuchJob."""
     now = clock.wall_ms()
     memory.not_after(now)
@@ -61,6 +61,7 @@ def take(database: Database, clock: Clock, job_id: str, rules: Rules, memory: Me
         nonce, words = memory.failure or ("", None)
         return Snapshot(
             now_ms=now,
+            awake_since_ms=clock.awake_since_ms(),
             job=job,
             rules=rules,
             lease=live,

@@ -207,7 +207,7 @@ class Supervisor:
             now = wake.look(clock, self.addresses, outside)
             slept, came = wake.woke(before, now), wake.network_came(before, now)
             if slept or came:
-                log.info("workstation.woke" if slept else "network.came", passed_s=round(now.boot - before.boot))
+                log.info("workstation.woke" if slept else "network.came")
                 try:
                     await self.reconnect()
                 except Exception:  # without this loop no sleep is noticed and nobody feeds the watchdog: it never ends

@@ -1,6 +1,6 @@
 """What this computer does to us: it sleeps, it loses the network and finds it again, and it must not sleep now.
 
-Two looks at clocks, addresses and, while a box is out of contact, at the market's door are compared, so no event of the
+Two looks at the clock, addresses and, while a box is out of contact, at the market's door are compared, so no event of the
 system is needed and none can be missed. All that comes of a change is that connections are made anew and that everybody
 looks at once: nothing is held or failed here.
 """
@@ -15,32 +15,29 @@ from urllib.parse import urlsplit
 import structlog
 
 from daemon import platform
-from daemon.clock import Clock
+from daemon.clock import DaemonClock
 from daemon.domain.lifecycle import JobState
 from daemon.domain.records import Job, StageRun
 
 log = structlog.get_logger()
 TICK_S = 2.0  # between two looks
-SLEPT_S = 5.0  # more time passed in the world than for us: the workstation slept
-LATE_S = 10.0  # a look this late means that we were stopped, or starved of the processor
 KNOCK_S = 2.0  # for a connection to the market's host: a network that has just come back answers within
 
 
 @dataclass(frozen=True)
 class Look:
-    """One look: both clocks in seconds, and our addresses towards the world (none: no network).
+    """One look: since when we have been awake, and our addresses towards the world (none: no network).
 
     `outside`: whether the market's host takes a connection; None while nobody has a reason to ask.
     """
 
-    mono: float
-    boot: float
+    awake_since_ms: int
     addresses: frozenset[str]
     outside: bool | None = None
 
 
-def look(clock: Clock, addresses: Callable[[], frozenset[str]], outside: bool | None) -> Look:
-    return Look(clock.mono(), clock.boot(), addresses(), outside)
+def look(clock: DaemonClock, addresses: Callable[[], frozenset[str]], outside: bool | None) -> Look:
+    return Look(clock.awake_since_ms(), addresses(), outside)
 
 
 async def opens(url: str) -> bool:
@@ -57,8 +54,7 @@ async def opens(url: str) -> bool:
 
 def woke(before: Look, now: Look) -> bool:
     """Asleep or stopped between the two looks: every connection is in doubt."""
-    awake, passed = now.mono - before.mono, now.boot - before.boot
-    return passed - awake > SLEPT_S or awake > TICK_S + LATE_S
+    return now.awake_since_ms != before.awake_since_ms
 
 
 def network_came(before: Look, now: Look) -> bool:

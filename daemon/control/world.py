@@ -17,7 +17,7 @@ from daemon.artifacts.verify import Depth, Report, Say
 from daemon.box.address import BoxAddress
 from daemon.box.box import Box
 from daemon.box.meter import CountBytes
-from daemon.clock import Clock
+from daemon.clock import DaemonClock
 from daemon.control.operate import Operator
 from daemon.settings import Settings
 from daemon.store.database import Database
@@ -34,7 +34,7 @@ class World:
 
     database: Database
     operator: Operator
-    clock: Clock
+    clock: DaemonClock
     settings: Settings
     notify: Notify
     connect: Connect

@@ -80,6 +80,7 @@ class Listing:
     instances: tuple[Instance, ...] = ()
     problem: str = ""
     credit: int | None = None  # micro-dollars, from the account probe of the same pass
+    market_ms: int | None = None  # what the market's clock showed then, UTC
 
     def by_id(self, instance_id: int) -> Instance | None:
         return next((i for i in self.instances if i.id == instance_id), None)

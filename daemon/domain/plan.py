@@ -130,7 +130,7 @@ def _ready_machine(s: Snapshot) -> Action | Lease:
         return _destroy(s, lease, f"the host cannot start it: {lease.status_msg}")
     if lease.is_running:
         if lease.host_key is None:
-            if not s.work_started(lease) and _longer(s, lease.status_since, s.rules.ssh_patience_s):
+            if not s.work_started(lease) and _in_vain(s, lease.status_since, s.rules.ssh_patience_s):
                 return _destroy(s, lease, "runs, but no login was possible")
             return Prove(lease)
         if lease.provisioned != s.job.attempt:
@@ -142,14 +142,14 @@ def _ready_machine(s: Snapshot) -> Action | Lease:
         return _out_of_sight(s, lease)
     if lease.status in HALTED and (lease.running_ms > 0 or lease.intended == "stopped"):
         return _halted(s, lease)
-    if not s.work_started(lease) and _longer(s, lease.created_at, s.rules.boot_patience_s):
+    if not s.work_started(lease) and _in_vain(s, lease.created_at, s.rules.boot_patience_s):
         return _destroy(s, lease, f"not running after {s.rules.boot_patience_s:.0f} s ({lease.status or 'no status'})")
     return Wait(f"machine is {lease.status or 'being made'}")
 
 
 def _out_of_sight(s: Snapshot, lease: Lease) -> Action | Lease:
     """The market does not reach the host. We may: a box that answers goes on working, and is not lost."""
-    over = _longer(s, lease.status_since, s.rules.offline_patience_s)
+    over = _in_vain(s, lease.status_since, s.rules.offline_patience_s)
     if not s.work_started(lease):
         return _destroy(s, lease, f"host {lease.status}") if over else Wait(f"the host is {lease.status}")
     ready = lease.host_key is not None and lease.provisioned == s.job.attempt
@@ -165,7 +165,7 @@ def _no_machine(s: Snapshot) -> Action:
     if _returned_unused(s) >= MACHINES_BEFORE_HOLD:
         return HoldJob(HoldReason.PROVISIONING, f"{MACHINES_BEFORE_HOLD} machines were returned unused")
     since = s.nothing_fits_since_ms
-    if since is not None and _longer(s, max(since, s.job.spoken_at), s.rules.offer_patience_s):
+    if since is not None and _in_vain(s, max(since, s.job.spoken_at), s.rules.offer_patience_s):
         return HoldJob(HoldReason.NO_OFFERS, "nothing on the market fits: jobctl plan shows why")
     if s.asked_market_ms is not None and not _longer(s, s.asked_market_ms, s.rules.offer_retry_s):
         return Wait("no offer fits; looking again soon")
@@ -325,7 +325,7 @@ def _held(s: Snapshot, rule: Hold) -> Action:
         return Wait("held; the machine is stopped")
     spent = _waited(s, lease) >= s.rules.hold_limit
     # One lost connection ends no rescue: not before the hold has cost its limit, nor just after a sleep that cost it.
-    rescuing = _is_proven(lease) and not (spent and _longer(s, s.link_down_since_ms, s.rules.ssh_patience_s))
+    rescuing = _is_proven(lease) and not (spent and _in_vain(s, s.link_down_since_ms, s.rules.ssh_patience_s))
     if rule.release is Release.STOP_NOW and _runner_alive(s) and rescuing and not spent:
         return StopStages(lease)
     if rule.rescue is Rescue.EVERYTHING and not s.rescued and s.work_started(lease) and rescuing:
@@ -363,3 +363,8 @@ def _runner_alive(s: Snapshot) -> bool:
 
 def _longer(s: Snapshot, since_ms: int | None, seconds: float) -> bool:
     return since_ms is not None and s.now_ms - since_ms > seconds * 1000
+
+
+def _in_vain(s: Snapshot, since_ms: int | None, seconds: float) -> bool:
+    """Patience is over: we were there and looked for so long. While this computer slept, nobody did."""
+    return since_ms is not None and _longer(s, max(since_ms, s.awake_since_ms), seconds)

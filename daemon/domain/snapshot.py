@@ -62,6 +62,7 @@ class Snapshot:
     nothing_fits_since_ms: int | None = None  # the first such search since a machine was rented
     accepted: bool = False  # the person released an ASK_DESTROY hold
     link_down_since_ms: int | None = None
+    awake_since_ms: int = 0  # this daemon has been running, and this computer awake, since then
 
     def open(self, *kinds: Kind) -> Operation | None:
         return next((op for op in self.operations if op.kind in kinds and op.state.is_open), None)

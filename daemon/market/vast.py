@@ -60,6 +60,7 @@ class Vast(Market):
         self._clock = clock
         self._retry_s = RETRY_S / time_scale
         self._limiter = Limiter(clock, time_scale)
+        self._market_ms: int | None = None  # what its clock showed in the last answer
         self._http = httpx.AsyncClient(
             transport=transport,
             timeout=httpx.Timeout(DEADLINE_S, connect=CONNECT_S),
@@ -101,10 +102,11 @@ class Vast(Market):
         query = {"select_filters": "{}", "order_by": order, "limit": str(wire.PAGE_LIMIT)}
         try:
             account = await self.account()
+            market_ms = self._market_ms
             instances = await self._pages(Call.LIST, "/api/v1/instances/", query, wire.read_instances)
         except (MarketError, CredentialsRefused) as error:
             return Listing(trusted=False, problem=error.message)
-        return Listing(trusted=True, instances=tuple({i.id: i for i in instances}.values()), credit=account.credit)
+        return Listing(True, tuple({i.id: i for i in instances}.values()), credit=account.credit, market_ms=market_ms)
 
     async def charges(self, since_ms: int) -> list[Charge]:
         """What was billed for instances, from `since_ms` until now."""
@@ -227,6 +229,7 @@ class Vast(Market):
                     json=body,
                     headers={"Authorization": f"Bearer {self._key.value}"},
                 )
+        self._market_ms = wire.clock_ms(response.headers)
         reply = wire.answer(response.status_code, response.text, response.headers)
         if reply.status != 429:
             self._limiter.accepted(call)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 from typing import Any, Generic, TypeVar
 
 from daemon.domain.market import Account, Charge, CreateRequest, Instance, Offer, OfferQuery
@@ -175,6 +176,14 @@ def retry_after_s(reply: Answer, now_s: float) -> float | None:
     if stated is None and (reset := _float(reply.headers.get("x-ratelimit-reset"))) is not None:
         stated = reset - now_s
     return None if stated is None else max(0.0, stated)
+
+
+def clock_ms(headers: Mapping[str, str]) -> int | None:
+    """What the market's clock showed when it answered, UTC milliseconds. None: it does not say."""
+    try:
+        return round(parsedate_to_datetime(headers["date"]).timestamp() * 1000)
+    except (KeyError, ValueError, OverflowError):
+        return None
 
 
 def read_offers(reply: Json) -> list[Offer]:

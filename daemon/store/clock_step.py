@@ -2,8 +2,8 @@
 
 What a machine costs, how long a hold lasts and every patience are reckoned from a stored time to now. Without this, an
 hour set back would cost nothing, and a hold that began before it would last an hour longer. The daemon's clock does not
-fall below what it lived through (daemon/clock.py); this is for a step ahead that is taken back, and for a step back
-between two processes. By how much is told by the newest time stored: the leader's row is renewed in every pass.
+fall below what was lived through (daemon/clock.py); this is for a step ahead that is taken back. By how much is told by
+the newest time stored: the leader's row is renewed in every pass.
 """
 
 from __future__ import annotations
@@ -44,9 +44,14 @@ _NEWEST = select(*(select(func.max(time)).scalar_subquery() for time in TIMES))
 _BACK = [update(time.table).where(time > bindparam("now")).values({time: time - bindparam("step")}) for time in TIMES]
 
 
+def newest(c: Connection) -> int:
+    """The newest time stored, UTC milliseconds: what was lived through. 0: none is."""
+    return max((time for time in c.execute(_NEWEST).one() if time is not None), default=0)
+
+
 def undo(c: Connection, now_ms: int) -> int:
     """Bring back what lies after `now_ms`, by the milliseconds returned: the newest is now then. 0: nothing does."""
-    step = max((time for time in c.execute(_NEWEST).one() if time is not None), default=now_ms) - now_ms
+    step = newest(c) - now_ms
     if step < LEAST_MS:
         return 0
     for statement in _BACK:

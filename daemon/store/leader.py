@@ -30,7 +30,6 @@ def take(database: Database, machine: str, now_ms: int, doubtful: Callable[[Conn
     """
     known, doubt = _known(database)
     with database.write(fenced=False) as c:
-        clock_step.undo(c, now_ms)
         row = c.execute(select(schema.leader)).one_or_none()
         stored = row.epoch if row else 0
         last_machine = c.execute(select(schema.meta.c.value).where(schema.meta.c.key == "machine_id")).scalar()

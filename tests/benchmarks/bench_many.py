@@ -29,7 +29,7 @@ from sqlalchemy import Connection
 from daemon import platform
 from daemon.app import open_store, take_leadership
 from daemon.box.keys import own_key
-from daemon.clock import SystemClock
+from daemon.clock import SteadyClock, SystemClock
 from daemon.control.operate import Operator
 from daemon.control.reconcile import Reconciler
 from daemon.domain.lifecycle import JobState
@@ -156,7 +156,7 @@ def main() -> None:
         settings, now = load(env), SystemClock().wall_ms()
         own_key(settings.paths.ssh_key)
         database = open_store(settings.paths, now)
-        take_leadership(database, platform.machine_id(), now)
+        take_leadership(database, platform.machine_id(), SteadyClock(SystemClock()))
         with database.write() as c:
             for number in range(count):
                 add_training(c, number, Path(scratch) / "machines", said, now)

@@ -8,6 +8,8 @@ import pytest
 from sqlalchemy import insert, select
 from store import JOB, NOW, add_job, add_lease, opened
 
+from daemon.app import take_leadership
+from daemon.clock import ManualClock, SteadyClock
 from daemon.control.snapshot import Memory
 from daemon.domain.holds import HoldReason
 from daemon.store import clock_step, jobs, leader, leases, schema
@@ -31,21 +33,29 @@ def test_what_lies_in_the_future_comes_back_and_keeps_its_order(tmp_path: Path) 
         assert leases.get(c, lease).last_seen == NOW - 5
 
 
-def test_a_pass_and_a_new_leader_bring_back_what_lies_ahead(tmp_path: Path) -> None:
-    """Set back in a process, it is the next pass that finds out; between two processes, the second one."""
+def test_a_pass_brings_back_what_lies_ahead(tmp_path: Path) -> None:
+    """Wherever the clock was set back, the next pass finds out."""
     database = opened(tmp_path)
     with database.write() as c:
         add_job(c)
         lease = add_lease(c)
         leases.change(c, lease, observed_ms=NOW + HOUR_MS)
+
         leader.renew(c, NOW)
+
         assert leases.get(c, lease).observed_ms == NOW
-        leases.change(c, lease, observed_ms=NOW + HOUR_MS)
 
-    leader.take(database, "machine-1", NOW + 7, lambda c, epoch, why: None)
 
+def test_a_new_process_goes_on_at_the_time_of_the_one_before(tmp_path: Path) -> None:
+    """The clock shows an hour less than was lived through: what was stored is no future."""
+    database, world = opened(tmp_path), ManualClock(wall=NOW - HOUR_MS)
+    clock = SteadyClock(world)
+
+    take_leadership(database, "machine-1", clock)
+
+    assert clock.wall_ms() == NOW
     with database.read() as c:
-        assert leases.get(c, lease).observed_ms == NOW + 7
+        assert clock_step.newest(c) == NOW
 
 
 def test_a_moment_is_no_step(tmp_path: Path) -> None:

@@ -33,18 +33,13 @@ from daemon.store import jobs
 from daemon.store.readonly import ReadModel
 
 AT_HOME = frozenset({"10.0.0.5"})
-BEFORE = Look(mono=100.0, boot=100.0, addresses=AT_HOME)
+BEFORE = Look(awake_since_ms=100, addresses=AT_HOME)
 
 
-@pytest.mark.parametrize(
-    ("awake_s", "asleep_s", "expected"),
-    [(2.0, 0.0, False), (2.0, 4.0, False), (2.0, 8 * 3600.0, True), (11.0, 0.0, False), (13.0, 0.0, True)],
-)
-def test_sleep_is_more_time_outside_than_inside(awake_s: float, asleep_s: float, expected: bool) -> None:
-    """A late look or a clock that ran on without us; a little of either is an ordinary loaded computer."""
-    now = Look(BEFORE.mono + awake_s, BEFORE.boot + awake_s + asleep_s, AT_HOME)
-
-    assert woke(BEFORE, now) is expected
+def test_another_time_since_when_we_are_awake_is_a_sleep() -> None:
+    """The clock says it (test_clock.py)."""
+    assert woke(BEFORE, dataclasses.replace(BEFORE, awake_since_ms=101))
+    assert not woke(BEFORE, BEFORE)
 
 
 @pytest.mark.parametrize(

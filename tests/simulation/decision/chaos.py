@@ -6,12 +6,13 @@ import random
 from dataclasses import dataclass, field
 from functools import cache
 
+from daemon.clock import AHEAD_MS
 from daemon.domain.lifecycle import JobState
 from tests.simulation.coverage import Cell, needs_met
 from tests.simulation.decision import checks, faults, reconcile
 from tests.simulation.decision.market import FOR_EVER, Machine
 from tests.simulation.decision.roads import Strike
-from tests.simulation.decision.world import Memory, World
+from tests.simulation.decision.world import EPOCH_MS, Memory, World
 
 
 @cache
@@ -128,6 +129,7 @@ class Chaos:
         for m, cost in zip(watched, before, strict=True):
             checks.in_absence(self, m, m.idle_cost - cost)
         w.memory.failures = 0
+        w.wake()
         self.next_pass = w.now
         if self.rng.random() < 0.5:
             w.market.cut_until = w.now + 2_000
@@ -138,15 +140,19 @@ class Chaos:
         return True
 
     def restart(self) -> None:
-        """Another process: what it remembers is empty, and its clock begins at what the system's shows."""
+        """Another process: what it remembers is empty, and its clock goes on where the rows end."""
         w = self.w
         w.memory, w.last_pass = Memory(), None
-        self.set_backs += w.set_clock(w.wall_off, w.wall_off)
-        self.renew()
+        lived = w.store.newest() - EPOCH_MS - w.now
+        self.set_backs += w.set_clock(w.wall_off, max(w.wall_off, lived))
+        w.wake()
 
     def renew(self) -> None:
-        """A hold that goes on is no other one for it."""
-        known = self.hold_since == self.w.store.job.hold_since
-        reconcile.renew(self.w)
+        """The first thing in a pass. A hold that goes on is no other one for it."""
+        w = self.w
+        known = self.hold_since == w.store.job.hold_since
+        if reconcile.is_trusted(w) and w.floor_off - max(w.wall_off, 0) > AHEAD_MS:  # the market's clock is right
+            self.set_backs += w.set_clock(w.wall_off, max(w.wall_off, 0))
+        reconcile.renew(w)
         if known:
-            self.hold_since = self.w.store.job.hold_since
+            self.hold_since = w.store.job.hold_since

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from daemon.domain import actions
-from daemon.domain.holds import HOLDS, Rescue
+from daemon.domain.holds import HOLDS, HoldReason, Rescue
 from daemon.domain.lifecycle import EDGES, MAIN_LINE, JobState
 from daemon.domain.records import Kind, LeaseState, OpState
-from daemon.domain.snapshot import Snapshot
+from daemon.domain.snapshot import Rules, Snapshot
 from tests.simulation.decision.market import HOUR_MS, Machine
 from tests.simulation.decision.store import LeaseRow
 from tests.simulation.decision.world import TIMING
@@ -164,6 +164,8 @@ def at_action(run: Run, s: Snapshot, action: actions.Action) -> None:
         raise Violation("I22: waits without a reason")
     if isinstance(action, actions.Move) and action.trigger in ENDINGS and s.held_leases:
         raise Violation(f"I5: {action.trigger} is asked for while instance {s.held_leases[0].instance_id} is held")
+    if (patience_s := _patience_s(w.rules, action)) and w.now - w.woke_at <= patience_s * 1000:
+        raise Violation(f"I16: {action} {(w.now - w.woke_at) / 1000:.0f} s after a sleep or a start: nobody looked")
     if isinstance(action, actions.MarkLost):
         machine = w.market.by_id(action.lease.instance_id)
         away = s.now_ms - (action.lease.status_since or 0)
@@ -180,6 +182,20 @@ def at_action(run: Run, s: Snapshot, action: actions.Action) -> None:
         up = machine is not None and machine.begun and machine.is_up(w.now)
         if early and known and up and w.home.room and not rescued:
             raise Violation(f"I11: stops {action.lease.instance_id} before anything of it was saved")
+
+
+def _patience_s(rules: Rules, action: actions.Action) -> float:
+    """How long somebody must have looked in vain before this is decided; 0 for what does not come of patience."""
+    if isinstance(action, actions.HoldJob):
+        return rules.offer_patience_s if action.reason is HoldReason.NO_OFFERS else 0.0
+    why = action.why if isinstance(action, actions.Destroy | actions.MarkLost) else ""
+    by_words = {
+        "runs, but no login": rules.ssh_patience_s,
+        "not running after": rules.boot_patience_s,
+        "host offline": rules.offline_patience_s,
+        "host unknown": rules.offline_patience_s,
+    }
+    return next((seconds for words, seconds in by_words.items() if why.startswith(words)), 0.0)
 
 
 def in_hold(run: Run, machine: Machine, spent: float) -> None:

@@ -18,7 +18,7 @@ _LOST = LeaseState.LOST  # looked up once
 
 def run_once(w: World) -> bool:
     """Whether the listing was trusted."""
-    if w.now < w.market.blind_until or w.now < w.market.cut_until:
+    if not is_trusted(w):
         w.last_pass = None
         return False
     w.trusted_passes += 1
@@ -32,6 +32,10 @@ def run_once(w: World) -> bool:
     _end_late_arrivals(w)
     w.last_pass = w.awake
     return True
+
+
+def is_trusted(w: World) -> bool:
+    return w.now >= w.market.blind_until and w.now >= w.market.cut_until
 
 
 def renew(w: World) -> None:

@@ -106,16 +106,22 @@ class Store:
 
     def undo_step(self, now: int) -> None:
         """As daemon/store/clock_step.py: what lies after `now` comes back by as much as the newest of it."""
+        step = self.newest() - now
+        if step >= LEAST_MS:
+            for row, name, at in self._times():
+                if at > now:
+                    setattr(row, name, at - step)
+
+    def newest(self) -> int:
+        return max(at for _, _, at in self._times())
+
+    def _times(self) -> list[tuple[Any, str, int]]:
         rows: list[tuple[str, Any]] = [("leader", self), ("job", self.job)]
         rows += [("leases", lease) for lease in self.leases]
         rows += [("operations", op) for op in self.operations]
         rows += [("runs", run) for runs in self.runs.values() for run in runs]
         rows += [("report", self.report)] if self.report is not None else []
-        ahead = [(row, name, at) for kind, row in rows for name in TIMES[kind] if (at := getattr(row, name) or 0) > now]
-        step = max((at for _, _, at in ahead), default=now) - now
-        if step >= LEAST_MS:
-            for row, name, at in ahead:
-                setattr(row, name, at - step)
+        return [(row, name, getattr(row, name) or 0) for kind, row in rows for name in TIMES[kind]]
 
     # -- jobs -----------------------------------------------------------------------------------------------------
 

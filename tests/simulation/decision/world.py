@@ -47,9 +47,11 @@ class World:
     now: int = 0
     asleep_ms: int = 0
     wall_off: int = 0  # the system's wall clock, ahead of true time
-    floor_off: int = 0  # the same when this process began: its own clock does not fall below
+    floor_off: int = 0  # what was lived through: its own clock does not fall below
     off: int = 0  # its own clock, as daemon/clock.py, SteadyClock
     set_back: bool = False  # since the last pass
+    awake_since: int = 0  # its own clock when this process began, or the last sleep ended
+    woke_at: int = 0  # the same in true time
     memory: Memory = field(default_factory=Memory)
     home: Home = field(default_factory=Home)
     typed: dict[int, tuple[int, int]] = field(default_factory=dict)  # instance: attempt, true time; a person's word
@@ -65,8 +67,14 @@ class World:
         """Whether the process's own clock is set back by it."""
         before, self.off = self.off, max(wall_off, floor_off)
         self.wall_off, self.floor_off = wall_off, floor_off
+        if self.off != before:
+            self.wake()
         self.set_back |= self.off < before
         return self.off < before
+
+    def wake(self) -> None:
+        """As daemon/clock.py, awake_since_ms: a sleep ended, or the clock was set."""
+        self.awake_since, self.woke_at = self.wall, self.now
 
     @property
     def awake(self) -> int:
@@ -95,7 +103,7 @@ class World:
             failure, job.manifest_sha256 is not None and store.downloaded == job.manifest_sha256,
             store.events["saved"] > store.events["held" if job.hold_reason else "moved"],
             memory.asked_market_ms, memory.nothing_fits_since_ms,
-            store.events["accepted"] > store.events["moved"], memory.link_down_since_ms,
+            store.events["accepted"] > store.events["moved"], memory.link_down_since_ms, self.awake_since,
         )  # fmt: skip
 
     def _loss_ms(self, lease: LeaseRow | None, wall: int) -> int | None:

@@ -46,7 +46,7 @@ class Daemon:
 
     async def run(self) -> None:
         sim, clock, settings = self.sim, self.clock, self.sim.settings
-        take_leadership(self.database, platform.machine_id(), clock.wall_ms())
+        take_leadership(self.database, platform.machine_id(), clock)
         self.life.epoch = self.database.epoch
         sim.leads(self.life)
         operator = Operator(self.database, sim.market, clock, settings)

@@ -87,7 +87,8 @@ class FakeMarket:
         shown = [m for m in self.machines.values() if m.is_listed(behind_s)]
         self.given.append(Given(self.sim.clock.boot(), True, frozenset(m.id for m in shown)))
         self.sim.witness.listed({m.id for m in shown if m.runs}, {m.id: m.queued_for for m in shown if m.queued})
-        return Listing(True, tuple(m.as_listed(behind_s) for m in shown), credit=self.credit)
+        shown_now = tuple(m.as_listed(behind_s) for m in shown)
+        return Listing(True, shown_now, credit=self.credit, market_ms=self.sim.clock.true_ms())
 
     async def show(self, instance_id: int) -> Instance | None:
         def look() -> Instance | None:
