@@ -182,8 +182,9 @@ class Commands:
                 raise Refused(f"limits.cost of job {row.id} is spent", hint=f"jobctl cancel {row.id}")
             artifacts.void_tokens(c, row.id, self._now)
             # What a restored database calls not begun may have begun on a machine that it never knew: other nonces.
-            anew = row.hold_reason is HoldReason.RESTORED and row.state is JobState.QUEUED
-            anew = anew or row.hold_reason is HoldReason.GONE
+            presumed = any(op.kind is Kind.STAGE_START and op.nonce is None for op in operations.of_job(c, row.id))
+            restored = row.hold_reason is HoldReason.RESTORED or presumed
+            anew = row.hold_reason is HoldReason.GONE or (restored and row.state is JobState.QUEUED)
             if anew and leases.live(c, row.id) is None:  # it may have come back
                 self._again(c, row, by, fresh=False)
                 return

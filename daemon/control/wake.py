@@ -1,8 +1,8 @@
 """What this computer does to us: it sleeps, it loses the network and finds it again, and it must not sleep now.
 
-Two looks at the clock, addresses and, while a box is out of contact, at the market's door are compared, so no event of the
-system is needed and none can be missed. All that comes of a change is that connections are made anew and that everybody
-looks at once: nothing is held or failed here.
+Two looks at the clock, addresses and, while a box is out of contact, at the market's door are compared, so no event of
+the system is needed and none can be missed. All that comes of a change is that connections are made anew and that
+everybody looks at once: nothing is held or failed here.
 """
 
 from __future__ import annotations

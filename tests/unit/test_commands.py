@@ -12,10 +12,11 @@ from store import JOB, MANIFEST, NOW, add_job, add_lease, destroy, opened
 
 from daemon.clock import ManualClock
 from daemon.control.commands import Commands
+from daemon.control.operate import presume_work
 from daemon.domain.holds import HoldReason
 from daemon.domain.records import Job, LeaseState, OpState, Wish
 from daemon.errors import Refused
-from daemon.store import artifacts, jobs, operations
+from daemon.store import artifacts, jobs, leases, operations
 from daemon.store.database import Database
 
 
@@ -95,6 +96,18 @@ async def test_after_a_restore_no_stage_is_begun_again_elsewhere(database: Datab
     await commands(database).resume(JOB, "me")
 
     assert job(database).attempt == (2 if rents else 1)
+
+
+async def test_after_a_restore_another_hold_makes_no_difference(database: Database) -> None:
+    """A machine that the backup did not know turned up, and the person held the job: its nonces stay in doubt."""
+    with database.write() as c:
+        unknown = leases.get(c, add_lease(c, state=LeaseState.LOST))
+        presume_work(c, unknown, NOW, database.epoch)
+    hold(database, HoldReason.BY_PERSON)
+
+    await commands(database).resume(JOB, "me")
+
+    assert job(database).attempt == 2
 
 
 async def test_a_destroy_that_is_out_is_waited_for(database: Database) -> None:

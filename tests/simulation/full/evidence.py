@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from daemon.domain.plan import UNREACHABLE
+
 if TYPE_CHECKING:
     from .invariants import Witness
 
 GONE_SPAN_S = 30.0
+PASS_S = 60.0  # a word of the market is stored a pass after it was so
 ABSENT_LISTINGS, ABSENT_SPAN_S = 5, 600.0 - 30.0  # the interval in which it was sent counts whole
 
 
@@ -38,15 +41,18 @@ class Evidence:
         self.billed_when_gone: dict[int, float] = {}  # or written off: what it bills afterwards is nobody's to know
         self._over: set[int] = set()
         self._absences: dict[int, _Absence] = {}
+        self._unreachable: dict[int, float] = {}  # LIVE ones, since when by time awake
         self._sent: dict[str, _Sent] = {}  # creates, by label: a backup keeps what was seen before it
 
     def forget(self) -> None:
         self.billed_when_gone.clear()
         self._over.clear()
         self._absences.clear()
+        self._unreachable.clear()
 
     def committed(self) -> None:
         self._gone_by_evidence()
+        self._lost_by_evidence()
         self._absent_by_evidence()
         self._refused_by_the_market()
 
@@ -76,6 +82,17 @@ class Evidence:
             elif number not in self._over:
                 self.billed_when_gone[number] = self.sim.market.machines[number].billed()
             (self._over.add if over else self._over.discard)(number)
+
+    def _lost_by_evidence(self) -> None:
+        """A host that the market does not reach is given up after the patience awake: nobody looks in a sleep."""
+        now, patience_s = self.sim.loop.time(), self.sim.settings.timing.offline_patience
+        for row in self.witness.rows("SELECT instance_id, state, status FROM leases"):
+            number, unreachable = row["instance_id"], row["status"] in UNREACHABLE
+            since = self._unreachable.pop(number, None)
+            if unreachable and row["state"] == "LIVE":
+                self._unreachable[number] = now if since is None else since
+            elif unreachable and row["state"] == "LOST" and since is not None and now - since <= patience_s - PASS_S:
+                self.witness.accuse("I16", f"{number} is LOST {now - since:.0f} s awake after it was out of reach")
 
     def _refused_by_the_market(self) -> None:
         for row in self.witness.rows("SELECT label FROM operations WHERE kind = 'create' AND state = 'REFUSED'"):

@@ -43,7 +43,7 @@ CHECKED: dict[str, str] = {
     "I13": "end: a key of an instance in the daemon's files",
     "I14": "wire: a nonce sent to two machines, or a stage of one attempt under two nonces",
     "I15": "commit: a stage that is done here and not on any box, or failed here and not there",
-    "I16": "commit: a machine GONE, a create ABSENT or REFUSED, by too little evidence",
+    "I16": "commit: a machine GONE or LOST, a create ABSENT or REFUSED, by too little evidence",
     "I17": "commit: absences counted that no trusted listing showed",
     "I18": "wire: a request about a machine that is not ours",
     "I19": "wire and commit: a cancel that was lost, or that ended with work and without a word",

@@ -53,6 +53,13 @@ SCENES: tuple[Scene, ...] = (
         ("eight hours asleep", S.QUEUED, "market listing"),
     ),
     _scene(
+        "out of the market's reach, then eight hours asleep",
+        "F6 F8",
+        "sleep resets every counter: evidence is looks, not minutes",
+        ("host lost", S.SFT, "market listing"),
+        ("eight hours asleep", S.SFT, "commit"),
+    ),
+    _scene(
         "missing in the listing, and nobody can be asked",
         "F4 F13",
         "gone is what two listings lack and show-one calls null; an error is no null",

@@ -256,6 +256,13 @@ def _gone_and_shown(w: Ended) -> None:
     w.sim.witness.committed()
 
 
+def _lost_too_soon(w: Ended) -> None:
+    w.spoil("UPDATE leases SET state = 'LIVE', status = 'offline'")
+    w.sim.witness.committed()
+    w.spoil("UPDATE leases SET state = 'LOST'")
+    w.sim.witness.committed()
+
+
 def _absent_too_soon(w: Ended) -> None:
     w.sim.witness.committed()
     w.sim.market.given += [Given(w.sim.clock.boot(), True, frozenset())] * 9
@@ -336,6 +343,7 @@ FIRES: tuple[tuple[str, Callable[[Ended], None]], ...] = (
     ("I15", _failed_nowhere),
     ("I16", _gone_too_soon),
     ("I16", _gone_and_shown),
+    ("I16", _lost_too_soon),
     ("I16", _absent_too_soon),
     ("I16", _absent_unseen),
     ("I16", _refused_by_nobody),

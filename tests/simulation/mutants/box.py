@@ -17,13 +17,20 @@ MUTANTS: tuple[Mutant, ...] = (
         ),
     ),
     mutant(
+        "patience runs through sleep",
+        "F6 F8",
+        "decision",
+        "hours asleep count as hours in which somebody looked",
+        (PLAN, "_longer(s, max(since_ms, s.awake_since_ms), seconds)", "_longer(s, since_ms, seconds)"),
+    ),
+    mutant(
         "lost at once",
         "F8",
         "decision",
         "a host out of the market's sight for a moment is given up",
         (
             PLAN,
-            "    over = _longer(s, lease.status_since, s.rules.offline_patience_s)\n    if not",
+            "    over = _in_vain(s, lease.status_since, s.rules.offline_patience_s)\n    if not",
             "    over = True\n    if not",
         ),
     ),
