@@ -182,7 +182,7 @@ def clock_ms(headers: Mapping[str, str]) -> int | None:
     """What the market's clock showed when it answered, UTC milliseconds. None: it does not say."""
     try:
         return round(parsedate_to_datetime(headers["date"]).timestamp() * 1000)
-    except (KeyError, ValueError, OverflowError):
+    except (KeyError, ValueError, OverflowError):  # which is what None says
         return None
 
 
