@@ -200,6 +200,8 @@ def money_strip(db: sqlite3.Connection, now: int) -> MoneyStrip:
 def integrity(path: Path) -> str:
     """SQLite's own quick check: 'ok', or what it found. Raises StoreError when the file cannot be read at all."""
     with connection(path) as db:
+        if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'jobs'").fetchone() is None:
+            return "it has no table of jobs"  # an empty file is whole to SQLite
         return str(db.execute("PRAGMA quick_check(1)").fetchone()[0])
 
 

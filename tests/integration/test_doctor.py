@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ from stored import Stored
 
 from daemon import platform, settings
 from daemon.cli import checks, market_checks, service_checks
+from daemon.cli.exits import Exit
 from daemon.cli.jobctl import jobctl
 from daemon.control.leadership import hold_lock
 from daemon.settings import Settings
@@ -89,6 +91,33 @@ def damage(home: Home) -> None:
     home.config.paths.database.write_bytes(content)
 
 
+def rewritten(change: Callable[[bytes], bytes]) -> Plant:
+    """The database's own bytes, changed."""
+
+    def plant(home: Home) -> None:
+        home.config.paths.database.write_bytes(change(home.config.paths.database.read_bytes()))
+
+    return plant
+
+
+def damage_leases(home: Home) -> None:
+    """One page: where the table of leases begins."""
+    with closing(sqlite3.connect(home.config.paths.database)) as db:
+        (page,) = db.execute("SELECT rootpage FROM sqlite_master WHERE name = 'leases'").fetchone()
+        (size,) = db.execute("PRAGMA page_size").fetchone()
+    begin = (page - 1) * size
+    rewritten(lambda content: content[:begin] + b"\xa5" * size + content[begin + size :])(home)
+
+
+DAMAGES: dict[str, Plant] = {
+    "two damaged pages": damage,
+    "a damaged page of leases": damage_leases,
+    "a bad header": rewritten(lambda content: b"\xa5" * 100 + content[100:]),
+    "half of it": rewritten(lambda content: content[: len(content) // 2]),
+    "nothing in it": rewritten(lambda content: b""),
+}
+
+
 def no_copies(home: Home) -> None:
     for copy in home.config.paths.backups.iterdir():
         copy.unlink()
@@ -116,11 +145,19 @@ def synchronised(home: Home) -> None:
     home.patch.setenv("HOMEPORT_HOME", str(home.config.paths.state.parents[1] / "Dropbox"))
 
 
-def rented(home: Home) -> None:
+def rent(url: str, key: str, offer: int) -> None:
     body = '{"image": "box", "disk": 20, "runtype": "ssh_direc", "cancel_unavail": true, "label": "hp-mine-k7f3qd-n"}'
-    key = home.config.paths.key_file.read_text()
-    command = ["curl", "-sf", "-X", "PUT", f"{home.url}/api/v0/asks/10101/", "-H", f"Authorization: Bearer {key}"]
+    command = ["curl", "-sf", "-X", "PUT", f"{url}/api/v0/asks/{offer}/", "-H", f"Authorization: Bearer {key}"]
     subprocess.run([*command, "-H", "Content-Type: application/json", "-d", body], check=True, capture_output=True)
+
+
+def rented(home: Home) -> None:
+    rent(home.url, home.config.paths.key_file.read_text(), 10101)
+
+
+@pytest.fixture(scope="module")
+def another_machine(market: dict[str, str]) -> None:
+    rent(market["url"], market["api_key"], 10102)
 
 
 FAULTS: dict[str, tuple[Plant, str, str, str]] = {  # fault -> plant, check, its status, words of its detail or fix
@@ -289,3 +326,19 @@ def test_who_never_asked_to_rebuild_is_not_warned(home: Home, tmp_path: Path) ->
     (line,) = checks._rebuild(settings.load())
 
     assert line["status"] == "SKIP" and "lacks torch" in line["detail"] and "homeport[box]" in line["detail"]
+
+
+@pytest.mark.parametrize("damaged", DAMAGES)
+def test_a_database_that_cannot_be_read_hides_no_machine(home: Home, another_machine: None, damaged: str) -> None:
+    """`doctor` says that it is damaged, and `leases` asks the market itself, by our labels; --fix puts a copy back."""
+    DAMAGES[damaged](home)
+
+    found = home.doctor()
+    leases = CliRunner().invoke(jobctl, ["leases", "--json"], catch_exceptions=False)
+
+    assert found["database"]["status"] == "FAIL" and "doctor --fix" in found["database"]["fix"]
+    assert found["market"]["status"] == "FAIL" and "rented and unwatched" in found["market"]["detail"]
+    told = json.loads(leases.stdout)
+    assert leases.exit_code == Exit.NO_DAEMON and "straight from the market" in leases.stderr
+    assert told["source"] == "MARKET" and {lease["job"] for lease in told["leases"]} == {"k7f3qd"}
+    assert home.doctor("--fix")["database"]["status"] == "PASS"
