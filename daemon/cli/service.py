@@ -9,6 +9,7 @@ import click
 
 from daemon import settings
 from daemon.api.client import Client
+from daemon.cli.source import read_leases
 from daemon.cli.terminal import cents, cleaned, examples
 from daemon.errors import DaemonUnreachable, Refused
 from daemon.service import program as programs
@@ -16,7 +17,6 @@ from daemon.service.holder import holder
 from daemon.service.program import Program
 from daemon.service.system import Standing, System, put, remove, this_system
 from daemon.settings import Paths
-from daemon.store.readonly import ReadModel
 from daemon.store.shapes import UNSURE
 
 ANSWERS_WITHIN_S = 120.0  # its first look at the market comes first, and the market may be slow
@@ -99,7 +99,7 @@ def _other_version(paths: Paths) -> bool:
 def _what_bills(paths: Paths) -> None:
     if not paths.database.exists():
         return
-    reading = cleaned(ReadModel(paths.database, paths.job_folders).leases())
+    reading = read_leases().value
     billing = [lease for lease in reading["leases"] if lease["state"] in ("LIVE", "LOST")]
     unsure = [item for item in reading["attention"] if item["kind"] in UNSURE]
     for lease in billing:

@@ -8,7 +8,9 @@ import pytest
 from scripted import Run, Scripted
 from stored import HOUR, NOW, Stored
 
+from daemon.cli import straight
 from daemon.service import systemd
+from daemon.store.readonly import ReadModel
 
 DAY = 24 * HOUR
 SYSTEMCTL = """#!/bin/sh
@@ -115,3 +117,19 @@ def test_nothing_is_rented_where_nothing_is(run: Run, stored: Stored, state: str
     for verb in ("down", "leases"):
         said = run(verb).stdout
         assert "Nothing is being rented. $0.00/h." in said and "may bill" not in said
+
+
+def test_down_asks_the_market_where_the_database_cannot_say(
+    run: Run, stored: Stored, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A damaged database hides no machine: what the market lists under our labels is named."""
+    stored.job("k7f3qd")
+    stored.lease("k7f3qd")
+    listed = ReadModel(stored.path, stored.path.parent).leases()
+    monkeypatch.setattr(straight, "leases", lambda loaded: listed)
+    stored.path.write_bytes(b"\xa5" * 8192)
+
+    down = run("down")
+
+    assert down.exit_code == 0 and "straight from the market" in down.stderr
+    assert "bills on    instance 29481133  0.40/h  job k7f3qd\n" in down.stdout
