@@ -11,7 +11,7 @@ from daemon.control import quotes
 from daemon.control.acting import Acting
 from daemon.control.attempts import begin_again
 from daemon.control.bell import PAUSE_S
-from daemon.control.provision import DataRefused, IntegrationRefused, provision
+from daemon.control.provision import AnotherAttempt, DataRefused, IntegrationRefused, provision
 from daemon.control.transfers import told
 from daemon.control.watch import calling
 from daemon.domain import actions, ids
@@ -79,6 +79,9 @@ async def make_ready(a: Acting, s: Snapshot, action: actions.Provision) -> None:
         with told(a.world, a.job_id, "UPLOAD") as follow:
             async with calling(box):
                 prepared, python = await provision(box, s.job, a.spec, lease, s.stages, settings, mirrored, follow)
+    except AnotherAttempt as error:
+        a.hold(s, HoldReason.RESTORED, f"{error}: jobctl retry {a.job_id} begins one that both know")
+        return
     except IntegrationRefused as error:
         a.hold(s, HoldReason.INTEGRATION, str(error))
         return

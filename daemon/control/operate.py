@@ -51,12 +51,15 @@ class Operator:
         Left idle and uncalled, the machine stops itself before that has cost `hold` micro-dollars.
 
         Raises OfferGone, NoCredit, RateLimited, MarketRefused or CredentialsRefused when the market definitely
-        refused, LostRace when a command changed the job since it was read: what it asks for comes first.
+        refused, LostRace when a command changed the job since it was read, which comes first, or when a machine of it
+        that was gone has come back meanwhile.
         """
         secret = secrets.token_hex(32)
         with self.database.write() as c:
             if jobs.get(c, job.id).version != job.version:
                 raise LostRace(f"job {job.id} changed since version {job.version}")
+            if (back := leases.live(c, job.id)) is not None:
+                raise LostRace(f"instance {back.instance_id} of job {job.id} is there again")
             install = get_meta(c, "install_id") or ""
             label = ids.label(install, job.id, ids.nonce())
             request = {

@@ -15,7 +15,7 @@ from typing import Any
 import structlog
 
 from daemon.artifacts import hashing
-from daemon.box.box import Box
+from daemon.box.box import Box, BoxStatus
 from daemon.box.lines import clean_line
 from daemon.box.progress import Follow, nobody
 from daemon.box.upload import Upload
@@ -51,6 +51,10 @@ class DataRefused(HomeportError):
     """`prepare` objects to data or base model."""
 
 
+class AnotherAttempt(HomeportError):
+    """Stages are running there that this database does not know."""
+
+
 class IntegrationRefused(HomeportError):
     """The integration line is missing, or its counts are not those of the spec."""
 
@@ -69,13 +73,15 @@ async def provision(
 
     `mirrored` is the work that an earlier machine of the job did, to go on from. `follow` hears of the upload.
 
-    Raises RemoteFailed (preflight or bootstrap: another machine), DataRefused, IntegrationRefused, LinkLost.
+    Raises RemoteFailed (preflight or bootstrap: another machine), AnotherAttempt, DataRefused, IntegrationRefused,
+    LinkLost.
     """
     needed = needs(job, spec)
     token = os.environ.get("HF_TOKEN")
     hub = {"HF_TOKEN": token} if token else {}
     await box.upload_payload()
     python = await box.bootstrap(reporters.pins(spec), hub | _model_to_fetch(needed))
+    _refuse_another(await box.status(), stages, lease.instance_id)
     facts = await box.preflight(needed, hub)
     log.info("box.preflight", job=job.id, gpus=facts.get("gpus"), disk_free=facts.get("disk_free"))
     if objections := _objections(facts, spec.machine.count if settings.image.cuda else 0):
@@ -86,6 +92,12 @@ async def provision(
     prepared = await box.prepare(hub)
     check(prepared, spec, data_sets(job))
     return prepared, python
+
+
+def _refuse_another(found: BoxStatus, stages: tuple[StageRun, ...], instance: int) -> None:
+    """A restored database may have forgotten the attempt that runs there. Raises AnotherAttempt."""
+    if found.alive and found.status is not None and found.status.nonce not in {run.nonce for run in stages}:
+        raise AnotherAttempt(f"instance {instance} works on another attempt than this database knows")
 
 
 def needs(job: Job, spec: JobSpec) -> Needs:

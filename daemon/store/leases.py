@@ -15,6 +15,7 @@ from daemon.store.rows import record
 
 _L = schema.leases.c
 HELD = (LeaseState.LIVE.value, LeaseState.LOST.value)
+SHOWS_MS = 120_000  # a listing so soon after a start may not show it yet
 
 # Built once: building a statement takes several times as long as running it.
 _BY_ID = select(schema.leases).where(_L.id == bindparam("id"))
@@ -172,10 +173,16 @@ def price_at_least(c: Connection, lease: Lease, price: int | None) -> None:
 
 
 def _started_since(c: Connection, lease: Lease, since_ms: int) -> bool:
-    """Whether a start left for it then; one that the market refused started nothing."""
+    """Whether it may have been started then: a start left for it, which no listing before shows for certain.
+
+    One that the market refused started nothing.
+    """
     o = schema.operations.c
     sent = select(o.id).where(
-        o.lease_id == lease.id, o.kind == Kind.START.value, o.sent_at >= since_ms, o.state != OpState.REFUSED.value
+        o.lease_id == lease.id,
+        o.kind == Kind.START.value,
+        o.sent_at >= since_ms - SHOWS_MS,
+        o.state != OpState.REFUSED.value,
     )
     return c.execute(sent.limit(1)).first() is not None
 

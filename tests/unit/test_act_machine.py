@@ -13,7 +13,7 @@ from scripted_market import OFFER, instance
 from store import NOW, start_stage
 
 from daemon.control import act_machine
-from daemon.control.provision import DataRefused, IntegrationRefused
+from daemon.control.provision import AnotherAttempt, DataRefused, IntegrationRefused
 from daemon.domain import actions
 from daemon.domain.actions import Provision, Rent
 from daemon.domain.holds import HoldReason
@@ -76,6 +76,18 @@ async def test_an_answer_without_an_instance_is_unknown(counter: Counter) -> Non
     assert [(op.state, op.error) for op in counter.creates] == [(OpState.UNKNOWN, "the reply names no instance")]
 
 
+async def test_nothing_is_rented_beside_a_machine_that_came_back(counter: Counter) -> None:
+    """It was gone when this was decided, and the listing in between shows it again: the job decides anew."""
+    offering(counter, {1: Reply(200, "{}", instance_id=78)})
+    decided = counter.look()
+    counter.machine()
+
+    await counter.driver._guarded(decided, Rent())
+
+    assert ([op.state for op in counter.creates], counter.held) == ([OpState.DONE], None)  # that of the machine
+    assert not [call for call in counter.desk.market.asked if call[0] == "create"]
+
+
 async def test_without_credit_the_job_is_held(counter: Counter) -> None:
     offering(counter, {1: NoCredit("no credit"), 2: Reply(200, "{}", instance_id=78)})
 
@@ -135,6 +147,7 @@ async def test_a_late_machine_of_an_unanswered_create_is_left_to_reconcile(count
 REFUSALS: list[tuple[HomeportError, HoldReason]] = [
     (IntegrationRefused("line"), HoldReason.INTEGRATION),
     (DataRefused("row 7"), HoldReason.DATA),
+    (AnotherAttempt("another"), HoldReason.RESTORED),
 ]
 
 

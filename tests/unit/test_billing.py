@@ -101,6 +101,7 @@ def test_a_clock_set_back_takes_nothing_away() -> None:
         ((OpState.DONE,), 0.5, PRICE),
         ((OpState.UNKNOWN, OpState.ABSENT), 0.5, PRICE),  # its answer lost, and nothing seen of it
         ((OpState.REFUSED,), 0.5, DISK),
+        ((OpState.DONE,), -0.01, PRICE),  # that look came so soon that it may not show it
         ((OpState.DONE,), -0.5, DISK),  # a look came after it
     ],
 )

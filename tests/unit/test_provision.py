@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import re
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from daemon.box.box import BoxStatus
 from daemon.control.adapters import Adapter
 from daemon.control.jobfile import DataSet, integration
-from daemon.control.provision import DataRefused, IntegrationRefused, _model_to_fetch, _objections, _unchanged, check
+from daemon.control.provision import (
+    AnotherAttempt,
+    DataRefused,
+    IntegrationRefused,
+    _model_to_fetch,
+    _objections,
+    _refuse_another,
+    _unchanged,
+    check,
+)
+from daemon.domain.records import StageRun
 from daemon.domain.spec import JobSpec
-from remote_payload.contract import Exit, ModelSource, Needs, Prepared
+from remote_payload.contract import Exit, ModelSource, Needs, Phase, Prepared, Stage, Status
 
 CARD = {"name": "NVIDIA H100 80GB HBM3", "memory": 80 << 30}
 SLOW = {"name": "matmul rate cuda:1", "ok": False, "detail": "210 TFLOP/s, a NVIDIA H100 usually reaches 780"}
@@ -61,6 +73,17 @@ def test_its_word_alone_is_not_enough(said: Prepared, error: type[Exception] | N
         return
     with pytest.raises(error, match=re.escape(why)):
         check(said, SPEC, DATA)
+
+
+@pytest.mark.parametrize(
+    ("alive", "nonce", "refused"), [(True, "other", True), (True, "n1", False), (False, "other", False)]
+)
+def test_a_machine_that_works_on_what_a_backup_forgot(alive: bool, nonce: str, refused: bool) -> None:
+    """Another job.json under its running stages would spoil them; what has ended may be replaced."""
+    status = Status("abc123", 2, Phase.RUNNING, Stage.SFT, nonce, 1.0, "boot", 7)
+    stages = (StageRun("abc123", 1, "SFT", "n1", 1, None, None, None),)
+    with pytest.raises(AnotherAttempt) if refused else nullcontext():
+        _refuse_another(BoxStatus(alive, status, "boot", 0, 0), stages, 77)
 
 
 def test_which_model_the_machine_fetches() -> None:

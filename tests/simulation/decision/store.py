@@ -27,6 +27,7 @@ from daemon.domain.records import (
 )
 from daemon.errors import LostRace
 from daemon.store.clock_step import LEAST_MS
+from daemon.store.leases import SHOWS_MS
 from tests.simulation.decision.market import Machine
 
 TOKEN_LIFE_MS = 900_000
@@ -359,7 +360,7 @@ class Store:
 
     def _started_since(self, lease: LeaseRow, since: int) -> bool:
         return any(
-            op.kind is Kind.START and op.state is not OpState.REFUSED and op.sent_at is not None and op.sent_at >= since
+            op.kind is Kind.START and op.state is not OpState.REFUSED and (op.sent_at or 0) >= since - SHOWS_MS
             for op in self.of_lease(lease)
         )
 

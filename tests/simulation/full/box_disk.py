@@ -63,6 +63,7 @@ class BoxDisk:
     made: set[str] = field(default_factory=set)  # sha256 of every manifest that the last stage wrote here
     swapped: bool = False  # its host gives out another model, and a manifest that is true of that
     running: str | None = None  # nonce
+    chain: JobFile | None = None  # as the runner read it when it began
     progress_s: float = 0.0
     mirrored_s: float = 0.0  # progress that came up with an earlier machine's checkpoint, for the stage begun next
     boots: int = 1
@@ -86,8 +87,8 @@ class BoxDisk:
         passed, self._at = now - self._at, now
         if not self.machine.powered or self.machine.ended_at is not None:
             return
-        while self.running is not None and self.job is not None:
-            plan = next(each for each in self.job.stages if each.nonce == self.running)
+        while self.running is not None and self.chain is not None:
+            plan = next(each for each in self.chain.stages if each.nonce == self.running)
             left = STAGE_S[plan.stage] - self.progress_s
             if passed < left:
                 self.progress_s += passed
@@ -98,9 +99,9 @@ class BoxDisk:
             self._finish(plan.stage, plan.nonce)
 
     def _finish(self, stage: Stage, nonce: str) -> None:
-        assert self.job is not None
+        assert self.job is not None and self.chain is not None
         if self.sim.sky.strikes("stage fails"):
-            self.ends[nonce] = Failed(stage, nonce, self.job.attempt, 40, "DIVERGED", "\x1b[31mloss is nan")
+            self.ends[nonce] = Failed(stage, nonce, self.chain.attempt, 40, "DIVERGED", "\x1b[31mloss is nan")
             self.failed.add(nonce)
             self.running = None
             return
@@ -112,12 +113,12 @@ class BoxDisk:
             text = self.manifest.encode()
             outputs = [Output(f"{contract.RUN_DIR}/{contract.MANIFEST_FILE}", len(text), sha256(text))]
             self.made.add(sha256(text))
-        self.ends[nonce] = Done(stage, nonce, self.job.attempt, outputs, STAGE_S[stage])
+        self.ends[nonce] = Done(stage, nonce, self.chain.attempt, outputs, STAGE_S[stage])
         self._next()
 
     def _next(self) -> None:
-        assert self.job is not None
-        left = [plan.nonce for plan in self.job.stages if not isinstance(self.ends.get(plan.nonce), Done)]
+        assert self.chain is not None
+        left = [plan.nonce for plan in self.chain.stages if not isinstance(self.ends.get(plan.nonce), Done)]
         self.running, self.progress_s = (left[0] if left else None), 0.0
         if self.running:
             self.progress_s, self.mirrored_s = self.mirrored_s, 0.0
@@ -158,21 +159,29 @@ class BoxDisk:
 
     def start(self, nonce: str) -> Status:
         """`run start`: the claim is won once; a runner that died is begun again under the same nonce."""
-        if self.job is None or nonce not in {plan.nonce for plan in self.job.stages}:
+        if self.job is None or nonce not in _nonces(self.job):
             raise RemoteFailed("run start: no such stage in job.json", exit_code_remote=10)
         self.advance()
+        if self.running is not None and self.chain is not None and nonce not in _nonces(self.chain):
+            raise RemoteFailed("run start: the chain of another attempt is alive", exit_code_remote=10)
         self.claimed[nonce] = self.claimed.get(nonce, 0) + 1
         if self.running is None and not isinstance(self.ends.get(nonce), Done):
             self.ends.pop(nonce, None)
+            self.chain = self.job
             self._next()
         return self.status()
 
     def status(self) -> Status:
         assert self.job is not None
-        plan = next((each for each in self.job.stages if each.nonce == self.running), None)
+        of = self.chain if self.running is not None and self.chain is not None else self.job
+        plan = next((each for each in of.stages if each.nonce == self.running), None)
         phase = Phase.RUNNING if plan else Phase.DONE if self.ends else Phase.STARTING
         checkpoint = f"run/{plan.stage.lower()}/checkpoint-30" if plan and self.progress_s > CHECKPOINT_S else None
         return Status(
-            self.job.job, self.job.attempt, phase, plan.stage if plan else None, self.running, 1.0,
+            of.job, of.attempt, phase, plan.stage if plan else None, self.running, 1.0,
             f"boot-{self.boots}", 7, step=int(self.progress_s), total_steps=240, checkpoint=checkpoint,
         )  # fmt: skip
+
+
+def _nonces(job: JobFile) -> set[str]:
+    return {plan.nonce for plan in job.stages}
