@@ -7,7 +7,8 @@ import inspect
 import json
 import typing
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -21,15 +22,27 @@ from stored import NOW, Stored
 from daemon import settings
 from daemon.api.guard import Guard
 from daemon.api.messages import Answer, Checks, Commands, ErrorBody, Offers, Plan, Submitted, Terms
-from daemon.api.routes import application
+from daemon.api.routes import _Asking, application
 from daemon.store.shapes import Events, JobPage, Jobs, Leases, Log, Metrics
 
 TOKEN = "t" * 43
 HERE = "http://localhost"
+ROUTES = [
+    route
+    for route in application(settings.load({"HOMEPORT_HOME": "/nowhere"}), cast(Any, Scripted()), "").routes
+    if isinstance(route, Route)
+]
+VERBS = (*_Asking(cast(Any, None), cast(Any, Scripted())).verbs, "{verb}")
+CALLS = [
+    (method, route.path.replace("{verb}", verb))
+    for route in ROUTES
+    for method in sorted((route.methods or set()) - {"HEAD"})
+    for verb in (VERBS if "{verb}" in route.path else ("",))
+]
 
 
 @pytest.fixture(scope="module")
-def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Guard, Scripted, list[Route]]]:
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Guard, Scripted]]:
     """The real application over a real database with one job, behind the guard of a loopback port."""
     config = settings.load({"HOMEPORT_HOME": str(tmp_path_factory.mktemp("home"))})
     stored = Stored(config.paths.database)
@@ -38,9 +51,7 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Guard, Scrip
     stored.steps("k7f3qd", "SFT", 1, 3, 9)
     stored.listing()
     commands = Scripted()
-    app = application(config, commands, "0.1.0")
-    routes = [route for route in app.routes if isinstance(route, Route)]
-    yield Guard(app, TOKEN), commands, routes
+    yield Guard(application(config, commands, "0.1.0"), TOKEN), commands
 
 
 def asked(guard: Guard, method: str, path: str, *, body: bytes = b"", **headers: str) -> httpx.Response:
@@ -104,15 +115,22 @@ KEYS = sorted(TYPES.keys() | {"stage", "gpu", "count", "max_price"})
 
 def right(hint: Any) -> st.SearchStrategy[Any]:
     """A value as the message type has it."""
-    plain = {str: st.text(max_size=20), int: st.integers(0, 1 << 40), bool: st.booleans()}
-    return plain.get(hint, st.none() | st.integers(0, 1 << 40) | st.text(max_size=5))
+    made = {str: st.text(max_size=20), int: st.integers(0, 1 << 40), bool: st.booleans(), type(None): st.none()}
+    shapes = [shape for shape in typing.get_args(hint) or (hint,) if shape in made]
+    return st.one_of(made[shape] for shape in shapes or made)
 
 
-bodies = (
-    st.binary(max_size=60)
-    | st.dictionaries(st.sampled_from(KEYS), json_values, max_size=5).map(lambda body: json.dumps(body).encode())
-    | st.fixed_dictionaries({key: right(TYPES.get(key)) for key in KEYS}).map(lambda body: json.dumps(body).encode())
-)
+bodies = st.fixed_dictionaries({key: right(TYPES.get(key)) for key in KEYS})
+spoiling = st.lists(st.tuples(st.integers(0, 9), st.just("left out") | json_values), max_size=2)
+
+
+def spoiled(path: str, body: dict[str, Any], spoils: list[tuple[int, Any]]) -> bytes:
+    """`body` with some of what the command of `path` takes missing or of another type."""
+    own = sorted(COMMANDS.get(path.rpartition("/")[2].replace("-", "_"), TYPES))
+    changed = {own[which % len(own)]: value for which, value in spoils}
+    return json.dumps({key: value for key, value in (body | changed).items() if value != "left out"}).encode()
+
+
 refs = st.sampled_from(["k7f3qd", "k7f", "@last", "zzz", "name-k7f3qd"]) | st.text(min_size=1, max_size=10)
 numbers = st.integers(-5, 10**20).map(str) | st.text(max_size=5)
 
@@ -146,31 +164,42 @@ def test_what_no_command_could_use(api: Any, path: str, body: dict[str, Any]) ->
     assert api[1].calls == []
 
 
-@profile(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@pytest.mark.parametrize(("method", "path"), CALLS)
+@profile(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
-    which=st.integers(0, 1000),
     ref=refs,
     verb=refs,
     number=numbers,
     body=bodies,
-    method=st.sampled_from(["GET", "POST"]),
+    spoils=spoiling,
+    junk=st.binary(max_size=60),
+    wrong=st.sampled_from(["", "", "", "", "method", "body"]),
 )
 def test_any_request_is_answered(
-    api: Any, which: int, ref: str, verb: str, number: str, body: bytes, method: str
+    api: Any,
+    method: str,
+    path: str,
+    ref: str,
+    verb: str,
+    number: str,
+    body: dict[str, Any],
+    spoils: list[tuple[int, Any]],
+    junk: bytes,
+    wrong: str,
 ) -> None:
-    """Every route, any reference, verb, number and body: an answer or a named refusal, never an error of ours; and no
+    """Every call, any reference, verb, number and body: an answer or a named refusal, never an error of ours; and no
     command ever gets an argument of another type than its signature says."""
-    guard, commands, routes = api
-    route = routes[which % len(routes)]
-    verbs = ["hold", "resume", "retry", "accept", "cancel", "abandon"]
-    told = verbs[which % len(verbs)] if which % 3 else verb
-    from urllib.parse import quote
-
-    path = route.path.replace("{ref}", quote(ref, safe="")).replace("{verb}", quote(told, safe=""))
-    path = path.replace("{instance:int}", quote(number, safe=""))
+    guard, commands = api
+    sent = junk if wrong == "body" else spoiled(path, body, spoils)
+    given = {"{ref}": ref, "{verb}": verb, "{instance:int}": number, "{number:int}": number}
+    for placeholder, value in given.items():
+        path = path.replace(placeholder, quote(value, safe=""))
+    assert "{" not in path, "a route has a part that is not made here"
+    if wrong == "method":
+        method = "POST" if method == "GET" else "GET"
     commands.calls.clear()
 
-    reply = asked(guard, method, f"{path}?after={quote(number)}&offset={quote(number)}", body=body, **let_in())
+    reply = asked(guard, method, f"{path}?after={quote(number)}&offset={quote(number)}", body=sent, **let_in())
 
     assert reply.status_code in (200, 201, 401, 404, 405, 409, 422), (path, reply.status_code, reply.text)
     if reply.headers["content-type"] == "application/json" and "error" in reply.json():
