@@ -89,7 +89,7 @@ async def _is_spent(a: Acting, s: Snapshot) -> bool:
         for lease in leases.of_job(c, a.job_id):
             leases.recount(c, lease, by_charges(lease, charges, now), now)
         cost = sum(lease.cost_at(now) for lease in leases.of_job(c, a.job_id))
-    return s.rules.spends_reserve(cost)
+    return s.rules.is_spent(cost, training=s.is_training)
 
 
 async def _charges(a: Acting, s: Snapshot) -> list[Charge] | None:

@@ -33,6 +33,7 @@ from daemon.errors import (
     BoxError,
     CredentialsRefused,
     Fenced,
+    HomeportError,
     HostKeyChanged,
     LinkLost,
     LostRace,
@@ -46,6 +47,7 @@ from daemon.store import downloads, events, reports
 from remote_payload.contract import ContractError
 
 log = structlog.get_logger()
+CUTS = (actions.HoldJob, actions.StopMachine)  # decided while an act lasts: it goes on spending what is not there
 BACKOFF_S = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)  # between attempts to reach a box; 30 s for as long as it takes
 
 
@@ -64,9 +66,14 @@ class Driver:
         self.acting = Acting(world, job.id, spec, rows, self.memory, self.link, self.bell, mirroring, rebuilding)
         self.rules = snapshot.rules(spec, estimated, world.settings.timing)
         self._said: tuple[str, str] | None = None
+        self._busy = False  # with an act that may be cut short, and that no ring ends
 
     def wake(self) -> None:
-        self.bell.ring()
+        """The market was listed. An act that would go on for hours ends when there is no more money for it."""
+        if self._busy and isinstance(self._decided(), CUTS):
+            self.bell.interrupt()
+        else:
+            self.bell.ring()
 
     def interrupt(self) -> None:
         """A person's command changed the job."""
@@ -96,6 +103,12 @@ class Driver:
     def _look(self) -> Snapshot:
         return snapshot.take(self.world.database, self.world.clock, self.job_id, self.rules, self.memory)
 
+    def _decided(self) -> actions.Action | None:
+        try:
+            return plan(self._look())
+        except HomeportError:  # it meets the driver itself when it looks next
+            return None
+
     async def _perform(self, s: Snapshot, action: actions.Action) -> None:
         """Do one action; a command of the person ends an interruptible one early."""
         said = (type(action).__name__, getattr(action, "why", ""))
@@ -108,9 +121,11 @@ class Driver:
             await doing
             return
         stop = asyncio.ensure_future(self.bell.interrupted.wait())
+        self._busy = not isinstance(action, actions.Wait)
         try:
             await asyncio.wait({doing, stop}, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            self._busy = False
             stop.cancel()
             if not doing.done():
                 doing.cancel()

@@ -129,7 +129,8 @@ HOLDS: dict[HoldReason, Hold] = {
         "the cost limit is reached",
         W,
         Release.STOP_NOW,
-        "what it has is saved here; the limit holds, so submit again with a higher limits.cost",
+        "what it has is saved here; the limit holds, so submit again with a higher limits.cost. Once the training is "
+        "done, jobctl resume spends on the way home what was kept for it once more",
         (_CANCEL, _ABANDON),
     ),
     HoldReason.TIME: Hold(

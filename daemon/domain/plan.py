@@ -264,16 +264,22 @@ def _runner_died(s: Snapshot, started: Operation) -> bool:
 
 
 def _over_limits(s: Snapshot) -> Action | None:
-    """Money drains, it does not cut: at the cap minus the reserve training is brought to a checkpoint and held."""
+    """Money drains, it does not cut: at the cap minus the reserve training is brought to a checkpoint and held.
+
+    The reserve is for the way home. Where that costs more (a slow line, a box that drips), a person decides, and resume
+    gives it the reserve again.
+    """
     if s.lease is None:
         return None
-    training = s.job.state in (JobState.QUEUED, JobState.PROVISIONED, JobState.SFT, JobState.DPO)
-    if training and s.rules.spends_reserve(s.cost):
-        return HoldJob(HoldReason.BUDGET, "limits.cost minus what the way home needs is spent")
-    if training and s.loss_ms is not None and s.loss_ms - s.now_ms < 2 * s.rules.rescue_s * 1000:
+    if s.rules.is_spent(s.cost, training=s.is_training):
+        if s.is_training:
+            return HoldJob(HoldReason.BUDGET, "limits.cost minus what the way home needs is spent")
+        if _cost_since(s, s.lease, s.job.spoken_at) >= s.rules.reserve:
+            return HoldJob(HoldReason.BUDGET, "limits.cost is spent and the model is not home")
+    if s.stage is not None and s.loss_ms is not None and s.loss_ms - s.now_ms < 2 * s.rules.rescue_s * 1000:
         return HoldJob(HoldReason.LOSS_NEAR, "less than twice the time that bringing the model home takes is left")
     begun = max(s.lease.created_at, s.job.spoken_at)  # resume gives the same time again
-    if s.rules.time_limit_s is not None and training and _longer(s, begun, s.rules.time_limit_s):
+    if s.rules.time_limit_s is not None and s.is_training and _longer(s, begun, s.rules.time_limit_s):
         return HoldJob(HoldReason.TIME, "limits.time is over")
     return None
 
@@ -323,9 +329,13 @@ def _held(s: Snapshot, rule: Hold) -> Action:
         if may_start or _stop_failed(s, lease):
             return _stop(s, lease, "nobody waits for it to start, and it would bill")
         return Wait("held; the machine is stopped")
-    spent = _waited(s, lease) >= s.rules.hold_limit
+    since = s.job.hold_since or s.now_ms
+    waited, awake = (_cost_since(s, lease, at) for at in (since, max(since, s.awake_since_ms)))
+    spent = waited >= s.rules.hold_limit
     # One lost connection ends no rescue: not before the hold has cost its limit, nor just after a sleep that cost it.
-    rescuing = _is_proven(lease) and not (spent and _in_vain(s, s.link_down_since_ms, s.rules.ssh_patience_s))
+    # A box that drips ends it when it has cost what the way home would, too.
+    in_vain = _in_vain(s, s.link_down_since_ms, s.rules.ssh_patience_s) or awake >= s.rules.hold_limit + s.rules.reserve
+    rescuing = _is_proven(lease) and not (spent and in_vain)
     if rule.release is Release.STOP_NOW and _runner_alive(s) and rescuing and not spent:
         return StopStages(lease)
     if rule.rescue is Rescue.EVERYTHING and not s.rescued and s.work_started(lease) and rescuing:
@@ -342,10 +352,9 @@ def _stop(s: Snapshot, lease: Lease, why: str) -> Action:
     return Wait("held; stop sent") if recent and not _stop_failed(s, lease) else StopMachine(lease, why)
 
 
-def _waited(s: Snapshot, lease: Lease) -> int:
-    """Micro-dollars that this hold has cost."""
-    since = max(s.job.hold_since or s.now_ms, lease.created_at)
-    return lease.rate * max(0, s.now_ms - since) // 3_600_000
+def _cost_since(s: Snapshot, lease: Lease, since_ms: int) -> int:
+    """Micro-dollars that its time has cost since then, at its rate of now."""
+    return lease.rate * max(0, s.now_ms - max(since_ms, lease.created_at)) // 3_600_000
 
 
 def _reachable(s: Snapshot, lease: Lease) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from daemon.domain.lifecycle import JobState
 from daemon.domain.records import (
     BoxReport,
     Job,
@@ -35,9 +36,9 @@ class Rules:
     offer_retry_s: float
     offer_patience_s: float
 
-    def spends_reserve(self, cost: int) -> bool:
-        """What training may spend is spent: the rest is for the way home."""
-        return self.cost_limit is not None and cost >= self.cost_limit - self.reserve
+    def is_spent(self, cost: int, *, training: bool) -> bool:
+        """Training may not touch the reserve, which is for the way home; nothing may spend more than the limit."""
+        return self.cost_limit is not None and cost >= self.cost_limit - (self.reserve if training else 0)
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,11 @@ class Snapshot:
     def stage(self) -> StageRun | None:
         """The first stage of the attempt that is not done."""
         return next((run for run in self.stages if run.done_at is None), None)
+
+    @property
+    def is_training(self) -> bool:
+        """Or on the way there: what ends here can begin again from a checkpoint."""
+        return self.job.state in (JobState.QUEUED, JobState.PROVISIONED, JobState.SFT, JobState.DPO)
 
     @property
     def cost(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -16,10 +17,10 @@ from daemon.control import driver
 from daemon.control.driver import Driver
 from daemon.control.operate import Operator
 from daemon.control.world import World
-from daemon.domain.actions import Wait
+from daemon.domain.actions import Action, Download, HoldJob, Wait
 from daemon.domain.holds import HoldReason
 from daemon.domain.spec import JobSpec
-from daemon.errors import AccessDenied, BoxError, Fenced, HostKeyChanged, LinkLost
+from daemon.errors import AccessDenied, BoxError, Fenced, HostKeyChanged, LinkLost, StoreError
 from daemon.settings import Paths, Settings
 from daemon.store import jobs, leader, leases
 from daemon.store.database import Database
@@ -88,3 +89,44 @@ async def test_who_was_overtaken_asks_the_market_for_nothing(driven: tuple[Drive
         await one.acting.attach_key(seen)
 
     assert market.asked == []
+
+
+@pytest.mark.parametrize(("decided", "ends"), [(HoldJob(HoldReason.BUDGET), True), (Wait("host offline"), False)])
+async def test_an_act_without_an_end_ends_with_the_money(
+    driven: tuple[Driver, ScriptedMarket], monkeypatch: pytest.MonkeyPatch, decided: Action, ends: bool
+) -> None:
+    """A box that drips would be downloaded from for ever; whatever else is decided meanwhile waits for its end."""
+    one, _ = driven
+    seen = one._look()
+    assert seen.lease is not None
+
+    async def drips(*_: Any) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(driver, "act", drips)
+    monkeypatch.setattr(driver, "plan", lambda s: decided)
+    doing = asyncio.create_task(one._perform(seen, Download(seen.lease)))
+    await asyncio.sleep(0)
+    one.wake()
+    done, _ = await asyncio.wait({doing}, timeout=0.2)
+
+    assert bool(done) is ends
+    doing.cancel()
+    await asyncio.gather(doing, return_exceptions=True)
+
+
+async def test_a_store_that_cannot_be_read_ends_no_act(
+    driven: tuple[Driver, ScriptedMarket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver meets it when it looks next; who rings must not end by it."""
+    one, _ = driven
+    one._busy = True
+
+    def fails() -> None:
+        raise StoreError("disk I/O error")
+
+    monkeypatch.setattr(one, "_look", fails)
+
+    one.wake()
+
+    assert not one.bell.interrupted.is_set()

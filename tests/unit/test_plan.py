@@ -106,6 +106,18 @@ def training(**values: Any) -> Snapshot:
     return snap(given.pop("row", job(JobState.SFT)), live, **given)
 
 
+NOT_HOME = "limits.cost is spent and the model is not home"
+NO_TIME = "less than twice the time that bringing the model home takes is left"
+
+
+def coming_home(done: int = 3, *, cost: int = 0, spoken_s: float = 3600, **values: Any) -> Snapshot:
+    """In GGUF; of the stages `done` are, and with all three the model is on its way."""
+    row = job(JobState.GGUF, manifest_sha256="m", spoken_at=NOW - round(spoken_s * S))
+    live = lease(cost=cost, created_at=NOW - 9000 * S)
+    started = op(Kind.STAGE_START, nonce="n3", stage="GGUF")
+    return training(row=row, live=live, stages=runs(done), operations=(started,), **values)
+
+
 GONE = lease(state=LeaseState.GONE, gone_at=NOW)
 LOST = lease(id=2, instance_id=78, state=LeaseState.LOST)
 QUEUED_START = lease(status="stopped", running_ms=9, status_since=NOW - 900 * S)
@@ -423,6 +435,20 @@ CASES: dict[str, tuple[Snapshot, type[actions.Action] | actions.Action]] = {
         ),
         actions.Save,
     ),
+    "held for its limit and the way home's, and the box still drips": (
+        training(
+            row=job(JobState.SFT, hold_reason=H.BY_PERSON, hold_since=NOW - 5500 * S),
+            live=lease(created_at=NOW - 9000 * S),
+        ),
+        actions.StopMachine,
+    ),
+    "the same, most of it asleep": (
+        training(
+            row=job(JobState.SFT, hold_reason=H.BY_PERSON, hold_since=NOW - 5500 * S), awake_since_ms=NOW - 60 * S,
+            live=lease(created_at=NOW - 9000 * S),
+        ),
+        actions.Save,
+    ),
     "budget hold, does not stop training": (
         training(
             row=job(JobState.SFT, hold_reason=H.BUDGET, hold_since=NOW - 4000 * S), rescued=True,
@@ -430,6 +456,13 @@ CASES: dict[str, tuple[Snapshot, type[actions.Action] | actions.Action]] = {
         ),
         actions.StopMachine,
     ),
+    # the way home
+    "on the way home, into the reserve": (coming_home(cost=9_500_000), actions.Download),
+    "on the way home, over the limit": (coming_home(cost=10_000_000), actions.HoldJob(H.BUDGET, NOT_HOME)),
+    "over the limit, and the person said to go on": (coming_home(cost=10_000_000, spoken_s=60), actions.Download),
+    "converting, over the limit": (coming_home(2, cost=10_000_000), actions.HoldJob(H.BUDGET, NOT_HOME)),
+    "converting, and the contract ends": (coming_home(2, loss_ms=NOW + 900 * S), actions.HoldJob(H.LOSS_NEAR, NO_TIME)),
+    "downloading, and the contract ends": (coming_home(loss_ms=NOW + 900 * S), actions.Download),
     # wishes
     "cancel, nothing rented": (snap(job(wish=Wish.CANCEL)), actions.Move),
     "cancel, nothing started": (snap(job(wish=Wish.CANCEL), lease()), actions.Destroy),

@@ -246,12 +246,12 @@ def move(w: World, s: Snapshot, action: actions.Move) -> Act:
 def hold_job(w: World, s: Snapshot, action: actions.HoldJob) -> Act:
     version = w.store.job.version
     yield BEFORE, 0
-    if action.reason is not HoldReason.BUDGET or _is_spent(w):
+    if action.reason is not HoldReason.BUDGET or _is_spent(w, s):
         hold(w, version, action.reason, action.detail)
     yield AFTER, 0
 
 
-def _is_spent(w: World) -> bool:
+def _is_spent(w: World, s: Snapshot) -> bool:
     """By the market's own charges too, which here are exact and never late."""
     if w.now < w.market.blind_until or w.now < w.market.cut_until:
         return True
@@ -259,7 +259,8 @@ def _is_spent(w: World) -> bool:
         machine = w.market.by_id(lease.instance_id)
         if machine is not None:
             w.store.recount(lease, ceil(machine.cost), w.wall)
-    return w.rules.spends_reserve(sum(lease.cost_at(w.wall) for lease in w.store.leases))
+    cost = sum(lease.cost_at(w.wall) for lease in w.store.leases)
+    return w.rules.is_spent(cost, training=s.is_training)
 
 
 TABLE: dict[type[actions.Action], Callable[[World, Snapshot, Any], Act]] = {

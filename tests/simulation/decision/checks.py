@@ -41,30 +41,36 @@ def after_step(run: Run) -> None:
         late = any(m.listed_from > m.created for m in w.market.machines)
         if live > 1 or opened > 1 or not late:
             raise Violation(f"I3: {live} LIVE leases and {opened} unresolved creates")
-    _reserve_is_kept(run)
+    _limit_is_kept(run)
     if w.market.foreign_touched:
         raise Violation("I18: an instance that is not ours was changed")
     if store.job.hold_reason is not None and store.job.hold_reason not in HOLDS:
         raise Violation("I22: held without a reason")
 
 
-def _reserve_is_kept(run: Run) -> None:
-    """I11: what training may spend ends before the reserve. One stride of this model is forgiven to each that runs.
+def _limit_is_kept(run: Run) -> None:
+    """I11: what training may spend ends before the reserve, and the way home has that, once for each word of a person.
 
-    A second one to a machine that was written off and runs on beside it: it counts as the last listing had it. And one
-    for each time the clock was set back: by how much is known from the last pass. Where no machine runs nothing trains:
-    a hold before it may have spent what is gone.
+    One stride of this model is forgiven to each that runs. A second one to a machine that was written off and runs on
+    beside it: it counts as the last listing had it. And one for each time the clock was set back: by how much is known
+    from the last pass. Where no machine runs nothing is spent: a hold before it may have spent what is gone.
     """
-    w, limit = run.w, run.w.rules.cost_limit
-    if limit is None or run.slept_in_step or run.disturbed or w.store.job.hold_reason is not None:
+    w, limit, job = run.w, run.w.rules.cost_limit, run.w.store.job
+    if limit is None or run.slept_in_step or run.disturbed or job.hold_reason is not None or job.wish is not None:
         return
-    if w.store.job.state in (JobState.SFT, JobState.DPO) and w.store.job.wish is None:
-        known = [m for m in w.market.machines if m.ours and w.store.by_instance(m.id) is not None]
-        running = [w.store.by_instance(m.id) for m in known if m.is_billable and m.actual == "running"]
-        strides = run.set_backs + sum(1 if lease is not None and lease.is_held else 2 for lease in running)
-        spent = sum(m.cost for m in known)
-        if running and spent > limit - w.rules.reserve + strides * run.dearest * SLACK_MS / HOUR_MS:
-            raise Violation(f"I11: training has spent {spent:.0f} of {limit} and goes into the reserve")
+    if job.state not in (JobState.SFT, JobState.DPO, JobState.GGUF):
+        return
+    known = [m for m in w.market.machines if m.ours and w.store.by_instance(m.id) is not None]
+    running = [w.store.by_instance(m.id) for m in known if m.is_billable and m.actual == "running"]
+    strides = run.set_backs + sum(1 if lease is not None and lease.is_held else 2 for lease in running)
+    slack = strides * run.dearest * SLACK_MS / HOUR_MS
+    spent = sum(m.cost for m in known)
+    if job.state is JobState.GGUF:
+        since_spoken = run.dearest * max(0, w.wall - job.spoken_at) / HOUR_MS
+        if running and min(spent - limit, since_spoken - w.rules.reserve) > slack:
+            raise Violation(f"I11: the way home has spent {spent:.0f} of {limit}")
+    elif running and spent > limit - w.rules.reserve + slack:
+        raise Violation(f"I11: training has spent {spent:.0f} of {limit} and goes into the reserve")
 
 
 def after_pass(run: Run) -> None:

@@ -23,7 +23,7 @@ def resume(w: World) -> None:
     _refuse_if_letting_go(w)
     if job.hold_reason is None:
         raise Refused("not held")
-    if job.hold_reason is HoldReason.BUDGET:
+    if job.hold_reason is HoldReason.BUDGET and job.state is not JobState.GGUF:
         raise Refused("the limit is spent")
     _void(w)
     if job.hold_reason is HoldReason.GONE and w.store.live is None:

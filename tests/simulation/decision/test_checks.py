@@ -150,6 +150,13 @@ def _queue_is_left(run: Run) -> None:
     checks.after_pass(run)
 
 
+def _more_than_the_reserve_is_spent(run: Run) -> None:
+    run.w.rules = SimpleNamespace(cost_limit=3_000_000, reserve=1_000_000)  # type: ignore[assignment]
+    rent(run).cost = 9_000_000.0
+    run.w.store.job.state, run.w.store.job.spoken_at = JobState.GGUF, run.w.wall - 9 * HOUR_MS
+    checks.after_step(run)
+
+
 def _reserve_is_spent(run: Run) -> None:
     run.w.rules = SimpleNamespace(cost_limit=3_000_000, reserve=1_000_000)  # type: ignore[assignment]
     rent(run).cost = 2_900_000.0
@@ -237,6 +244,7 @@ FIRES: tuple[tuple[str, Callable[[Run], None]], ...] = (
     ("I11", _absence_is_dear),
     ("I11", _queue_is_left),
     ("I11", _reserve_is_spent),
+    ("I11", _more_than_the_reserve_is_spent),
     ("I11", _stops_unsaved),
     ("I16", _absent_too_soon),
     ("I16", _absent_asleep),

@@ -10,14 +10,14 @@ MUTANTS: tuple[Mutant, ...] = (
         "F6 F15",
         "decision",
         "a hold never stops its machine",
-        (PLAN, "    spent = _waited(s, lease) >= s.rules.hold_limit\n", "    spent = False\n"),
+        (PLAN, "    spent = waited >= s.rules.hold_limit\n", "    spent = False\n"),
     ),
     mutant(
         "reserve is spent",
         "F15",
         "decision",
         "training may spend what the way home needs",
-        (SNAPSHOT, "cost >= self.cost_limit - self.reserve", "cost >= self.cost_limit"),
+        (SNAPSHOT, " - (self.reserve if training else 0)", ""),
     ),
     mutant(
         "stop before rescue",
