@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import json
 import secrets
+import sqlite3
 import threading
 import zipfile
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from home import Home
 
-# Where a secret belongs: its own file, and the books of the market that gave it.
-ITS_PLACE = ("config/vast_api_key", "config/config.toml", "state/id_ed25519", "state/jobd.json", "market/ledger.sqlite")
+SEED = 4  # the line of a private key that has most of its seed; the first are alike in every key, or public
+MARKET = ("market/ledger.sqlite",)  # the books of the market, which gave it
+# Where each secret belongs, by how the places begin; the others belong nowhere in the home.
+ITS_PLACE: dict[str, tuple[str, ...]] = {
+    "market key": ("config/vast_api_key", *MARKET),
+    "topic": ("config/config.toml",),
+    "SSH key": ("state/id_ed25519",),
+    "API token": ("state/jobd.json",),
+    # What made the box, and the market's reply to the create, which is stored as it came.
+    "instance key": (*MARKET, "market/boxes/", "state/homeport.db", "state/backups/"),
+}
 
 
 class _Post(BaseHTTPRequestHandler):
@@ -29,7 +40,7 @@ class _Post(BaseHTTPRequestHandler):
 
 @dataclass
 class Canaries:
-    """`values`: name -> secret. `watch` looks at the process list until `stop`."""
+    """`values`: name -> secret, those that are made on the way as well. The process list is looked at until `stop`."""
 
     one: Home
     values: dict[str, str]
@@ -54,6 +65,7 @@ class Canaries:
 
     def _watch(self) -> None:
         while not self._stopped.wait(0.2):
+            self._learn()
             for process in Path("/proc").glob("[0-9]*/cmdline"):
                 try:
                     text = process.read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
@@ -62,6 +74,17 @@ class Canaries:
                 self.seen |= {name for name, value in self.values.items() if value in text}
             self.looks += 1
 
+    def _learn(self) -> None:
+        """The secrets that daemon and market make: the SSH key, the token of a loopback port, the machine's own key."""
+        state = self.one.folder / "state"
+        if (key := state / "id_ed25519").exists() and len(lines := key.read_text().splitlines()) > SEED:
+            self.values["SSH key"] = lines[SEED]
+        if (address := state / "jobd.json").exists() and (text := address.read_text()):
+            self.values["API token"] = json.loads(text)["token"]
+        with closing(sqlite3.connect(f"file:{self.one.folder}/market/ledger.sqlite?mode=ro", uri=True)) as ledger:
+            for (record,) in ledger.execute("SELECT record FROM instances"):
+                self.values["instance key"] = json.loads(record)["api_key"]
+
     def stop(self) -> None:
         self._stopped.set()
         self.inbox.shutdown()
@@ -69,26 +92,30 @@ class Canaries:
 
     def found(self, job: str) -> list[str]:
         """'secret in place' for each that is where it does not belong. The home must have done its work."""
-        key = (self.one.folder / "state" / "id_ed25519").read_text().splitlines()[1]
-        secrets_of = self.values | {"SSH key": key}
         wrong = [f"{name} in a command line" for name in self.seen]
         bundle = self.one.folder / "bundle.zip"
         self.one.jobctl("report", job, "--to", str(bundle))
         for place, text in (*self._files(), *_members(bundle), ("journal", self._journal())):
-            for name, value in secrets_of.items():
-                if value.encode() in text and not (name == "topic" and place.endswith("run/job.json")):
-                    wrong.append(f"{name} in {place}")  # the box tells the person too, so it knows the topic
+            for name, value in self.values.items():
+                if value.encode() in text and not _belongs(name, place):
+                    wrong.append(f"{name} in {place}")
         return wrong
 
     def _files(self) -> Iterator[tuple[str, bytes]]:
         """Logs, database, models, and the boxes' directories with all that a stage left there."""
         for path in self.one.folder.rglob("*"):
             place = str(path.relative_to(self.one.folder))
-            if path.is_file() and not path.is_symlink() and not place.startswith(ITS_PLACE):
+            if path.is_file() and not path.is_symlink():
                 yield place, path.read_bytes()
 
     def _journal(self) -> bytes:
-        return json.dumps(self.one.journal("PUT") + self.one.journal("POST") + self.one.journal("GET")).encode()
+        methods = ("GET", "POST", "PUT", "PATCH", "DELETE")
+        return json.dumps([request for method in methods for request in self.one.journal(method)]).encode()
+
+
+def _belongs(name: str, place: str) -> bool:
+    """The box tells the person too, so it knows the topic."""
+    return place.startswith(ITS_PLACE.get(name, ())) or (name == "topic" and place.endswith("run/job.json"))
 
 
 def _members(bundle: Path) -> Iterator[tuple[str, bytes]]:

@@ -35,9 +35,9 @@ def home(installed: Path, tmp_path: Path) -> Iterator[MakeHome]:
     """Makes homes with an open market; `real=True` trains for real, else a recorded run is replayed."""
     made: list[Home] = []
 
-    def make(*, real: bool = False, **settings: Any) -> Home:
+    def make(*, real: bool = False, name: str = "home", **settings: Any) -> Home:
         image, python = ("homeport/nano", BOX_PYTHON) if real else ("homeport/replay", installed / "python")
-        made.append(Home(tmp_path / f"home{len(made)}", installed, image, python, **settings))
+        made.append(Home(tmp_path / f"{name}{len(made)}", installed, image, python, **settings))
         made[-1].open_market()
         return made[-1]
 
