@@ -207,7 +207,10 @@ class Reconciler:
             may_run = lease.status not in (*HALTED, *UNREACHABLE)
             if may_run and not any(op.kind is Kind.STOP for op in recent):
                 await self._try("stop", lease)
-            by_receipt = job.state is JobState.DESTROYED  # it came back from its destroy; the receipt still permits it
+            # It came back from its destroy: the receipt still permits it. One that only its label makes the job's may
+            # train for a copy of this database: stopped, kept, and told of.
+            ours = lease.operation_id is not None or any(op.kind is Kind.DESTROY for op in history)
+            by_receipt = job.state is JobState.DESTROYED and ours
             if (unused or by_receipt) and not any(op.kind is Kind.DESTROY for op in recent):
                 await self._try("destroy", lease)
 

@@ -55,6 +55,7 @@ class Teller:
             loss_ms=snapshot.loss_ms(c, live, now),
             lost_since=report.lost_since if report is not None and live is not None else None,
             silence_ms=round(self.world.settings.timing.silence * 1000),
+            awake_since_ms=self.world.clock.awake_since_ms(),
             asks=spec.destroy == "ask",
             not_mirrored=_not_mirrored(c, job.id),
         )

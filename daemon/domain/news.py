@@ -43,6 +43,7 @@ class Facts:
     loss_ms: int | None  # when what the machine holds is lost by itself
     lost_since: int | None  # the box is out of contact since then
     silence_ms: int  # of so long a person is told
+    awake_since_ms: int = 0  # while this computer slept nobody called the box
     asks: bool = False  # `destroy: ask`: what is verified waits, HELD, for its person
     not_mirrored: tuple[int, str] | None = None  # event and reason, when the last attempt to bring a checkpoint failed
 
@@ -82,7 +83,7 @@ def of_job(f: Facts) -> Iterator[News]:
         yield News(
             f"loss {job.id} {job.attempt}", _titled(job, "its machine ends soon"), text + f.next("jobctl show {job}")
         )
-    if f.lost_since is not None and f.now_ms - f.lost_since >= f.silence_ms:
+    if f.lost_since is not None and f.now_ms - max(f.lost_since, f.awake_since_ms) >= f.silence_ms:
         minutes = (f.now_ms - f.lost_since) // 60_000
         text = f"For {minutes} minutes; the machine is kept and the work on it goes on. {f.money} "
         yield News(

@@ -65,6 +65,7 @@ GONE = {"state": LeaseState.GONE, "status": None}
         (["loss"], {"loss_ms": NOW + DAY_MS - 1}),
         ([], {"lost_since": NOW - 10 * MINUTE + 1}),
         (["silent"], {"lost_since": NOW - 10 * MINUTE}),
+        ([], {"lost_since": NOW - 10 * MINUTE, "awake_since_ms": NOW - MINUTE}),
     ],
 )
 def test_what_is_worth_telling(told: list[str], known: dict[str, Any]) -> None:

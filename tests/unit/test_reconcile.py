@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from desk import Desk
 from scripted_market import instance
-from store import INSTANCE, JOB, add_job, add_lease
+from store import INSTANCE, JOB, add_job, add_lease, start_stage
 
 from daemon.control.reconcile import Reconciler
 from daemon.domain.lifecycle import JobState
@@ -169,3 +169,30 @@ async def test_a_machine_that_is_gone_is_looked_for_once_more(bench: Bench) -> N
     await bench.look(later_s=bench.desk.world.settings.timing.gone_recheck + 1)
 
     assert bench.lease().recheck_at is None
+
+
+@pytest.mark.parametrize("ours", [True, False])
+async def test_a_receipt_permits_no_destroy_of_a_machine_that_only_its_label_makes_ours(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, ours: bool
+) -> None:
+    """The job has ended. What comes back from its destroy goes again; what a copy of this database rented may train."""
+    asked: list[int] = []
+
+    async def destroy(job: object, lease: Lease, why: str) -> None:
+        asked.append(lease.instance_id)
+
+    monkeypatch.setattr(bench.reconciler.operator, "destroy", destroy)
+    bench.desk.write(lambda c: add_job(c, "ended1"))
+    if ours:
+        bench.desk.write(lambda c: start_stage(c, add_lease(c, "ended1", 99, LeaseState.LOST), job="ended1"))
+    bench.desk.write(lambda c: c.exec_driver_sql("DROP TRIGGER illegal_edge"))
+    bench.desk.write(lambda c: c.exec_driver_sql("DROP TRIGGER terminal_with_machine"))
+    bench.desk.write(lambda c: c.exec_driver_sql("UPDATE jobs SET state = 'DESTROYED' WHERE id = 'ended1'"))
+    late = instance(99, "hp-test-ended1-99")
+    bench.desk.market.instances = [instance(INSTANCE, bench.lease().label), late]
+
+    await bench.look()
+
+    assert bench.lease(99).state is LeaseState.LOST
+    assert asked == ([99] if ours else [])
+    assert ("stop", 99) in bench.desk.market.asked

@@ -105,7 +105,8 @@ def _end_late_arrivals(w: World) -> None:
         may_run = lease.status not in (*HALTED, *UNREACHABLE)
         if may_run and not any(op.kind is Kind.STOP for op in recent):
             _try(w, operate.stop(w, lease))
-        by_receipt = w.store.job.state is JobState.DESTROYED
+        ours = lease.operation_id is not None or any(op.kind is Kind.DESTROY for op in history)
+        by_receipt = w.store.job.state is JobState.DESTROYED and ours
         if (unused or by_receipt) and not any(op.kind is Kind.DESTROY for op in recent):
             _try(w, operate.destroy(w, w.store.job.version, lease))
 
