@@ -158,7 +158,7 @@ def resolve(db: sqlite3.Connection, ref: str) -> str:
 
     Raises NoSuchJob when there is none, or several: then it lists them.
     """
-    rows = db.execute("SELECT id, name, state FROM jobs ORDER BY created_at DESC, rowid DESC").fetchall()
+    rows = db.execute("SELECT id, name, state FROM jobs ORDER BY rowid DESC").fetchall()  # a set clock changes nothing
     if ref == "@last" and rows:
         return str(rows[0]["id"])
     named = [row for row in rows if row["name"] == ref]
@@ -258,7 +258,7 @@ def _job_rows(db: sqlite3.Connection, only: str = "") -> Iterator[JobRows]:
     moving = _moving(db)
     credit = _meta(db, "credit")
     burn = sum(rate(row) for row in db.execute("SELECT * FROM leases WHERE state IN ('LIVE', 'LOST')"))
-    rows = db.execute("SELECT * FROM jobs WHERE ? IN (id, '') ORDER BY created_at DESC, rowid DESC", (only,))
+    rows = db.execute("SELECT * FROM jobs WHERE ? IN (id, '') ORDER BY rowid DESC", (only,))
     for row in rows:
         of = {table: found.get(row["id"], []) for table, found in of_job.items()}
         yield JobRows(

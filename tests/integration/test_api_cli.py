@@ -222,6 +222,17 @@ def test_references(run: Run, commands: Scripted, stored: Stored) -> None:
         assert "k7m2x9 (twin, FAILED)" in result.stderr
 
 
+def test_last_is_the_job_submitted_last(run: Run, commands: Scripted, stored: Stored) -> None:
+    """Also when the clock was set back between two jobs: what `@last` cancels is the newest one."""
+    stored.job("k7f3qd", created_at=NOW)
+    stored.job("k7m2x9", created_at=NOW - 2 * HOUR)
+
+    run("hold", "@last")
+
+    assert [call[:2] for call in commands.calls] == [("hold", "k7m2x9")]
+    assert [job["id"] for job in json.loads(run("status", "--json").stdout)["jobs"]] == ["k7m2x9", "k7f3qd"]
+
+
 def test_an_unfinished_job_is_meant_before_finished_ones_of_its_name(
     run: Run, commands: Scripted, stored: Stored
 ) -> None:
