@@ -47,7 +47,8 @@ from daemon.store import downloads, events, reports
 from remote_payload.contract import ContractError
 
 log = structlog.get_logger()
-CUTS = (actions.HoldJob, actions.StopMachine)  # decided while an act lasts: it goes on spending what is not there
+LONG = (actions.Provision, actions.Download, actions.Save)  # may last for hours, and no ring ends them
+CUTS = (actions.HoldJob, actions.StopMachine)  # decided while one lasts: it goes on spending what is not there
 BACKOFF_S = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)  # between attempts to reach a box; 30 s for as long as it takes
 
 
@@ -66,11 +67,11 @@ class Driver:
         self.acting = Acting(world, job.id, spec, rows, self.memory, self.link, self.bell, mirroring, rebuilding)
         self.rules = snapshot.rules(spec, estimated, world.settings.timing)
         self._said: tuple[str, str] | None = None
-        self._busy = False  # with an act that may be cut short, and that no ring ends
+        self._is_long = False  # the act that is being done
 
     def wake(self) -> None:
         """The market was listed. An act that would go on for hours ends when there is no more money for it."""
-        if self._busy and isinstance(self._decided(), CUTS):
+        if self._is_long and isinstance(self._decided(), CUTS):
             self.bell.interrupt()
         else:
             self.bell.ring()
@@ -121,11 +122,11 @@ class Driver:
             await doing
             return
         stop = asyncio.ensure_future(self.bell.interrupted.wait())
-        self._busy = not isinstance(action, actions.Wait)
+        self._is_long = isinstance(action, LONG)
         try:
             await asyncio.wait({doing, stop}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            self._busy = False
+            self._is_long = False
             stop.cancel()
             if not doing.done():
                 doing.cancel()

@@ -134,6 +134,8 @@ class Supervisor:
                 acted.clear()
                 await self.reconciler.run_once()
                 self._after_pass()
+                for driver in list(self.drivers.values()):
+                    driver.wake()
             except Fenced as error:
                 self._fenced = error
                 self._stopped.set()
@@ -141,9 +143,6 @@ class Supervisor:
             except Exception:  # without this loop nothing is confirmed and nothing late is found: it never ends
                 log.exception("reconcile.crashed")
                 await asyncio.sleep(CRASH_PAUSE_S)
-                continue
-            for driver in list(self.drivers.values()):
-                driver.wake()
 
     def _pause(self) -> float:
         """Quicker while something is being made, confirmed or resolved; slower, but never never, when nothing bills."""

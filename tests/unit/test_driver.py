@@ -120,7 +120,7 @@ async def test_a_store_that_cannot_be_read_ends_no_act(
 ) -> None:
     """The driver meets it when it looks next; who rings must not end by it."""
     one, _ = driven
-    one._busy = True
+    one._is_long = True
 
     def fails() -> None:
         raise StoreError("disk I/O error")
