@@ -33,9 +33,13 @@ class Server:
         self._application = application(settings, commands, version)
         self._uvicorn: _Uvicorn | None = None
         self._task: asyncio.Task[None] | None = None
+        self._door = self.paths.socket  # or the file that names the port
+        self._ours: tuple[int, ...] | None = None
 
     async def start(self) -> None:
         listener, token = listen(self.paths)
+        self._door = self.paths.socket if token is None else self.paths.address
+        self._ours = _identity(self._door)
         config = uvicorn.Config(
             Guard(self._application, token),
             http="h11",
@@ -57,8 +61,8 @@ class Server:
             return
         self._uvicorn.should_exit = True
         await self._task
-        for path in (self.paths.socket, self.paths.address):
-            path.unlink(missing_ok=True)
+        if _identity(self._door) == self._ours:  # a newer daemon may have put its own in the place of ours
+            self._door.unlink(missing_ok=True)
 
 
 class _Uvicorn(uvicorn.Server):
@@ -77,6 +81,15 @@ def listen(paths: Paths) -> tuple[socket.socket, str | None]:
     token = secrets.token_urlsafe(32)
     _write_private(paths.address, json.dumps({"port": listener.getsockname()[1], "token": token}))
     return listener, token
+
+
+def _identity(path: Path) -> tuple[int, ...] | None:
+    """Of what lies at `path`. The time, too: an inode that was given back is soon given out again."""
+    try:
+        found = path.lstat()
+    except FileNotFoundError:  # nothing is there, and so nothing of ours
+        return None
+    return found.st_dev, found.st_ino, found.st_mtime_ns
 
 
 def _write_private(path: Path, text: str) -> None:

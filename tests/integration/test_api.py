@@ -7,6 +7,7 @@ import json
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,21 @@ def test_stopping_takes_the_socket_away(config: Settings, stored: Stored, comman
         pass
 
     assert not config.paths.socket.exists()
+
+
+@pytest.mark.parametrize("unix", [True, False], ids=["socket", "loopback"])
+def test_an_overtaken_daemon_leaves_the_door_of_the_newer_one(
+    config: Settings, stored: Stored, commands: Scripted, monkeypatch: pytest.MonkeyPatch, unix: bool
+) -> None:
+    """One that ends after a newer one has begun takes only its own socket away: the newer one is still reached."""
+    monkeypatch.setattr(platform, "unix_socket_fits", lambda path: unix)
+    with ExitStack() as older:
+        older.enter_context(running(config, commands))
+        with running(config, commands):
+            older.close()
+
+            assert Client(config.paths).health()["version"] == "0.1.0"
+        assert not config.paths.socket.exists() and not config.paths.address.exists()
 
 
 def test_readings_come_from_the_database(client: Client, stored: Stored) -> None:
