@@ -9,6 +9,7 @@ HomeportError                    shown to the person as it is
 ├── Refused                      the request is legal in another state; the message says which (exit 1)
 ├── WorkstationUnfit             this computer cannot verify or store the model (exit 1)
 ├── StoreError                   the database cannot be used; nothing may be sent to the market
+│   ├── Damaged                  SQLite cannot make sense of the file: a copy may replace it
 │   ├── LostRace                 the row changed since it was read: reload, decide again
 │   └── Fenced                   a newer daemon leads: stop
 ├── MarketError                  the market did not do what was asked
@@ -75,6 +76,10 @@ class WorkstationUnfit(HomeportError):
 
 class StoreError(HomeportError):
     """The database cannot be used."""
+
+
+class Damaged(StoreError):
+    """The file is no database any more."""
 
 
 class LostRace(StoreError):

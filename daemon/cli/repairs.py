@@ -43,10 +43,13 @@ def _close_files(loaded: Settings) -> Iterator[str]:
 def _put_copy_back(loaded: Settings) -> Iterator[str]:
     """The newest whole copy in place of a database that is gone or damaged, which is kept aside.
 
-    Raises Refused while a daemon runs, or without a copy. The next daemon sees what was done, and holds every job.
+    Raises Refused while a daemon runs, or without a copy, StoreError where it is only locked or not ours to read.
+    The next daemon sees what was done, and holds every job.
     """
     database = loaded.paths.database
     with closing(hold_lock(loaded.paths.lock)):
+        if database.exists() and readonly.integrity(database) == "ok":
+            return
         copy = next((path for path in backups.newest_first(loaded.paths.backups) if _is_whole(path)), None)
         if copy is None:
             raise Refused(f"there is no whole copy in {loaded.paths.backups}; what is rented: jobctl leases")
@@ -56,9 +59,9 @@ def _put_copy_back(loaded: Settings) -> Iterator[str]:
         with open(beside, "rb+") as file:
             platform.sync_file(file.fileno())
         aside = f".damaged-{time.time_ns() // 1_000_000}"
-        for path in (database, *(database.with_name(database.name + end) for end in ("-wal", "-shm"))):
-            if path.exists():
-                path.rename(path.with_name(path.name + aside))
+        for end in ("", "-wal", "-shm"):  # together under one name, SQLite still finds them
+            if (path := database.with_name(database.name + end)).exists():
+                path.rename(database.with_name(database.name + aside + end))
         beside.replace(database)
         platform.sync_folder(database.parent)
         yield f"{database} is {copy.name} again; the next daemon holds every unfinished job: jobctl up, jobctl leases"

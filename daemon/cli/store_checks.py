@@ -33,7 +33,7 @@ def database(loaded: Settings) -> Sequence[Check]:
     try:
         found = readonly.integrity(path)
     except HomeportError as error:
-        return [failed("database", f"{error.message}; {_machines_go_on}", PUT_BACK)]
+        return [failed("database", f"{error.message}; {_machines_go_on}", error.hint)]
     if found != "ok":
         return [failed("database", f"{path}: {found}; {_machines_go_on}", PUT_BACK)]
     return [passed("database", f"{path} is whole")]

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from daemon import platform
 from daemon.errors import StoreError
+from daemon.store.sqlite_errors import unusable
 
 EVERY_MS = 3_600_000
 DAY_MS = 86_400_000
@@ -46,7 +47,7 @@ def write(database: Path, target: Path) -> Path:
         beside.replace(target)
         platform.sync_folder(target.parent)
     except sqlite3.Error as error:
-        raise StoreError(f"{database}: {error}", hint="jobctl doctor") from error
+        raise unusable(database, error) from error
     finally:
         beside.unlink(missing_ok=True)
     return target

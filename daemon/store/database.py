@@ -16,8 +16,9 @@ from sqlalchemy import Connection, Engine, create_engine, event, select
 from sqlalchemy.exc import DatabaseError, IntegrityError
 from sqlalchemy.pool import QueuePool
 
-from daemon.errors import Fenced, StoreError
+from daemon.errors import Fenced
 from daemon.store import schema
+from daemon.store.sqlite_errors import unusable
 
 BUSY_TIMEOUT_MS = 30_000
 _EPOCH = select(schema.leader.c.epoch)
@@ -50,7 +51,7 @@ class Database:
         except IntegrityError:
             raise
         except DatabaseError as error:
-            raise StoreError(f"{self.path}: {error.orig}", hint="jobctl doctor") from error
+            raise unusable(self.path, error.orig) from error
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -59,7 +60,7 @@ class Database:
             with self.engine.connect().execution_options(read_only=True) as connection:
                 yield connection
         except DatabaseError as error:
-            raise StoreError(f"{self.path}: {error.orig}", hint="jobctl doctor") from error
+            raise unusable(self.path, error.orig) from error
 
     def refuse_overtaken(self) -> None:
         """Before the world is asked for something that leaves no row. Raises Fenced when a newer leader exists."""

@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 from daemon.domain import money, scores
 from daemon.domain.lifecycle import TERMINAL
-from daemon.errors import NoSuchJob, StoreError
+from daemon.errors import Damaged, NoSuchJob
 from daemon.store import attention, views
 from daemon.store.job_rows import JobRows, cost_so_far, is_billing, rate
 from daemon.store.shapes import (
@@ -39,6 +39,7 @@ from daemon.store.shapes import (
     Move,
     iso,
 )
+from daemon.store.sqlite_errors import unusable
 
 EVENTS_PAGE = 500  # rows
 METRICS_PAGE = 2_000  # rows
@@ -146,7 +147,7 @@ def connection(path: Path) -> Iterator[sqlite3.Connection]:
         finally:
             db.close()
     except sqlite3.Error as error:
-        raise StoreError(f"{path}: {error}", hint="jobctl doctor") from error
+        raise unusable(path, error) from error
 
 
 def now_ms() -> int:
@@ -198,11 +199,14 @@ def money_strip(db: sqlite3.Connection, now: int) -> MoneyStrip:
 
 
 def integrity(path: Path) -> str:
-    """SQLite's own quick check: 'ok', or what it found. Raises StoreError when the file cannot be read at all."""
-    with connection(path) as db:
-        if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'jobs'").fetchone() is None:
-            return "it has no table of jobs"  # an empty file is whole to SQLite
-        return str(db.execute("PRAGMA quick_check(1)").fetchone()[0])
+    """SQLite's own quick check: 'ok', or the damage. Raises StoreError when the file is only not to be had just now."""
+    try:
+        with connection(path) as db:
+            if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'jobs'").fetchone() is None:
+                return "it has no table of jobs"  # an empty file is whole to SQLite
+            return str(db.execute("PRAGMA quick_check(1)").fetchone()[0])
+    except Damaged as error:
+        return str(error.__cause__)
 
 
 def _meta(db: sqlite3.Connection, key: str) -> int | None:

@@ -9,8 +9,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -233,7 +234,7 @@ def test_fix_mends_what_it_offers_to(home: Home, fault: str) -> None:
 
     assert home.doctor("--fix")[name]["status"] == "PASS"
 
-    aside = list(home.config.paths.state.glob("homeport.db.damaged-*"))
+    aside = list(home.config.paths.state.glob("homeport.db.damaged-*[0-9]"))
     assert bool(aside) == (fault == "a damaged database")
 
 
@@ -244,6 +245,50 @@ def test_fix_without_a_copy_leaves_everything(home: Home) -> None:
 
     assert home.doctor("--fix")["database"]["status"] == "FAIL"
     assert home.config.paths.database.read_bytes() == before
+
+
+@contextmanager
+def locked(home: Home) -> Iterator[None]:
+    """Another program reads the database and lets nobody else."""
+    with closing(sqlite3.connect(home.config.paths.database)) as other:
+        other.execute("PRAGMA locking_mode = EXCLUSIVE")
+        other.execute("BEGIN EXCLUSIVE")
+        yield
+
+
+@contextmanager
+def not_openable(home: Home) -> Iterator[None]:
+    """As a file of another user is; root may open those."""
+    beside = home.config.paths.database.with_name("homeport.db-shm")
+    beside.unlink(missing_ok=True)
+    beside.mkdir()
+    yield
+    beside.rmdir()
+
+
+@pytest.mark.parametrize(("lost", "way_out"), [(locked, "fuser -v"), (not_openable, "ls -ld")])
+def test_fix_replaces_no_database_that_is_only_not_to_be_had(
+    home: Home, lost: Callable[[Home], AbstractContextManager[None]], way_out: str
+) -> None:
+    """What is locked or not ours may be whole and newer than every copy."""
+    home.patch.setattr(sqlite3, "connect", partial(sqlite3.connect, timeout=0))
+    before = home.config.paths.database.read_bytes()
+    with lost(home):
+        line = home.doctor("--fix")["database"]
+
+    assert line["status"] == "FAIL" and way_out in line["fix"]
+    assert home.config.paths.database.read_bytes() == before
+    assert not list(home.config.paths.state.glob("*.damaged-*"))
+
+
+def test_what_is_set_aside_is_still_one_database(home: Home) -> None:
+    """Its log has the name by which SQLite looks for it."""
+    damage(home)
+    home.config.paths.database.with_name("homeport.db-wal").write_bytes(b"log")
+    home.doctor("--fix")
+
+    (aside,) = home.config.paths.state.glob("homeport.db.damaged-*[0-9]")
+    assert aside.with_name(aside.name + "-wal").read_bytes() == b"log"
 
 
 def test_fix_touches_no_database_that_a_daemon_uses(home: Home) -> None:
