@@ -22,7 +22,7 @@ from .ledger import Ledger
 MIN_DISK_GB = 8.0
 MAX_LABEL_AT_CREATE, MAX_LABEL = 256, 1024
 MAX_SCRIPT = 4096  # args + args_str + onstart, characters
-MAX_ENV = 256  # characters of one variable
+MAX_ENV, MAX_ENV_TOTAL = 256, 32_768  # characters of one variable, and of all
 EDITION = 1_000_000  # distance of the ids of two editions of the offers
 QUEUED = "Required resources are currently unavailable, state change queued."
 
@@ -63,8 +63,11 @@ def terms(body: dict[str, Any]) -> Terms:
     env = body.get("env") or {}
     if not isinstance(env, dict):
         raise refuse("env must be an object")
-    if any(len(f"{name}={value}") > MAX_ENV for name, value in env.items()):
+    lengths = [len(f"{name}={value}") for name, value in env.items()]
+    if any(length > MAX_ENV for length in lengths):
         raise refuse(f"a variable of env is longer than {MAX_ENV}")
+    if sum(lengths) > MAX_ENV_TOTAL:
+        raise refuse(f"env is longer than {MAX_ENV_TOTAL} in all")
     onstart = str(body.get("onstart") or "")
     args = "".join(map(str, body.get("args") or [])) + str(body.get("args_str") or "")
     if len(onstart) + len(args) > MAX_SCRIPT:
