@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import httpx
 import structlog
 
+from daemon import web
+from daemon.errors import HomeportError
 from daemon.settings import Settings
 
 log = structlog.get_logger()
@@ -99,13 +101,21 @@ def desktop_command(system: str, title: str, text: str) -> Sequence[str]:
 async def post(url: str, title: str, text: str) -> Outcome:
     """One POST of two lines; ntfy takes its title from the header. The URL may be a secret: only its host is said."""
     headers = {"Title": title.encode("ascii", "replace").decode()}
+    content = f"{title}\n{text}".encode()
     try:
-        async with httpx.AsyncClient(timeout=POST_S) as client:
-            reply = await client.post(url, content=f"{title}\n{text}".encode(), headers=headers)
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        # One limit for all of it, and the body stays unread: a reply without an end would hold up what comes after it.
+        async with (
+            asyncio.timeout(POST_S),
+            web.client(timeout=None) as client,
+            client.stream("POST", url, content=content, headers=headers) as reply,
+        ):
+            return Outcome("notify_url", reply.is_success, f"{_host(url)} answered {reply.status_code}")
+    except HomeportError as error:
+        return Outcome("notify_url", False, error.message)
+    except TimeoutError:  # the outcome says so
+        return Outcome("notify_url", False, f"{_host(url)} did not answer within {POST_S:g} s")
+    except (httpx.HTTPError, httpx.InvalidURL, ExceptionGroup) as error:  # a group: of a port such as 99999
         return Outcome("notify_url", False, f"{type(error).__name__}: {_host(url)} cannot be reached")
-    detail = f"{_host(url)} answered {reply.status_code}"
-    return Outcome("notify_url", reply.is_success, detail)
 
 
 def _host(url: str) -> str:

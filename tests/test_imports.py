@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ROOTS = {"errors", "settings", "log", "clock", "platform", "notify"}  # single modules at the top of the package
+ROOTS = {"errors", "settings", "log", "clock", "platform", "notify", "web"}  # single modules at the top of the package
 
 # Folder -> what it may import of this project. Every folder may import itself.
 ALLOWED: dict[str, set[str]] = {
     "domain": {"errors", "clock"},
     "rows": {"errors", "remote_payload"},
     "store": {"domain", "errors", "clock", "platform", "settings"},
-    "market": {"domain", "errors", "settings", "clock"},
+    "market": {"domain", "errors", "settings", "clock", "web"},
     "box": {"domain", "errors", "platform", "settings", "remote_payload"},
-    "artifacts": {"domain", "errors", "platform", "settings", "remote_payload"},
+    "artifacts": {"domain", "errors", "platform", "settings", "web", "remote_payload"},
     "control": {
         "domain", "rows", "store", "market", "box", "artifacts", "errors", "settings", "clock", "platform",
         "remote_payload.contract",

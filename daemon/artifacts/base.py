@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 import httpx
 
+from daemon import web
 from daemon.errors import SpecError, WorkstationUnfit
 from remote_payload.contract import write_whole
 from remote_payload.reasoning import without_opening
@@ -94,7 +95,7 @@ async def base_identity(
         return known
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     root = f"{endpoint.rstrip('/')}/{quote(model)}/resolve"
-    async with httpx.AsyncClient(headers=headers, timeout=TIMEOUT_S, follow_redirects=True) as hub:
+    async with web.client(headers=headers, timeout=TIMEOUT_S, follow_redirects=True) as hub:
         try:
             commit = await _commit(hub, model, f"{root}/{quote(revision or 'main', safe='')}/{CONFIG}")
             folder = _cache_folder(model, commit, cache)

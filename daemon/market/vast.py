@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import httpx
 import stamina
 
+from daemon import web
 from daemon.clock import Clock
 from daemon.domain import money
 from daemon.domain.market import Account, Charge, CreateRequest, Instance, Listing, Offer, OfferQuery
@@ -61,7 +62,7 @@ class Vast(Market):
         self._retry_s = RETRY_S / time_scale
         self._limiter = Limiter(clock, time_scale)
         self._market_ms: int | None = None  # what its clock showed in the last answer
-        self._http = httpx.AsyncClient(
+        self._http = web.client(
             transport=transport,
             timeout=httpx.Timeout(DEADLINE_S, connect=CONNECT_S),
             follow_redirects=False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -276,10 +277,58 @@ async def test_the_address_of_the_persons_choice(status: str, delivered: bool) -
     assert received[0].endswith("Müller: done\nin /models".encode())
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:1/secret", "no address at all", "http://[half"])
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:1/secret", "http://127.0.0.1:99999/secret", "no address at all", "http://[half"]
+)
 async def test_nobody_there(url: str) -> None:
     outcome = await notify.post(url, "t", "x")
     assert not outcome.delivered and "secret" not in outcome.detail
+
+
+@pytest.mark.parametrize(
+    ("head", "delivered"),
+    [(b"HTTP/1.1 200 OK\r\n\r\n", True), (b"HTTP/1.1 200 OK\r\nA: ", False)],
+    ids=["body", "head"],
+)
+async def test_a_reply_without_an_end(monkeypatch: pytest.MonkeyPatch, head: bytes, delivered: bool) -> None:
+    """The status is enough, and a webhook that sends drop by drop keeps no later message back."""
+    monkeypatch.setattr(notify, "POST_S", 0.5)
+    left = asyncio.Event()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(head)
+        with contextlib.suppress(ConnectionError):  # the client has gone, as it should
+            while True:
+                writer.write(b"x")
+                await writer.drain()
+                await asyncio.sleep(0.05)
+        writer.close()
+        left.set()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with server, asyncio.timeout(5):
+        outcome = await notify.post(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/secret", "t", "x")
+        await left.wait()
+
+    assert outcome.delivered is delivered and "secret" not in outcome.detail
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("SSL_CERT_FILE", "/nonexistent", "SSL_CERT_FILE=/nonexistent: No such file"),
+        ("HTTPS_PROXY", "gopher://ann:secret@proxy:1", "the proxy of the environment"),
+        ("HTTPS_PROXY", "socks5://proxy:1", "the proxy of the environment"),
+    ],
+)
+async def test_a_wrong_environment_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str) -> None:
+    """What is wrong with proxy or certificates is one failed message that names it, not an end of all messages."""
+    monkeypatch.setenv(name, value)
+
+    outcome = await notify.post("https://127.0.0.1:1/secret", "t", "x")
+
+    assert not outcome.delivered and said in outcome.detail and "secret" not in outcome.detail
 
 
 @pytest.mark.parametrize(
