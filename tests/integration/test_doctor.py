@@ -257,16 +257,17 @@ def locked(home: Home) -> Iterator[None]:
 
 
 @contextmanager
-def not_openable(home: Home) -> Iterator[None]:
-    """As a file of another user is; root may open those."""
-    beside = home.config.paths.database.with_name("homeport.db-shm")
-    beside.unlink(missing_ok=True)
-    beside.mkdir()
+def unreadable(home: Home) -> Iterator[None]:
+    """The disk gives an error, also to root."""
+    database = home.config.paths.database
+    database.rename(database.with_suffix(".whole"))
+    database.mkdir()
     yield
-    beside.rmdir()
+    database.rmdir()
+    database.with_suffix(".whole").rename(database)
 
 
-@pytest.mark.parametrize(("lost", "way_out"), [(locked, "fuser -v"), (not_openable, "ls -ld")])
+@pytest.mark.parametrize(("lost", "way_out"), [(locked, "fuser -v"), (unreadable, "df -h")])
 def test_fix_replaces_no_database_that_is_only_not_to_be_had(
     home: Home, lost: Callable[[Home], AbstractContextManager[None]], way_out: str
 ) -> None:

@@ -14,7 +14,7 @@ import store
 import structlog
 
 from daemon import app
-from daemon.errors import StoreError
+from daemon.errors import Damaged, StoreError
 from daemon.store import backups
 from daemon.store.backups import DAY_MS, EVERY_MS
 from daemon.store.database import Database
@@ -38,6 +38,18 @@ def test_a_copy_is_whole_and_private(tmp_path: Path) -> None:
     db.close()
     assert made.stat().st_mode & 0o077 == 0
     assert list((tmp_path / "copies").iterdir()) == [made]
+
+
+@pytest.mark.parametrize(("content", "kind"), [(b"no database" * 99, Damaged), (None, StoreError)])
+def test_damage_is_not_what_cannot_be_opened(tmp_path: Path, content: bytes | None, kind: type[StoreError]) -> None:
+    """A copy may replace the one, and not the other; each says what to type."""
+    if content is not None:
+        (tmp_path / "homeport.db").write_bytes(content)
+    with pytest.raises(StoreError) as raised:
+        backups.write(tmp_path / "homeport.db", tmp_path / "copy.db")
+
+    assert type(raised.value) is kind
+    assert ("ls -ld" in raised.value.hint) == (content is None)
 
 
 def test_which_copies_stay(tmp_path: Path) -> None:
