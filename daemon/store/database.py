@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, select
+from sqlalchemy import URL, Connection, Engine, create_engine, event, select
 from sqlalchemy.exc import DatabaseError, IntegrityError
 from sqlalchemy.pool import QueuePool
 
@@ -34,9 +34,8 @@ class Database:
         if fresh:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
-        self.engine: Engine = create_engine(
-            f"sqlite:///{path}", poolclass=QueuePool, connect_args={"check_same_thread": False}
-        )
+        url = URL.create("sqlite", database=str(path))  # in text, a ? in the path would end it
+        self.engine: Engine = create_engine(url, poolclass=QueuePool, connect_args={"check_same_thread": False})
         event.listen(self.engine, "connect", _pragmas)
         event.listen(self.engine, "begin", _begin_immediate)
 

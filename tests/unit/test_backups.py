@@ -52,6 +52,17 @@ def test_damage_is_not_what_cannot_be_opened(tmp_path: Path, content: bytes | No
     assert ("ls -ld" in raised.value.hint) == (content is None)
 
 
+def test_a_path_is_no_address(tmp_path: Path) -> None:
+    """What means something in a URL means nothing in the name of a folder: writer, reader and copies agree."""
+    folder = tmp_path / "100%41? #1&mode=memory"
+    database = store.opened(folder)
+    made = backups.copy(database.path, folder / "copies", store.NOW)
+    database.close()
+
+    assert integrity(folder / "homeport.db") == integrity(made) == "ok"
+    assert list(tmp_path.iterdir()) == [folder]
+
+
 def test_which_copies_stay(tmp_path: Path) -> None:
     """Of ten days of hourly copies: the six newest, and the last one of each of the last seven days."""
     every = [Path(f"homeport-{hour * HOUR}.db") for hour in range(240)]
