@@ -8,6 +8,7 @@ its receipt speaks of this disk.
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
 import io
 import json
@@ -36,6 +37,7 @@ from remote_payload.contract import ContractError, checked_path
 
 SCHEMA = "homeport.export/1"
 ABOUT = "export.json"  # the first member
+_ANOTHER_HOME = "set HOMEPORT_HOME to an empty folder for the imported ones"
 FENCE = "moved"  # in the meta table: the export that took everything away
 PART = 1 << 20  # bytes
 
@@ -101,7 +103,8 @@ def import_home(settings: Settings, source: Path) -> Moved:
     """Make this computer the home of what `source` holds. Nothing is here until everything is, checked by its hash.
 
     On the computer that exported it: takes the jobs back, HELD, since they may have gone on elsewhere.
-    Raises Refused for a home with jobs of its own and for a file that is not whole, StoreError, OSError.
+    Raises Refused for a home with jobs of its own, one that has lost its database, and a file that is not whole,
+    StoreError, OSError.
     """
     paths = settings.paths
     with closing(hold_lock(paths.lock)):
@@ -111,9 +114,10 @@ def import_home(settings: Settings, source: Path) -> Moved:
         shutil.rmtree(staging, ignore_errors=True)
         try:
             about = _unpack(source, staging)
+            _refuse_remains(paths, staging / "state")
             machine = f"export-{about['export']}" if about["again"] else platform.machine_id()
             with closing(Database(staging / "state" / "homeport.db")) as database:
-                migrate.migrate(database, paths.backups, _now())
+                migrate.migrate(database, staging / "backups", _now())
                 with database.write(fenced=False) as c:
                     leader.put_meta(c, FENCE, "")
                     leader.put_meta(c, "machine_id", machine)
@@ -218,6 +222,23 @@ def _unpack(source: Path, staging: Path) -> dict[str, Any]:
         raise Refused(f"{source} cannot be read: {error}", hint="copy it again") from error
 
 
+def _refuse_remains(paths: Paths, staged: Path) -> None:
+    """Raises Refused where only the database of an installation is missing: its key opens machines that may bill.
+
+    What an import that was cut short left is the same as in the file, and no obstacle.
+    """
+    remains = [
+        path
+        for path in (paths.ssh_key, paths.database.with_name(high_water.NAME))
+        if path.exists() and not ((new := staged / path.name).exists() and filecmp.cmp(path, new, shallow=False))
+    ]
+    copies = backups.newest_first(paths.backups)[:1]
+    if remains or copies:
+        named = ", ".join(str(path) for path in [*remains, *copies])
+        hint = "jobctl doctor --fix   puts the newest copy back" if copies else _ANOTHER_HOME
+        raise Refused(f"an installation lives here and has lost its database; it left {named}", hint=hint)
+
+
 def _settle(staged: Path, home: Path) -> None:
     """Into place, the database last: before it is there, the import can be begun again."""
     files = [path for path in staged.rglob("*") if path.is_file()]
@@ -234,8 +255,7 @@ def _take_back(paths: Paths, source: Path) -> Moved:
         export = _about(archive, source)["export"]
     with closing(Database(paths.database)) as database, database.write(fenced=False) as c:
         if leader.get_meta(c, FENCE) != export:
-            hint = "set HOMEPORT_HOME to an empty folder for the imported ones"
-            raise Refused(f"this computer has jobs of its own in {paths.state}", hint=hint)
+            raise Refused(f"this computer has jobs of its own in {paths.state}", hint=_ANOTHER_HOME)
         leader.put_meta(c, FENCE, "")
         leader.put_meta(c, "machine_id", f"export-{export}")
         live = jobs.unfinished(c)

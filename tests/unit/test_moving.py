@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import tarfile
 from collections.abc import Callable
 from contextlib import closing
@@ -159,6 +160,40 @@ def test_no_export_at_all(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "file").write_bytes(content)
     with pytest.raises(Refused):
         moving.import_home(home(tmp_path / "new"), tmp_path / "file")
+
+
+@pytest.mark.parametrize("left", ["id_ed25519", "high-water", "backups/homeport-1.db"])
+def test_a_home_that_has_lost_its_database(old: Settings, tmp_path: Path, left: str) -> None:
+    """Its key and its name are those of machines that may bill: they are named, and stay."""
+    moving.export_home(old, tmp_path / "file")
+    new = home(tmp_path / "new")
+    kept = new.paths.state / left
+    kept.parent.mkdir(parents=True)
+    kept.write_text("of another installation")
+
+    with pytest.raises(Refused, match=str(kept)) as raised:
+        moving.import_home(new, tmp_path / "file")
+
+    assert ("doctor --fix" in raised.value.hint) == ("backups" in left)
+    assert kept.read_text() == "of another installation" and not new.paths.database.exists()
+
+
+def test_an_import_that_was_cut_short(old: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is begun again, whatever it had put in place before the database."""
+    moving.export_home(old, tmp_path / "file")
+    new, real = home(tmp_path / "new"), shutil.move
+
+    def full(source: Path, target: Path) -> None:
+        if target == new.paths.database:
+            raise OSError(28, "No space left on device")
+        real(source, target)
+
+    with monkeypatch.context() as patched, pytest.raises(OSError):
+        patched.setattr(shutil, "move", full)
+        moving.import_home(new, tmp_path / "file")
+    assert new.paths.ssh_key.exists()
+
+    assert moving.import_home(new, tmp_path / "file").jobs == ("k7f3qd",)
 
 
 def test_a_home_with_jobs_of_its_own(old: Settings, tmp_path: Path) -> None:
