@@ -41,6 +41,34 @@ def test_a_short_spec_is_filled_with_defaults(base):
     assert spec.integration.sft_rows is None
 
 
+def _bomb(levels: int) -> str:
+    lists = [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}' if n else 'x'] * 10)}]" for n in range(levels)]
+    return "\n".join(lists) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (_bomb(30), "unfolds to more than 10,000 values"),
+        ("a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}]\n" for n in range(1, 2_000)), "values"),
+        (f"a: {'[' * 500}{']' * 500}\n", "too deep"),
+    ],
+    ids=["bomb", "chain", "brackets"],
+)
+def test_a_file_that_unfolds_without_an_end_is_refused(base: Path, text: str, said: str):
+    """At once: the daemon reads job files between its looks at machines."""
+    (problem,) = objections(MINIMAL + text, base)
+
+    assert problem.startswith("job.yaml:1: ") and said in problem
+
+
+def test_aliases_are_read(base: Path):
+    """What is written once and used twice is the same as written twice."""
+    spec = read(MINIMAL + "eval: &same {data: eval.jsonl}\ndpo: *same\n", base)
+
+    assert spec.data == {"sft": "sft.jsonl", "dpo": "eval.jsonl", "eval": "eval.jsonl"}
+
+
 def test_a_full_spec_means_what_it_looks_like(base):
     """YAML 1.2 numbers and human units are read into micro-dollars, seconds and GB."""
     text = """
