@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+from dataclasses import replace
 from pathlib import Path
 
 import structlog
@@ -65,7 +66,7 @@ class Driver:
         mirroring = Mirroring(world, job.id, spec.limits.line)
         rebuilding = Rebuilding(world, job.id, spec, rows, mirroring)
         self.acting = Acting(world, job.id, spec, rows, self.memory, self.link, self.bell, mirroring, rebuilding)
-        self.rules = snapshot.rules(spec, estimated, world.settings.timing)
+        self.rules, self._estimated = snapshot.rules(spec, estimated, world.settings.timing), estimated
         self._said: tuple[str, str] | None = None
         self._is_long = False  # the act that is being done
 
@@ -102,7 +103,12 @@ class Driver:
             await self.link.drop()
 
     def _look(self) -> Snapshot:
-        return snapshot.take(self.world.database, self.world.clock, self.job_id, self.rules, self.memory)
+        """The reserve is that of its machine: the estimate knows none, and a price only by `limits.price`."""
+        s = snapshot.take(self.world.database, self.world.clock, self.job_id, self.rules, self.memory)
+        if s.lease is None:
+            return s
+        reserve = self._estimated.reserve_at(s.lease.price_per_hour, s.lease.up_per_gb)
+        return replace(s, rules=replace(s.rules, reserve=reserve))
 
     def _decided(self) -> actions.Action | None:
         try:

@@ -74,6 +74,10 @@ class Estimate:
     parameters: float
     assumed: tuple[str, ...]
 
+    def reserve_at(self, price: int, up_per_gb: int) -> int:
+        """What bringing the model home takes of a machine of this price an hour, whose GB upwards costs so much."""
+        return _reserve(self.rescue_s, self.model_bytes, price, up_per_gb)
+
     @property
     def minutes(self) -> float:
         return self.total_s / 60
@@ -135,7 +139,7 @@ def estimate(
         download_s=download_s,
         total_s=total_s,
         cost=money.accrued(price, round(total_s * 1000)) + home_cost + round(weights / 1e9 * down_price),
-        reserve=money.accrued(price, round(RESERVE * rescue_s * 1000)) + home_cost,
+        reserve=_reserve(rescue_s, home_bytes, price, up_price),
         rescue_s=rescue_s,
         model_bytes=round(home_bytes),
         vram_gb=spec.machine.vram or _vram_gb(spec, weights),
@@ -144,6 +148,10 @@ def estimate(
         parameters=size,
         assumed=tuple(assumed),
     )
+
+
+def _reserve(rescue_s: float, home_bytes: float, price: int, up_per_gb: int) -> int:
+    return money.accrued(price, round(RESERVE * rescue_s * 1000)) + round(home_bytes / 1e9 * up_per_gb)
 
 
 def steps_of(training: Training, rows: int, batch_size: int) -> int:

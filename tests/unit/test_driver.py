@@ -130,3 +130,16 @@ async def test_a_store_that_cannot_be_read_ends_no_act(
     one.wake()
 
     assert not one.bell.interrupted.is_set()
+
+
+def test_the_reserve_is_that_of_the_machine(driven: tuple[Driver, ScriptedMarket]) -> None:
+    """A job without limits.price keeps money for the way home all the same: at what its machine costs now."""
+    one, _ = driven
+    reserves = []
+    for price in (2_000_000, 4_000_000):
+        with one.world.database.write() as c:
+            leases.change(c, 1, price_per_hour=price, up_per_gb=0)
+        reserves.append(one._look().rules.reserve)
+
+    assert one.rules.reserve == 0 < reserves[0]
+    assert reserves[1] == pytest.approx(2 * reserves[0], abs=2)
