@@ -21,6 +21,7 @@ from remote_payload.contract import Done
 from . import ending
 from .box_disk import FILES, made, sha256
 from .evidence import Evidence
+from .spending import Spending
 from .wire import Wire
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ CHECKED: dict[str, str] = {
     "I8": "commit: a state that went backwards without the person or a lost artifact",
     "I9": "end: events that do not yield the row",
     "I10": "end: a lease that counts less than the market billed",
-    "I11": "listing: a start that was only queued and left so",
+    "I11": "listing: a start only queued and left so; commit: a hold, the whole job or training that cost too much",
     "I12": "wire: a request of a life that was overtaken; start: a job of a restored database that is not held",
     "I13": "end: a key of an instance in the daemon's files",
     "I14": "wire: a nonce sent to two machines, or a stage of one attempt under two nonces",
@@ -80,7 +81,7 @@ class Witness:
         self.sim = sim
         self.violations: list[Violation] = []
         self.ledger: tuple[str, ...] = ()
-        self.wire, self.evidence = Wire(self), Evidence(self)
+        self.wire, self.evidence, self.spending = Wire(self), Evidence(self), Spending(self)
         self._known: dict[str, str] = {}  # state by job
         self._held: dict[str, str | None] = {}  # hold reason by job
         self._receipts = 0
@@ -181,6 +182,7 @@ class Witness:
                 self._known[job] = state
             if reason != self._held.get(job):
                 self._held[job] = reason
+                self.spending.held(job, reason)
                 if reason == "INTERNAL":
                     self._internal(row["hold_detail"])
                 if reason == "STAGE_FAILED":
@@ -189,6 +191,7 @@ class Witness:
         self._one_machine()
         self._stages_true()
         self.evidence.committed()
+        self.spending.look()
 
     def _moved(self, job: str, was: str | None, state: str) -> None:
         self.sim.say("job", f"{was} > {state}")

@@ -43,6 +43,7 @@ class Machine:
     touched: list[str] = field(default_factory=list)  # changing calls that reached it
     history: list[tuple[float, str, str]] = field(default_factory=list)  # (since, actual, intended)
     _bill: float = 0.0
+    _idle: float = 0.0  # of it, at the full price while nothing ran
     _billed_to: float = 0.0
     _ready_at: float = 0.0
 
@@ -107,11 +108,24 @@ class Machine:
         if self.offline_until > self._billed_to:  # an offline host bills nothing
             seconds = max(0.0, until - max(self._billed_to, min(self.offline_until, until)))
         self._bill += rate * seconds / 3600
+        if self.powered and self.away_limit_s < math.inf:
+            self._idle += rate * min(seconds, self._quiet_s(until)) / 3600
         self._billed_to = max(until, self._billed_to)
+
+    def _quiet_s(self, until: float) -> float:
+        """Of the time since the last bill: without a stage that runs."""
+        disk = self.sim.boxes.box(self.id)
+        disk.advance()
+        return 0.0 if disk.running else max(0.0, until - max(disk.quiet_since, self._billed_to))
 
     def billed(self) -> float:
         self.advance()
         return self._bill
+
+    def idle(self) -> float:
+        """What it billed at the full price while no stage ran on it."""
+        self.advance()
+        return self._idle
 
     # -- what is done to it
 

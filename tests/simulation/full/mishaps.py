@@ -148,6 +148,7 @@ PREPARATIONS: dict[str, Callable[[Simulation], bool | None]] = {
     "a day back": lambda sim: sim.clock.step_wall(-24 * HOUR_S),
     "host lost": _to_machine(lambda sim, m: m.go_offline(3 * HOUR_S)),
     "out of the listing": _to_machine(lambda sim, m: m.unlist(200.0)),
+    "five times the price": _to_machine(lambda sim, m: m.reprice(5 * m.price)),
     "dear": _to_machine(lambda sim, m: m.reprice(400_000_000)),
     "out of sight": _to_machine(lambda sim, m: m.hide(3 * HOUR_S)),
     **{f"says {word}": _says(word) for word in WORDS},

@@ -31,10 +31,8 @@ class Person:
 
     async def submit(self) -> None:
         """Until it is accepted: the same request, as jobctl would repeat it."""
-        from .template import SPEC
-
         sim = self.sim
-        text = SPEC.format(name="tiny", dpo="dpo: {data: dpo.jsonl}\n" if sim.dpo else "")
+        text = sim.terms.spec(dpo=sim.dpo)
         folder = str(sim.root / "work")
         while True:
             found = await self._say(lambda c: c.submit(text, "job.yaml", folder, "request-1"))

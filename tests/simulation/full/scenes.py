@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from daemon.domain.lifecycle import JobState as S
 
 from .cells import Strike
+from .template import AWAY, SCARCE, USUAL, Terms
 
 
 @dataclass(frozen=True)
@@ -17,10 +18,11 @@ class Scene:
     families: str
     rule: str
     way: tuple[Strike, ...]
+    terms: Terms = USUAL
 
 
-def _scene(name: str, families: str, rule: str, *way: tuple[str, S, str]) -> Scene:
-    return Scene(name, families, rule, tuple(Strike(*strike) for strike in way))
+def _scene(name: str, families: str, rule: str, *way: tuple[str, S, str], terms: Terms = USUAL) -> Scene:
+    return Scene(name, families, rule, tuple(Strike(*strike) for strike in way), terms)
 
 
 SCENES: tuple[Scene, ...] = (
@@ -87,6 +89,21 @@ SCENES: tuple[Scene, ...] = (
         "F15",
         "a spent limit ends in HELD and a stop, never in a destroy",
         ("dear", S.SFT, "box status"),
+    ),
+    _scene(
+        "training costs more than its share",
+        "F15",
+        "at the cap minus a reserve training is brought to a checkpoint and rescue begins",
+        ("five times the price", S.SFT, "box status"),
+        terms=SCARCE,
+    ),
+    _scene(
+        "a hold that nobody answers",
+        "F6 F15",
+        "at most limits.hold dollars of waiting, then the machine is stopped",
+        ("says hold", S.SFT, "box status"),
+        ("runner dies", S.SFT, "box status"),
+        terms=AWAY,
     ),
     _scene(
         "a start that only queues",

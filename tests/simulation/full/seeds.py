@@ -11,6 +11,7 @@ from .cells import Cell, Strike, cells, road
 from .faults import FAULTS, Sky
 from .scenes import SCENES
 from .simulation import Result, Simulation
+from .template import AWAY, SCARCE, USUAL, Terms
 
 
 def simulate(seed: int, families: Collection[str] = ()) -> Result:
@@ -20,8 +21,16 @@ def simulate(seed: int, families: Collection[str] = ()) -> Result:
     """
     chance = Random(seed)
     sky = Sky.of_seed(chance, families)
-    way = _way(chance, families) if chance.random() < (0.5 if families else 0.33) else ()
-    return Simulation(seed, sky, way=way, dpo=_with_dpo(chance, way)).run()
+    way: Sequence[Strike] = ()
+    terms = _terms(seed)
+    if chance.random() < (0.5 if families else 0.33):
+        way, terms = _way(chance, families, terms)
+    return Simulation(seed, sky, way=way, dpo=_with_dpo(chance, way), terms=terms).run()
+
+
+def _terms(seed: int) -> Terms:
+    """By a chance of its own: the rest of a seed does not depend on it."""
+    return Random(f"{seed} terms").choice((USUAL, USUAL, AWAY, SCARCE))
 
 
 def aim_of(seed: int) -> Cell:
@@ -35,12 +44,14 @@ def aimed(seed: int) -> Result:
     return Simulation(seed, Sky(chance), way=way, dpo=_with_dpo(chance, way)).run()
 
 
-def _way(chance: Random, families: Collection[str]) -> Sequence[Strike]:
-    """A scene, or the road to a cell; of these families, where some are named."""
-    scenes = [scene.way for scene in SCENES if not families or not set(families).isdisjoint(scene.families.split())]
+def _way(chance: Random, families: Collection[str], terms: Terms) -> tuple[Sequence[Strike], Terms]:
+    """A scene under its terms, or the road to a cell; of these families, where some are named."""
+    scenes = [scene for scene in SCENES if not families or not set(families).isdisjoint(scene.families.split())]
     if scenes and chance.random() < 0.6:
-        return chance.choice(scenes)
-    return road(chance.choice([cell for cell in cells() if not families or FAULTS[cell.fault].family in families]))
+        scene = chance.choice(scenes)
+        return scene.way, scene.terms
+    aims = [cell for cell in cells() if not families or FAULTS[cell.fault].family in families]
+    return road(chance.choice(aims)), terms
 
 
 def _with_dpo(chance: Random, way: Sequence[Strike]) -> bool:

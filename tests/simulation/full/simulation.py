@@ -39,7 +39,7 @@ from .loop import AT, LIFE, Crash, Life, SimulatedClock, VirtualLoop, bury, run
 from .market import FakeMarket
 from .mishaps import MISHAPS, PREPARATIONS
 from .person import Person
-from .template import on_memory, paths_below, template
+from .template import USUAL, Terms, on_memory, paths_below, template
 
 HEALED_WITHIN_S = 3 * 3600.0  # of a clear sky, until every job has ended or is held
 RESTART_S = 3.0
@@ -63,11 +63,11 @@ class Simulation:
 
     def __init__(
         self, seed: int, sky: Sky | None = None, plan: dict[int, str] | None = None, way: Sequence[Strike] = (), *,
-        dpo: bool = True,
+        dpo: bool = True, terms: Terms = USUAL,
     ) -> None:  # fmt: skip
         self.chance = Random(seed)
         self.sky = sky if sky is not None else Sky(Random(seed))
-        self.plan, self.way, self.dpo = plan or {}, list(way), dpo
+        self.plan, self.way, self.dpo, self.terms = plan or {}, list(way), dpo, terms
         self.aimed = bool(way) and not self.sky.active
         self.clock = SimulatedClock()
         self.loop = VirtualLoop(self.clock)
@@ -174,7 +174,7 @@ class Simulation:
                 await asyncio.sleep(20.0)
             if self.witness.all_over():
                 break
-            await asyncio.sleep(90.0)
+            await asyncio.sleep(self.terms.answers_after)
             await self.person.end_holds(patience)
             begun = self.loop.time()
             await asyncio.sleep(20.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from dataclasses import dataclass
 from multiprocessing.util import Finalize
 from pathlib import Path
 
@@ -18,8 +19,30 @@ name: {name}
 model: model
 sft: {{data: sft.jsonl}}
 {dpo}verify: {{level: hash}}
-limits: {{cost: $12.00, hold: $2.00}}
+limits: {{cost: ${cost:.2f}, hold: ${hold:.2f}}}
+destroy: {destroy}
 """
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What the job file says about money and the end; and how long its person lets a hold wait, in seconds."""
+
+    cost: float = 12.0
+    hold: float = 2.0
+    ask: bool = False
+    answers_after: float = 90.0
+
+    def spec(self, *, dpo: bool) -> str:
+        return SPEC.format(
+            name="tiny", dpo="dpo: {data: dpo.jsonl}\n" if dpo else "", cost=self.cost, hold=self.hold,
+            destroy="ask" if self.ask else "auto",
+        )  # fmt: skip
+
+
+USUAL = Terms()
+AWAY = Terms(hold=0.2, answers_after=900.0)  # nobody answers until a hold has cost its limit
+SCARCE = Terms(cost=1.5)  # an undisturbed job comes near what it may train for
 ROW = '{"messages": [{"role": "user", "content": "a%d"}, {"role": "assistant", "content": "b"}]}\n'
 PAIR = '{"prompt": "a%d", "chosen": "b", "rejected": "c"}\n'
 

@@ -131,7 +131,7 @@ def _torn_file(w: Ended) -> None:
 
 def _two_machines(w: Ended) -> None:
     w.spoil("UPDATE leases SET state = 'LIVE'")
-    w.once_more("leases", instance_id=77, label="hp-b")
+    w.once_more("leases", instance_id=FOREIGN[0], label="hp-b")
     w.sim.witness.committed()
 
 
@@ -152,6 +152,31 @@ def _start_left_queued(w: Ended) -> None:
     for _ in range(6):
         w.sim.witness.listed(set(), {RENTED: Life(1)})
         w.sim.clock.run_until(w.sim.clock.mono() + 31.0)
+
+
+def _hold_without_an_end(w: Ended) -> None:
+    _runs_on(w, "hold_reason = 'BY_PERSON', state = 'SFT'", 3660.0 + 60.0)
+
+
+def _limit_overrun(w: Ended) -> None:
+    _runs_on(w, "state = 'GGUF'", 6.2 * 3600.0)
+
+
+def _reserve_spent(w: Ended) -> None:
+    _runs_on(w, "state = 'SFT'", 5.5 * 3600.0)
+
+
+def _runs_on(w: Ended, job: str, seconds: float) -> None:
+    """The machine is there again and runs for so long, with a job like this."""
+    w.comes_back()
+    w.sim.market.machines[RENTED].away_limit_s = 1e9
+    w.sim.market.machines[RENTED].power_on()
+    w.spoil(f"UPDATE jobs SET {job}")
+    w.spoil("UPDATE leases SET state = 'LIVE'")
+    w.sim.clock.run_until(w.sim.clock.mono() + 60.0)
+    w.sim.witness.committed()
+    w.sim.clock.run_until(w.sim.clock.mono() + seconds)
+    w.sim.witness.committed()
 
 
 def _machine_of_nobody(w: Ended) -> None:
@@ -334,6 +359,9 @@ FIRES: tuple[tuple[str, Callable[[Ended], None]], ...] = (
     ("I9", _events_say_otherwise),
     ("I10", _too_cheap),
     ("I11", _start_left_queued),
+    ("I11", _hold_without_an_end),
+    ("I11", _limit_overrun),
+    ("I11", _reserve_spent),
     ("I12", _overtaken),
     ("I12", _restored_and_goes_on),
     ("I13", _key_in_a_file),

@@ -72,7 +72,7 @@ def test_the_names_of_calls_are_those_of_the_ports() -> None:
 @pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.name)
 def test_a_scene(scene: Scene) -> None:
     """Every strike of it comes, and no invariant is violated."""
-    sim = Simulation(1, Sky(Random(1)), way=scene.way, dpo=False)
+    sim = Simulation(1, Sky(Random(1)), way=scene.way, dpo=False, terms=scene.terms)
 
     found = sim.run()
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tests.simulation.mutants.mutant import BILLING, CLOCK_STEP, PLAN, RECORDS, SNAPSHOT, Mutant, mutant
 
-MUTANTS: tuple[Mutant, ...] = (
+# For each tier.
+_BOTH = (
     mutant(
         "holds cost for ever",
         "F6 F15",
@@ -18,6 +21,18 @@ MUTANTS: tuple[Mutant, ...] = (
         "decision",
         "training may spend what the way home needs",
         (SNAPSHOT, " - (self.reserve if training else 0)", ""),
+    ),
+)
+
+MUTANTS: tuple[Mutant, ...] = (
+    *_BOTH,
+    *(replace(m, name=f"{m.name}, on the real store", tier="full") for m in _BOTH),
+    mutant(
+        "no reserve without a price",
+        "F15",
+        "full",
+        "what the way home needs is that of the estimate, which knows no machine",
+        ("daemon/control/driver.py", "        if s.lease is None:\n", "        if True:\n"),
     ),
     mutant(
         "stop before rescue",

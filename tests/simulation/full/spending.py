@@ -1,0 +1,87 @@
+"""What a hold and the whole job cost by the market's ledger, against the limits of its spec: I11.
+
+Looked at with every commit. Beyond the work is what a machine bills with nothing running on it. Forgiven is what nobody
+can know in time: two passes, the one that was under way and the next; and of the whole job what was billed before its
+machine was known, asleep, or in a hold, which has a limit of its own. A sleep within a hold is not forgiven to it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from daemon.domain.estimate import RESERVE
+from daemon.domain.money import MICRO
+
+from .machine import Machine
+from .market import OFFER
+
+if TYPE_CHECKING:
+    from .invariants import Witness
+
+STRIDE_S = 60.0
+TRAINS = ("QUEUED", "PROVISIONED", "SFT", "DPO")
+RESCUE_S = 1462.0  # of a model of 8e9 parameters, for which this tier's is taken, over a line of 50 Mbit/s
+WAY_HOME = RESERVE * OFFER.price_per_hour * RESCUE_S / 3600
+
+
+class Spending:
+    """`held` is told of every hold, and then `look` of what was committed."""
+
+    def __init__(self, witness: Witness) -> None:
+        self.witness, self.sim = witness, witness.sim
+        self._idle: dict[str, dict[int, float]] = {}  # what a machine had billed beyond the work as the hold began
+        self._billed: dict[int, float] = {}  # at the last look
+        self._forgiven: dict[int, float] = {}  # of it
+        self._slept = 0.0
+
+    def held(self, job: str, reason: str | None) -> None:
+        """A hold began, took another's place, or ended."""
+        self._idle.pop(job, None)
+        if reason is not None:
+            self._idle[job] = {}
+
+    def look(self) -> None:
+        known: dict[str, list[Machine]] = {}
+        live: dict[str, Machine] = {}
+        for row in self.witness.rows("SELECT job_id, instance_id, state FROM leases WHERE job_id IS NOT NULL"):
+            machine = self.sim.market.machines[row["instance_id"]]
+            known.setdefault(row["job_id"], []).append(machine)
+            if row["state"] == "LIVE":
+                live[row["job_id"]] = machine
+        for job, begun in self._idle.items():
+            self._hold(begun, live.get(job))
+        slept = self.sim.clock.boot() - self.sim.clock.mono()
+        asleep, self._slept = slept > self._slept, slept
+        for row in self.witness.rows("SELECT id, state, hold_reason IS NULL AND wish IS NULL AS free FROM jobs"):
+            machines = known.get(row["id"], [])
+            spent = sum(self._spent(machine, forgiven=asleep or not row["free"]) for machine in machines)
+            if machines:
+                self._whole(row["state"], spent, max(machine.price for machine in machines), free=row["free"])
+
+    def _hold(self, begun: dict[int, float], machine: Machine | None) -> None:
+        if machine is None:
+            begun.clear()
+            return
+        spent = machine.idle() - begun.setdefault(machine.id, machine.idle())
+        if spent > self.sim.terms.hold * MICRO + self._stride(machine.price):
+            self.witness.accuse("I11", f"a hold cost more than limits.hold beyond the work, on {machine.id}")
+
+    def _spent(self, machine: Machine, *, forgiven: bool) -> float:
+        billed = self.witness.evidence.billed_when_gone.get(machine.id, machine.billed())
+        if forgiven or machine.id not in self._billed:
+            more = billed - self._billed.get(machine.id, 0.0)
+            self._forgiven[machine.id] = self._forgiven.get(machine.id, 0.0) + more
+        self._billed[machine.id] = billed
+        return billed - self._forgiven[machine.id]
+
+    def _whole(self, state: str, spent: float, price: int, *, free: bool) -> None:
+        if self.sim.sky.strokes["restored"]:  # what an older database forgot is counted by nobody
+            return
+        limit = self.sim.terms.cost * MICRO + self._stride(price)
+        if spent > limit:
+            self.witness.accuse("I11", f"limits.cost is spent in {state}")
+        elif free and state in TRAINS and spent > limit - WAY_HOME:
+            self.witness.accuse("I11", f"what the way home needs is spent in {state}")
+
+    def _stride(self, price: int) -> float:
+        return price * STRIDE_S * (1 + self.sim.clock.set_backs) / 3600
