@@ -24,7 +24,7 @@ PUBLIC = frozenset({"host_key", "public_key", "tokens", "max_tokens", "token_id"
 
 def configure(file: Path, *, console: bool, level: str = "INFO") -> None:
     """Set logging up, once, by app.py. `console`: also to standard error. The file is private to this user."""
-    file.parent.mkdir(parents=True, exist_ok=True)
+    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     file.touch(mode=0o600)
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,

@@ -35,6 +35,11 @@ def machine_id() -> str:
     return f"host-{socket.gethostname()}"
 
 
+def open_to_others(path: Path) -> bool:
+    """Whether somebody but its owner may read, write or enter it. Windows keeps no such modes."""
+    return sys.platform != "win32" and bool(path.stat().st_mode & 0o077)
+
+
 def pread(fd: int, size: int, offset: int) -> bytes:
     if sys.platform == "win32":
         os.lseek(fd, offset, os.SEEK_SET)

@@ -7,7 +7,6 @@ moves everything (configuration, state, models) under one folder.
 from __future__ import annotations
 
 import os
-import stat
 import sys
 import tomllib
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from daemon import platform
 from daemon.errors import CredentialsRefused, HomeportError
 
 VAST_URL = "https://console.vast.ai"
@@ -115,6 +115,16 @@ class Paths:
     @property
     def key_file(self) -> Path:
         return self.config / "vast_api_key"
+
+    @property
+    def environment_file(self) -> Path:
+        """What of the environment the background service gets."""
+        return self.config / "service.env"
+
+    @property
+    def private(self) -> tuple[Path, ...]:
+        """For this user alone. The folder hides what lies in it: training rows, logs, copies of the database."""
+        return self.state, self.ssh_key, self.database, self.key_file, self.environment_file
 
 
 @dataclass(frozen=True)
@@ -220,7 +230,7 @@ def api_key(where: Paths, env: Mapping[str, str] = os.environ) -> ApiKey:
     if value := env.get("VAST_API_KEY", "").strip():
         return ApiKey(value, "VAST_API_KEY")
     if where.key_file.exists():
-        if os.name == "posix" and stat.S_IMODE(where.key_file.stat().st_mode) & 0o077:
+        if platform.open_to_others(where.key_file):
             raise CredentialsRefused(f"{where.key_file} can be read by others", hint=f"chmod 600 {where.key_file}")
         if value := where.key_file.read_text(encoding="utf-8").strip():
             return ApiKey(value, str(where.key_file))

@@ -73,7 +73,7 @@ class _Uvicorn(uvicorn.Server):
 
 def listen(paths: Paths) -> tuple[socket.socket, str | None]:
     """(listening socket, token or None). What an earlier daemon left behind is replaced: its lock is ours."""
-    paths.state.mkdir(parents=True, exist_ok=True)
+    paths.state.mkdir(parents=True, exist_ok=True, mode=0o700)
     if platform.unix_socket_fits(paths.socket):
         paths.socket.unlink(missing_ok=True)
         return platform.listen_unix(paths.socket), None

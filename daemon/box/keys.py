@@ -20,7 +20,7 @@ def own_key(path: Path) -> str:
 
 def _make(path: Path) -> None:
     """Appears whole or not at all, and never over an existing key: every rented box knows only that one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     key = asyncssh.generate_private_key("ssh-ed25519", comment="homeport")
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with open(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:

@@ -6,7 +6,6 @@ import asyncio
 import os
 import shutil
 import sqlite3
-import stat
 import subprocess
 import sys
 import tempfile
@@ -14,7 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from daemon import settings
+from daemon import platform, settings
 from daemon.api.client import Client
 from daemon.api.messages import Check
 from daemon.artifacts import rebuild
@@ -104,13 +103,12 @@ def _key(loaded: Settings) -> Sequence[Check]:
 
 
 def _private_files(loaded: Settings) -> Sequence[Check]:
-    """Keys and database are for this user alone."""
-    files = [path for path in (loaded.paths.ssh_key, loaded.paths.database, loaded.paths.key_file) if path.exists()]
-    open_files = [path for path in files if os.name == "posix" and stat.S_IMODE(path.stat().st_mode) & 0o077]
-    if open_files:
-        names = " ".join(map(str, open_files))
-        return [failed("private files", f"others can read {names}", f"chmod 600 {names}")]
-    return [passed("private files", "keys and database are readable by you alone")]
+    """Keys, database and the folder of rows and logs are for this user alone."""
+    exposed = [path for path in loaded.paths.private if path.exists() and platform.open_to_others(path)]
+    if exposed:
+        names = " ".join(map(str, exposed))
+        return [failed("private files", f"others can read {names}", f"chmod go= {names}")]
+    return [passed("private files", "keys, database, rows and logs are readable by you alone")]
 
 
 def _daemon(loaded: Settings) -> Sequence[Check]:

@@ -24,7 +24,7 @@ def known_secrets(loaded: Settings) -> set[str]:
     found.add(loaded.notify_url or "")
     with contextlib.suppress(HomeportError):  # there is no key, so none has to be hidden
         found.add(settings.api_key(loaded.paths).value)
-    for file in (loaded.paths.key_file, loaded.paths.config / "service.env", loaded.paths.address):
+    for file in (loaded.paths.key_file, loaded.paths.environment_file, loaded.paths.address):
         if file.exists():
             found |= set(_values(file.read_text(encoding="utf-8", errors="replace")))
     if loaded.paths.ssh_key.exists():

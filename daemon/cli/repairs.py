@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -33,10 +32,10 @@ def mend(found: Sequence[Check]) -> list[str]:
 
 
 def _close_files(loaded: Settings) -> Iterator[str]:
-    """Keys and database for this user alone."""
-    for path in (loaded.paths.ssh_key, loaded.paths.database, loaded.paths.key_file):
-        if path.exists() and os.name == "posix" and path.stat().st_mode & 0o077:
-            path.chmod(0o600)
+    """Keys, database and state folder for this user alone."""
+    for path in loaded.paths.private:
+        if path.exists() and platform.open_to_others(path):
+            path.chmod(path.stat().st_mode & 0o700)
             yield f"{path} is readable by you alone"
 
 

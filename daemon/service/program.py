@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from daemon import platform
 from daemon.errors import Refused
 from daemon.settings import Paths
 
@@ -35,7 +35,7 @@ def of(paths: Paths, env: Mapping[str, str] = os.environ) -> Program:
     """The program of this installation. Each HOMEPORT_HOME has a service of its own."""
     home = env.get("HOMEPORT_HOME")
     suffix = f"-{hashlib.sha256(os.fsencode(paths.state)).hexdigest()[:8]}" if home else ""
-    file = paths.config / "service.env"
+    file = paths.environment_file
     # -P: a folder named `daemon` where the service happens to start is not ours.
     command = (sys.executable, "-P", "-m", "daemon.app", "--env-file", str(file))
     return Program(f"homeport{suffix}", command, file, paths.state / "service.out")
@@ -49,7 +49,7 @@ def write_environment(program: Program, env: Mapping[str, str] = os.environ) -> 
     if "HOMEPORT_HOME" in kept:
         kept["HOMEPORT_HOME"] = str(Path(kept["HOMEPORT_HOME"]).expanduser().absolute())
     file, text = program.environment_file, "".join(f"{name}={value}\n" for name, value in kept.items())
-    if file.exists() and file.read_text(encoding="utf-8") == text:
+    if file.exists() and file.read_text(encoding="utf-8") == text and not platform.open_to_others(file):
         return False
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     beside = file.with_suffix(".new")
@@ -63,10 +63,10 @@ def write_environment(program: Program, env: Mapping[str, str] = os.environ) -> 
 def read_environment(file: Path) -> dict[str, str]:
     """What `write_environment` kept. Raises Refused when others could read it or a line is not ours."""
     try:
-        text, mode = file.read_text(encoding="utf-8"), file.stat().st_mode
+        text, exposed = file.read_text(encoding="utf-8"), platform.open_to_others(file)
     except OSError as error:
         raise Refused(f"{file}: {error.strerror}", hint="jobctl up") from error
-    if os.name == "posix" and stat.S_IMODE(mode) & 0o077:
+    if exposed:
         raise Refused(f"{file} can be read by others", hint=f"chmod 600 {file}")
     pairs = [line.partition("=") for line in text.splitlines()]
     if unknown := [number for number, (name, _, _) in enumerate(pairs, 1) if name not in CARRIED]:

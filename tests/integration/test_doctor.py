@@ -72,6 +72,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, market: dict[str, str]
     config.paths.config.mkdir(parents=True)
     config.paths.key_file.touch(mode=0o600)
     config.paths.key_file.write_text(market["api_key"])
+    config.paths.state.mkdir(mode=0o700)
     Stored(config.paths.database)
     config.paths.database.chmod(0o600)
     backups.write(config.paths.database, config.paths.backups / f"homeport-{time.time_ns() // 1_000_000}.db")
@@ -170,13 +171,25 @@ FAULTS: dict[str, tuple[Plant, str, str, str]] = {  # fault -> plant, check, its
         lambda home: home.config.paths.ssh_key.chmod(0o644),
         "private files",
         "FAIL",
-        "chmod 600",
+        "chmod go=",
     ),
     "a database others can read": (
         lambda home: home.config.paths.database.chmod(0o640),
         "private files",
         "FAIL",
-        "chmod 600",
+        "chmod go=",
+    ),
+    "rows and logs others can read": (
+        lambda home: home.config.paths.state.chmod(0o755),
+        "private files",
+        "FAIL",
+        "chmod go=",
+    ),
+    "an environment of the service others can read": (
+        lambda home: home.config.paths.environment_file.touch(0o644),
+        "private files",
+        "FAIL",
+        "chmod go=",
     ),
     "a damaged database": (damage, "database", "FAIL", "doctor --fix"),
     "a deleted database": (lambda home: home.config.paths.database.unlink(), "database", "FAIL", "is gone"),
@@ -207,7 +220,8 @@ FAULTS: dict[str, tuple[Plant, str, str, str]] = {  # fault -> plant, check, its
     "no daemon": (lambda home: None, "daemon", "FAIL", "jobctl up"),
     "a machine that nobody watches": (rented, "market", "FAIL", "jobctl leases"),
 }
-MENDED = ("a key others can read", "an SSH key others can read", "a database others can read", "a damaged database",
+MENDED = ("a key others can read", "an SSH key others can read", "a database others can read",
+          "rows and logs others can read", "an environment of the service others can read", "a damaged database",
           "a deleted database")  # fmt: skip
 
 

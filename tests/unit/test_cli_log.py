@@ -31,7 +31,7 @@ def lines(file: Path) -> list[dict[str, object]]:
 
 
 def test_events_are_json_with_their_fields(file: Path) -> None:
-    """Our events and those of libraries are one object a line, in a file of mode 0600."""
+    """Our events and those of libraries are one object a line, in a file of mode 0600 in a folder of mode 0700."""
     structlog.get_logger().info("lease.created", price_per_hour=410_000)
     logging.getLogger("some.library").warning("trouble %d", 7)
 
@@ -39,6 +39,7 @@ def test_events_are_json_with_their_fields(file: Path) -> None:
     assert (ours["event"], ours["price_per_hour"], ours["level"]) == ("lease.created", 410_000, "info")
     assert (theirs["event"], theirs["level"]) == ("trouble 7", "warning")
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700  # it is the first that is made of the state
 
 
 def test_fields_named_like_secrets_are_hidden(file: Path) -> None:

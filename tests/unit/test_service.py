@@ -94,6 +94,15 @@ def test_no_secret_leaves_the_environment_file(render, paths: Paths) -> None:  #
     assert one.environment_file.stat().st_mode & 0o077 == 0
 
 
+def test_an_environment_that_others_can_read_is_closed(one: Program) -> None:
+    """Written anew by the next `up`, though nothing in it has changed: the daemon would refuse it."""
+    write_environment(one, {"VAST_API_KEY": SECRET})
+    one.environment_file.chmod(0o644)
+
+    assert write_environment(one, {"VAST_API_KEY": SECRET})
+    assert read_environment(one.environment_file) == {"VAST_API_KEY": SECRET}
+
+
 def test_each_home_has_a_service_of_its_own(paths: Paths) -> None:
     """A second home never takes the first one's unit away."""
     other = Paths(paths.config, paths.state / "other", paths.models)
