@@ -61,12 +61,13 @@ def _limit_is_kept(run: Run) -> None:
     if job.state not in (JobState.SFT, JobState.DPO, JobState.GGUF):
         return
     known = [m for m in w.market.machines if m.ours and w.store.by_instance(m.id) is not None]
-    running = [w.store.by_instance(m.id) for m in known if m.is_billable and m.actual == "running"]
-    strides = run.set_backs + sum(1 if lease is not None and lease.is_held else 2 for lease in running)
+    running = [m for m in known if m.is_billable and m.actual == "running"]
+    leases = [w.store.by_instance(m.id) for m in running]
+    strides = run.set_backs + sum(1 if lease is not None and lease.is_held else 2 for lease in leases)
     slack = strides * run.dearest * SLACK_MS / HOUR_MS
     spent = sum(m.cost for m in known)
     if job.state is JobState.GGUF:
-        since_spoken = run.dearest * max(0, w.wall - job.spoken_at) / HOUR_MS
+        since_spoken = max((m.price for m in running), default=0) * max(0, w.wall - job.spoken_at) / HOUR_MS
         if running and min(spent - limit, since_spoken - w.rules.reserve) > slack:
             raise Violation(f"I11: the way home has spent {spent:.0f} of {limit}")
     elif running and spent > limit - w.rules.reserve + slack:
