@@ -57,7 +57,8 @@ async def lead(settings: Settings) -> None:
 
 
 def open_store(paths: Paths, now_ms: int) -> Database:
-    """The database, of the schema that this program knows. Raises StoreError for a newer one."""
+    """The database, of the schema that this program knows. Raises StoreError for a newer or a lost one."""
+    backups.refuse_lost(paths.database, paths.backups)
     database = Database(paths.database)
     try:
         migrate.migrate(database, paths.backups, now_ms)

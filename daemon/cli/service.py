@@ -17,6 +17,7 @@ from daemon.service.holder import holder
 from daemon.service.program import Program
 from daemon.service.system import Standing, System, put, remove, this_system
 from daemon.settings import Paths
+from daemon.store import backups
 from daemon.store.shapes import UNSURE
 
 ANSWERS_WITHIN_S = 120.0  # its first look at the market comes first, and the market may be slow
@@ -30,6 +31,7 @@ def up() -> None:
     May be called again: a changed environment or version is taken over. Nothing that is rented is touched.
     """
     loaded = settings.load()
+    backups.refuse_lost(loaded.paths.database, loaded.paths.backups)
     system, program = this_system(), programs.of(loaded.paths)
     before = system.standing(program)
     _refuse_by_hand(before, loaded.paths)

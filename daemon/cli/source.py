@@ -14,6 +14,7 @@ from daemon.api.client import Client
 from daemon.cli.exits import Exit
 from daemon.cli.terminal import Look, cleaned, duration, seconds_since
 from daemon.errors import DaemonUnreachable, HomeportError
+from daemon.store import backups
 from daemon.store.readonly import ReadModel
 from daemon.store.shapes import JobPage, Jobs, Leases, Log, Metrics, MoneyStrip
 
@@ -54,12 +55,16 @@ def client() -> Client:
 
 
 def read(ask: Callable[[Readings], _T]) -> Reading[_T]:
-    """`ask` the daemon, or the database when nobody answers. Raises DaemonUnreachable where there is neither."""
+    """`ask` the daemon, or the database when nobody answers.
+
+    Raises DaemonUnreachable where there is neither, StoreError where the database was lost.
+    """
     loaded = settings.load()
     where = loaded.paths
     try:
         return Reading(cleaned(ask(Client(where))), source="DAEMON", demo=loaded.demo)
     except DaemonUnreachable:
+        backups.refuse_lost(where.database, where.backups)
         if not where.database.exists():
             raise
         return Reading(cleaned(ask(ReadModel(where.database, where.job_folders))), source="DATABASE", demo=loaded.demo)

@@ -58,6 +58,15 @@ def newest_first(folder: Path) -> list[Path]:
     return sorted(_copies(folder), key=_at, reverse=True)
 
 
+def refuse_lost(database: Path, folder: Path) -> None:
+    """Raises StoreError where there are copies and no database: to begin anew would forget what is rented."""
+    if newest_first(folder) and not database.exists():
+        raise StoreError(
+            f"{database} is gone, and what it knew is in the copies in {folder}",
+            hint=f"jobctl doctor --fix   puts the newest copy back; to begin anew instead, move {folder} away",
+        )
+
+
 def is_due(database: Path, folder: Path, now_ms: int) -> bool:
     """An hour has passed since the newest copy, or the clock was set back, and the database changed since."""
     made = [_at(each) for each in _copies(folder)]

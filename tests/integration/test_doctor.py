@@ -315,6 +315,16 @@ def test_fix_touches_no_database_that_a_daemon_uses(home: Home) -> None:
     assert home.config.paths.database.read_bytes() == before
 
 
+@pytest.mark.parametrize("verb", ["status", "up"])
+def test_every_way_to_a_lost_database_names_the_copies(home: Home, verb: str) -> None:
+    """Not `jobctl up`, which would not come up."""
+    home.config.paths.database.unlink()
+
+    said = CliRunner().invoke(jobctl, [verb])
+
+    assert said.exit_code == Exit.FAILED and "doctor --fix" in said.stderr
+
+
 def test_a_daemon_that_makes_no_copies(home: Home) -> None:
     """The newest copy is a day old, and somebody runs who should make one every hour."""
     (copy,) = home.config.paths.backups.iterdir()

@@ -13,7 +13,7 @@ import pytest
 import store
 import structlog
 
-from daemon import app
+from daemon import app, settings
 from daemon.errors import Damaged, StoreError
 from daemon.store import backups
 from daemon.store.backups import DAY_MS, EVERY_MS
@@ -61,6 +61,20 @@ def test_a_path_is_no_address(tmp_path: Path) -> None:
 
     assert integrity(folder / "homeport.db") == integrity(made) == "ok"
     assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_lost_database_is_not_begun_anew(tmp_path: Path) -> None:
+    """While there are copies, the daemon names them and makes nothing; without any it begins."""
+    paths = settings.paths({"HOMEPORT_HOME": str(tmp_path)})
+    kept = paths.backups / f"homeport-{store.NOW}.db"
+    kept.parent.mkdir(parents=True)
+    kept.touch()
+    with pytest.raises(StoreError, match="is gone") as raised:
+        app.open_store(paths, store.NOW)
+    assert "jobctl doctor --fix" in raised.value.hint and not paths.database.exists()
+
+    kept.unlink()
+    app.open_store(paths, store.NOW).close()
 
 
 def test_which_copies_stay(tmp_path: Path) -> None:
