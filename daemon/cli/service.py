@@ -36,6 +36,7 @@ def up() -> None:
     before = system.standing(program)
     _refuse_by_hand(before, loaded.paths)
     key = settings.api_key(loaded.paths)
+    dropped = programs.dropped(program)
     changed = programs.write_environment(program)
     changed |= put(system, program)
     if changed or not before.running or _other_version(loaded.paths):
@@ -45,6 +46,10 @@ def up() -> None:
     click.echo(f"running     version {health['version']}, market {cleaned(health['market'])}, key of {key.hint}")
     for advice in system.standing(program).advice:
         click.echo(f"note        {advice.detail}{f'; to keep it: {advice.fix}' if advice.fix else ''}")
+    for name in dropped:
+        click.echo(
+            f"note        {name} is not set here: the service has it no more; to keep it: set it, then jobctl up"
+        )
     click.echo(f"log         jobctl logs --daemon   or: {system.log_command(program)}")
 
 

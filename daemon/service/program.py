@@ -18,7 +18,10 @@ from daemon.errors import Refused
 from daemon.settings import Paths
 
 # Variables that the daemon reads and that a service started at log-in would not have.
-CARRIED = ("HOMEPORT_HOME", "VAST_URL", "VAST_API_KEY", "HF_TOKEN", "HF_ENDPOINT", "HTTPS_PROXY", "SSL_CERT_FILE")
+CARRIED = (
+    *("HOMEPORT_HOME", "VAST_URL", "VAST_API_KEY", "HF_TOKEN", "HF_ENDPOINT", "WANDB_API_KEY"),
+    *("HTTPS_PROXY", "SSL_CERT_FILE"),
+)
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,13 @@ def write_environment(program: Program, env: Mapping[str, str] = os.environ) -> 
         out.write(text)
     beside.replace(file)
     return True
+
+
+def dropped(program: Program, env: Mapping[str, str] = os.environ) -> list[str]:
+    """What an earlier `up` kept, and `write_environment` will not: it is not set any more."""
+    file = program.environment_file
+    kept = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    return [name for name in CARRIED if not env.get(name) and any(line.startswith(f"{name}=") for line in kept)]
 
 
 def read_environment(file: Path) -> dict[str, str]:

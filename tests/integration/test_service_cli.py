@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from scripted import Run, Scripted
+from scripted import CANARY, Run, Scripted
 from stored import HOUR, NOW, Stored
 
 from daemon.cli import straight
 from daemon.service import systemd
+from daemon.settings import Settings
 from daemon.store.readonly import ReadModel
 
 DAY = 24 * HOUR
@@ -54,6 +55,23 @@ def test_who_logs_out_is_told_what_ends(run: Run, commands: Scripted, manager: P
     for number in advised:
         assert "it ends when you log out" in lines[number]
         assert "loginctl enable-linger ann" in lines[number] + lines[number + 1]
+
+
+def test_the_service_has_what_is_set_here(
+    run: Run, commands: Scripted, config: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A key of a job's own board, too; what an earlier `up` knew and this shell does not is named, never its value."""
+    monkeypatch.setenv("WANDB_API_KEY", CANARY)
+
+    first = run("up")
+    kept = config.paths.environment_file.read_text()
+    monkeypatch.delenv("WANDB_API_KEY")
+    second, third = run("up"), run("up")
+
+    assert f"WANDB_API_KEY={CANARY}\n" in kept
+    assert "WANDB_API_KEY" not in first.output and "WANDB_API_KEY" not in third.output
+    assert "note        WANDB_API_KEY is not set here: the service has it no more" in second.stdout
+    assert CANARY not in second.output
 
 
 def test_what_may_bill_is_named(run: Run, stored: Stored) -> None:
