@@ -67,7 +67,7 @@ def folder(loaded: Settings) -> Sequence[Check]:
     return [passed("state folder", f"{state} is on a local disk")]
 
 
-_ELSEWHERE = "stop the daemon, move the folder to a local disk, and set HOMEPORT_HOME"
+_ELSEWHERE = "stop the daemon, move the folder to a local disk, set HOMEPORT_HOME, and resume what is then held"
 
 
 def _existing(path: Path) -> Path:

@@ -8,6 +8,7 @@ its receipt speaks of this disk.
 
 from __future__ import annotations
 
+import contextlib
 import filecmp
 import hashlib
 import io
@@ -19,7 +20,7 @@ import tarfile
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -114,6 +115,7 @@ def import_home(settings: Settings, source: Path) -> Moved:
         shutil.rmtree(staging, ignore_errors=True)
         try:
             about = _unpack(source, staging)
+            _rehome(staging / "state" / high_water.NAME, paths.state)
             _refuse_remains(paths, staging / "state")
             machine = f"export-{about['export']}" if about["again"] else platform.machine_id()
             with closing(Database(staging / "state" / "homeport.db")) as database:
@@ -220,6 +222,13 @@ def _unpack(source: Path, staging: Path) -> dict[str, Any]:
             return about
     except (tarfile.TarError, ContractError, KeyError, TypeError, FileExistsError) as error:
         raise Refused(f"{source} cannot be read: {error}", hint="copy it again") from error
+
+
+def _rehome(file: Path, folder: Path) -> None:
+    """This move is meant: it raises no doubt by itself."""
+    with contextlib.suppress(ValueError):  # what makes no sense stays as it is, and the next daemon doubts it
+        if reached := high_water.read(file):
+            high_water.write(file, replace(reached, folder=str(folder.resolve())))
 
 
 def _refuse_remains(paths: Paths, staged: Path) -> None:

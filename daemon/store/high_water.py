@@ -16,12 +16,16 @@ NAME = "high-water"  # beside the database
 
 @dataclass(frozen=True)
 class HighWater:
-    """The newest `epoch` and event id that a leader of this installation saw. `install`: '' in files of old."""
+    """The newest `epoch` and event id that a leader of this installation saw, and the folder that it led in.
+
+    `install` and `folder`: '' in files of old.
+    """
 
     epoch: int
     event: int
     machine_id: str
     install: str = ""
+    folder: str = ""
 
 
 def read(path: Path) -> HighWater | None:
@@ -31,7 +35,8 @@ def read(path: Path) -> HighWater | None:
     raw = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(raw, dict) or type(raw.get("epoch")) is not int or type(raw.get("event")) is not int:
         raise ValueError(f"{path} names no epoch and no event")
-    return HighWater(raw["epoch"], raw["event"], str(raw.get("machine_id", "")), str(raw.get("install", "")))
+    words = (str(raw.get(name, "")) for name in ("machine_id", "install", "folder"))
+    return HighWater(raw["epoch"], raw["event"], *words)
 
 
 def write(path: Path, reached: HighWater) -> None:

@@ -2,8 +2,8 @@
 
 The OS lock keeps a second process out while the first lives (control/leadership.py). The epoch fences one that was
 stopped, overtaken and wakes late. The high-water file lies beside the database and in no backup: a database whose epoch
-or event log is behind it, or that was last led by another machine, was restored or copied. A database that is made anew
-beside it keeps the install id, so that machines of the lost one are still recognised by their labels.
+or event log is behind it, or that was last led by another machine or in another folder, was restored or copied. One
+that is made anew beside it keeps the install id, so that machines of the lost one are recognised by their labels.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ def take(database: Database, machine: str, now_ms: int, doubtful: Callable[[Conn
         last_machine = c.execute(select(schema.meta.c.value).where(schema.meta.c.key == "machine_id")).scalar()
         if last_machine and last_machine != machine:
             doubt = "this database was last used on another machine"
+        elif known and known.folder not in ("", _folder(database)):
+            doubt = f"this home was copied or moved: it was last used in {known.folder}"
         elif known and (known.epoch, known.event) > (stored, _last_event(c)):
             doubt = "a backup was restored: this database has forgotten what it knew before"
         epoch = max(stored, known.epoch if known else 0) + 1
@@ -56,7 +58,7 @@ def note(database: Database) -> None:
     """Remember outside the database how far it had come: a backup taken in this very epoch is then recognised too."""
     with database.read() as c:
         machine, install = get_meta(c, "machine_id") or "", get_meta(c, "install_id") or ""
-        reached = HighWater(database.epoch or 0, _last_event(c), machine, install)
+        reached = HighWater(database.epoch or 0, _last_event(c), machine, install, _folder(database))
     high_water.write(database.path.with_name(high_water.NAME), reached)
 
 
@@ -81,6 +83,10 @@ def _known(database: Database) -> tuple[HighWater | None, str | None]:
         return high_water.read(database.path.with_name(high_water.NAME)), None
     except ValueError as error:
         return None, f"nobody knows whether this database is the newest: {error}"
+
+
+def _folder(database: Database) -> str:
+    return str(database.path.parent.resolve())
 
 
 def _last_event(c: Connection) -> int:

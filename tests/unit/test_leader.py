@@ -62,6 +62,16 @@ def test_another_machine(tmp_path: Path) -> None:
     assert "another machine" in (led_again(tmp_path, "machine-2") or "")
 
 
+def test_another_folder(tmp_path: Path) -> None:
+    """Of a home and its copy on one computer the copy is in doubt, once, and the home never."""
+    opened(tmp_path / "home").close()
+    shutil.copytree(tmp_path / "home", tmp_path / "copy")
+
+    assert "copied or moved" in (led_again(tmp_path / "copy") or "")
+    assert led_again(tmp_path / "copy") is None
+    assert led_again(tmp_path / "home") is None
+
+
 def test_a_crash_before_doubt_had_its_way(tmp_path: Path) -> None:
     """Whoever dies before every job is held leaves the doubt to the next daemon."""
 

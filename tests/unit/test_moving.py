@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from store import add_job, opened
+from store import NOW, add_job, opened
 
 from daemon import platform, settings
 from daemon.control import moving
@@ -53,6 +53,14 @@ def is_fenced(config: Settings) -> bool:
     return False
 
 
+def doubts(config: Settings) -> list[str]:
+    """What the next daemon doubts."""
+    found: list[str] = []
+    with closing(Database(config.paths.database)) as database:
+        leader.take(database, platform.machine_id(), NOW, lambda c, epoch, why: found.append(why))
+    return found
+
+
 def test_what_travels(old: Settings, tmp_path: Path) -> None:
     """Key and half model are there with the database; the old home is fenced, the new one is not."""
     moving.export_home(old, tmp_path / "file")
@@ -65,6 +73,7 @@ def test_what_travels(old: Settings, tmp_path: Path) -> None:
     assert (new.paths.models / ".incoming-k7f3qd" / "bot.gguf.part").read_bytes() == b"half a model"
     assert new.paths.ssh_key.read_text() == "key" and new.paths.ssh_key.stat().st_mode & 0o077 == 0
     assert not (new.paths.state / ".import").exists()
+    assert not doubts(new)
 
 
 def test_an_export_that_fails_leaves_the_home_as_it_was(old: Settings, tmp_path: Path) -> None:
