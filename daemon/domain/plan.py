@@ -274,7 +274,8 @@ def _over_limits(s: Snapshot) -> Action | None:
     if s.rules.is_spent(s.cost, training=s.is_training):
         if s.is_training:
             return HoldJob(HoldReason.BUDGET, "limits.cost minus what the way home needs is spent")
-        if _cost_since(s, s.lease, s.job.spoken_at) >= s.rules.reserve:
+        again = min(s.rules.reserve, s.rules.cost_limit or 0)  # at a price that rose the reserve may be more than all
+        if _cost_since(s, s.lease, s.job.spoken_at) >= again:
             return HoldJob(HoldReason.BUDGET, "limits.cost is spent and the model is not home")
     if s.stage is not None and s.loss_ms is not None and s.loss_ms - s.now_ms < 2 * s.rules.rescue_s * 1000:
         return HoldJob(HoldReason.LOSS_NEAR, "less than twice the time that bringing the model home takes is left")

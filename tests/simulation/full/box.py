@@ -69,6 +69,11 @@ class FakeBox:
     def __init__(self, sim: Simulation, address: BoxAddress, count: CountBytes) -> None:
         self.sim, self.address, self._count = sim, address, count
         self._silence_s: float | None = None
+        self.drip = asyncio.Lock()
+
+    @property
+    def drips(self) -> bool:
+        return self.sim.boxes.box(self.address.instance_id).drips
 
     def allow_silence(self, seconds: float) -> None:
         self._silence_s = seconds

@@ -68,6 +68,7 @@ class BoxDisk:
     mirrored_s: float = 0.0  # progress that came up with an earlier machine's checkpoint, for the stage begun next
     boots: int = 1
     silent_until: float = 0.0
+    drips: bool = False  # its host sends as slowly as it can without being given up
     quiet_since: float = 0.0  # a stage ran then, or somebody called
     _at: float = 0.0
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .box import FakeBox
 
 ROOT = "/root/homeport"
+DRIP_S = 29.0  # for one block, one after the other: a little later and the lane would be given up as dead
 
 
 class Lane:
@@ -49,6 +50,9 @@ class Lane:
         sim = self._box.sim
         ending = sim.ending("box", "block")
         await asyncio.sleep(0.1)
+        if self._box.drips:
+            async with self._box.drip:
+                await asyncio.sleep(DRIP_S)
         if (ending or "").startswith("error") or ending == "effect, then error" or sim.sky.strikes("download cut"):
             raise asyncssh.SFTPConnectionLost("cut")
         sim.after(ending)

@@ -149,6 +149,7 @@ PREPARATIONS: dict[str, Callable[[Simulation], bool | None]] = {
     "host lost": _to_machine(lambda sim, m: m.go_offline(3 * HOUR_S)),
     "out of the listing": _to_machine(lambda sim, m: m.unlist(200.0)),
     "five times the price": _to_machine(lambda sim, m: m.reprice(5 * m.price)),
+    "drips": _to_machine(lambda sim, m: setattr(sim.boxes.box(m.id), "drips", True)),
     "dear": _to_machine(lambda sim, m: m.reprice(400_000_000)),
     "out of sight": _to_machine(lambda sim, m: m.hide(3 * HOUR_S)),
     **{f"says {word}": _says(word) for word in WORDS},

@@ -106,6 +106,13 @@ SCENES: tuple[Scene, ...] = (
         terms=AWAY,
     ),
     _scene(
+        "a model that comes home drop by drop, at a price",
+        "F12 F15",
+        "only the reserve may be spent after the training",
+        ("dear", S.GGUF, "box manifest"),
+        ("drips", S.GGUF, "box manifest"),
+    ),
+    _scene(
         "a start that only queues",
         "F8 F15",
         "a start that the market answers with queued is cancelled by a stop at once",

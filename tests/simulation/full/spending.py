@@ -2,7 +2,8 @@
 
 Looked at with every commit. Beyond the work is what a machine bills with nothing running on it. Forgiven is what nobody
 can know in time: two passes, the one that was under way and the next; and of the whole job what was billed before its
-machine was known, asleep, or in a hold, which has a limit of its own. A sleep within a hold is not forgiven to it.
+machine was known, asleep, or in a hold, which has a limit of its own. A sleep within a hold is not forgiven to it. Who
+resumes from a limit that is spent has decided to spend more.
 """
 
 from __future__ import annotations
@@ -33,12 +34,15 @@ class Spending:
         self._billed: dict[int, float] = {}  # at the last look
         self._forgiven: dict[int, float] = {}  # of it
         self._slept = 0.0
+        self._spent_out: set[str] = set()  # jobs that were held for their limit
 
     def held(self, job: str, reason: str | None) -> None:
         """A hold began, took another's place, or ended."""
         self._idle.pop(job, None)
         if reason is not None:
             self._idle[job] = {}
+        if reason == "BUDGET":
+            self._spent_out.add(job)
 
     def look(self) -> None:
         known: dict[str, list[Machine]] = {}
@@ -55,7 +59,7 @@ class Spending:
         for row in self.witness.rows("SELECT id, state, hold_reason IS NULL AND wish IS NULL AS free FROM jobs"):
             machines = known.get(row["id"], [])
             spent = sum(self._spent(machine, forgiven=asleep or not row["free"]) for machine in machines)
-            if machines:
+            if machines and row["id"] not in self._spent_out:
                 self._whole(row["state"], spent, max(machine.price for machine in machines), free=row["free"])
 
     def _hold(self, begun: dict[int, float], machine: Machine | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tests.simulation.mutants.mutant import BILLING, CLOCK_STEP, PLAN, RECORDS, SNAPSHOT, Mutant, mutant
+from tests.simulation.mutants.mutant import BILLING, CLOCK_STEP, DRIVER, PLAN, RECORDS, SNAPSHOT, Mutant, mutant
 
 # For each tier.
 _BOTH = (
@@ -63,5 +63,12 @@ MUTANTS: tuple[Mutant, ...] = (
         "full",
         "what was stored in the future of a clock that was set back stays there, and costs nothing until then",
         (CLOCK_STEP, "    if step < LEAST_MS:\n", "    if step >= 0:\n"),
+    ),
+    mutant(
+        "an act outlives its money",
+        "F12 F15",
+        "full",
+        "a download that would go on for hours is not ended when limits.cost is spent",
+        (DRIVER, "        if self._is_long and isinstance(self._decided(), CUTS):\n", "        if False:\n"),
     ),
 )
