@@ -33,6 +33,7 @@ def configure(file: Path, *, console: bool, level: str = "INFO") -> None:
         structlog.processors.format_exc_info,
         mask,
     ]
+    logging.raiseExceptions = False  # else each line that a full disk refuses is a traceback on the screen
     root = logging.getLogger()
     root.handlers = [_to(logging.handlers.RotatingFileHandler(file, maxBytes=FILE_BYTES, backupCount=FILES), shared)]
     if console:

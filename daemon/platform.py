@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -102,6 +103,16 @@ def preallocate(fd: int, size: int) -> None:
         os.posix_fallocate(fd, 0, size)
     elif os.fstat(fd).st_size < size:
         os.ftruncate(fd, size)
+
+
+def free_bytes(folder: Path) -> int:
+    """What this user may still write there, root also what is set aside for it; 0 where the disk is read-only."""
+    if sys.platform == "win32":
+        return shutil.disk_usage(folder).free
+    found = os.statvfs(folder)
+    if found.f_flag & os.ST_RDONLY:
+        return 0
+    return found.f_frsize * (found.f_bavail if os.geteuid() else found.f_bfree)
 
 
 def drop_cache(fd: int) -> None:

@@ -51,7 +51,7 @@ def application(settings: Settings, commands: Commands, version: str) -> Starlet
             Route("/v1/offers", asking.offers, methods=["POST"]),
             Route("/v1/doctor", asking.doctor, methods=["POST"]),
         ],
-        exception_handlers={HomeportError: _refused, Exception: _failed},  # type: ignore[dict-item]  # ours is narrower
+        exception_handlers={HomeportError: _refused, OSError: _disk_refused, Exception: _failed},  # type: ignore[dict-item]  # ours is narrower
     )
 
 
@@ -162,6 +162,14 @@ async def _refused(request: Request, error: HomeportError) -> Response:
     return JSONResponse({"error": error_body(error)}, status_code=http_status(error))
 
 
+async def _disk_refused(request: Request, error: OSError) -> Response:
+    """A full disk, most often. Who asked is told of the file, and nothing else."""
+    log.error("api.failed", path=request.url.path, exc_info=error)
+    named = f"{error.filename}: " if error.filename is not None else ""
+    refusal = Refused(f"{named}{error.strerror or type(error).__name__}", hint="jobctl doctor")
+    return JSONResponse({"error": error_body(refusal)}, status_code=http_status(refusal))
+
+
 async def _failed(request: Request, error: Exception) -> Response:
     """An error nobody expected: logged whole here, named in one line there. Starlette raises it again for the log."""
     log.error("api.failed", path=request.url.path, exc_info=error)
@@ -179,7 +187,7 @@ async def _body(request: Request) -> dict[str, Any]:
             raise Refused(f"a request is at most {MAX_BODY} bytes")
     try:
         body = json.loads(raw or b"{}")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # not JSON, or brackets without an end
         raise SpecError([f"request: not JSON ({error})"]) from error
     if not isinstance(body, dict):
         raise SpecError(["request: expected a JSON object"])

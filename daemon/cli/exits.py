@@ -31,6 +31,6 @@ MEANING: dict[Exit, str] = {
     Exit.JOB_FAILED: "the job failed",
     Exit.JOB_ENDED: "the job was cancelled or abandoned",
     Exit.NOT_VERIFIED: "verification failed; the machine is kept",
-    Exit.ATTENTION: "something needs you: a job is held, or a machine bills that should not",
+    Exit.ATTENTION: "something needs you: a job is held, a machine bills that should not, or the disk is full",
     Exit.INTERRUPTED: "interrupted; jobs go on",
 }

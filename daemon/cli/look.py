@@ -19,7 +19,9 @@ RECENT_ENDED = 3  # ended jobs on the screen without --all
 @click.command(epilog=examples("jobctl status -w", "jobctl status --check || echo 'something needs you'"))
 @click.option("-a", "--all", "everything", is_flag=True, help="Ended jobs too; else the last three.")
 @click.option("-w", "--watch", "watching", is_flag=True, help="Draw it again every two seconds.")
-@click.option("--check", is_flag=True, help="Exit 11 when a job is held or a machine bills that should not.")
+@click.option(
+    "--check", is_flag=True, help="Exit 11 when a job is held, a machine bills that should not, or the disk is full."
+)
 @click.option("--json", "as_json", is_flag=True, help="The whole reading as JSON.")
 def status(everything: bool, watching: bool, check: bool, as_json: bool) -> None:
     """All jobs, what they cost, and what needs you. Works without the daemon, and says how old the figures are."""

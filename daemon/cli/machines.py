@@ -17,7 +17,7 @@ from daemon.errors import Refused
 
 @click.command(epilog=examples("jobctl leases", "jobctl leases --check"))
 @click.option("-a", "--all", "everything", is_flag=True, help="Also those that are gone.")
-@click.option("--check", is_flag=True, help="Exit 11 when a machine bills that should not.")
+@click.option("--check", is_flag=True, help="Exit 11 when a machine bills that should not, or the disk is full.")
 @click.option("--json", "as_json", is_flag=True, help="Every lease as JSON.")
 def leases(everything: bool, check: bool, as_json: bool) -> None:
     """Every machine that may bill, what it costs, and whose it is."""

@@ -14,11 +14,12 @@ from daemon.control import wake
 from daemon.control.driver import Driver
 from daemon.control.reconcile import Reconciler
 from daemon.control.telling import Teller
+from daemon.control.unwritable import Unwritable
 from daemon.control.world import World
 from daemon.domain import money
 from daemon.domain.holds import HoldReason
 from daemon.domain.spec import from_canonical
-from daemon.errors import Fenced, StoreError
+from daemon.errors import Fenced, LostRace, StoreError
 from daemon.store import jobs, leader, leases, operations, stages
 
 log = structlog.get_logger()
@@ -48,7 +49,11 @@ class Supervisor:
     _tasks: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     _stopped: asyncio.Event = field(default_factory=asyncio.Event)
     _fenced: BaseException | None = None
+    _unwritable: Unwritable = field(init=False)
     _stuck_at: float = 0.0  # monotonic seconds; a reconcile pass that has not ended by then hangs
+
+    def __post_init__(self) -> None:
+        self._unwritable = Unwritable(self.world)
 
     async def run(self) -> None:
         """Raises Fenced when a newer daemon leads."""
@@ -134,12 +139,18 @@ class Supervisor:
                 acted.clear()
                 await self.reconciler.run_once()
                 self._after_pass()
+                self._unwritable.over()
                 for driver in list(self.drivers.values()):
                     driver.wake()
             except Fenced as error:
                 self._fenced = error
                 self._stopped.set()
                 return
+            except StoreError as error:
+                log.error("store.unusable", error=str(error))
+                if not isinstance(error, LostRace):  # a command was quicker, which is no fault
+                    await self._unwritable.tell(error)
+                await asyncio.sleep(CRASH_PAUSE_S)
             except Exception:  # without this loop nothing is confirmed and nothing late is found: it never ends
                 log.exception("reconcile.crashed")
                 await asyncio.sleep(CRASH_PAUSE_S)

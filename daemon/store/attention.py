@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
+from daemon import platform
 from daemon.domain.lifecycle import STAGES, TERMINAL
 from daemon.store.shapes import Activity, Attention, JobView, LeaseView
 
+LEAST_FREE = 1 << 20  # bytes: less, and SQLite's next commit may not find room
 
-def needed(jobs: Sequence[JobView], leases: Sequence[LeaseView], written_off: Sequence[LeaseView]) -> list[Attention]:
-    """Urgent ones first, otherwise in the order of jobs, then leases, then `written_off`, of which each may bill."""
+
+def needed(
+    jobs: Sequence[JobView], leases: Sequence[LeaseView], written_off: Sequence[LeaseView], state: Path
+) -> list[Attention]:
+    """Urgent ones first, otherwise the folder `state`, jobs, leases, then `written_off`, of which each may bill."""
     ended = {job["id"] for job in jobs if job["state"] in TERMINAL}
-    found = [item for job in jobs for item in _of_job(job)]
+    found = [*_of_disk(state)]
+    found += [item for job in jobs for item in _of_job(job)]
     found += [item for lease in leases for item in _of_lease(lease, ended)]
     found += [_of_written_off(lease) for lease in written_off]
     return sorted(found, key=lambda item: not item["urgent"])
+
+
+def _of_disk(state: Path) -> Iterator[Attention]:
+    if platform.free_bytes(state) < LEAST_FREE:
+        text = f"the disk of {state} takes no more writes: no limit of cost or time is enforced until it does"
+        hint = f"df -h {state}   and make room there"
+        yield Attention(kind="DISK_FULL", urgent=True, job=None, instance=None, text=text, hint=hint)
 
 
 def _of_job(job: JobView) -> Iterator[Attention]:

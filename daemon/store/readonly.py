@@ -70,7 +70,7 @@ class ReadModel:
                 schema="homeport.jobs/1",
                 jobs=found,
                 money=money_strip(db, now),
-                attention=attention.needed(found, _leases(db, now), _written_off(db, now)),
+                attention=attention.needed(found, _leases(db, now), _written_off(db, now), self.database.parent),
             )
 
     def job(self, ref: str) -> JobPage:
@@ -118,12 +118,12 @@ class ReadModel:
             now = now_ms()
             found = [views.job_view(rows, now) for rows in _job_rows(db)]
             machines = _leases(db, now)
-            needed = attention.needed(found, machines, _written_off(db, now))
+            needed = attention.needed(found, machines, _written_off(db, now), self.database.parent)
             return Leases(
                 schema="homeport.leases/1",
                 leases=machines,
                 money=money_strip(db, now),
-                attention=[item for item in needed if item["instance"] is not None or item["kind"] in UNSURE],
+                attention=[each for each in needed if each["instance"] or not each["job"] or each["kind"] in UNSURE],
             )
 
     def money(self) -> MoneyStrip:

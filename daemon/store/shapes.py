@@ -160,7 +160,8 @@ UNSURE = ("UNANSWERED", "RENTING", "WRITTEN_OFF")  # kinds of Attention: what ma
 
 
 class Attention(TypedDict):
-    # HELD, MODEL_MISSING, OUT_OF_CONTACT, UNANSWERED, RENTING, NOT_CONFIRMED, ORPHAN, REAPPEARED, LOST, WRITTEN_OFF
+    # HELD, MODEL_MISSING, OUT_OF_CONTACT, UNANSWERED, RENTING, NOT_CONFIRMED, ORPHAN, REAPPEARED, LOST, WRITTEN_OFF,
+    # DISK_FULL
     kind: str
     urgent: bool  # counts for --check; the others are being dealt with
     job: str | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
 import json
 import os
@@ -191,7 +192,9 @@ def test_an_unknown_job_is_404(client: Client) -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [b"[]", b"{", b'{"by": 3}', b"{}", b"x" * (5 << 20)], ids=["list", "cut", "number", "empty", "huge"]
+    "body",
+    [b"[]", b"{", b'{"by": 3}', b"{}", b"x" * (5 << 20), b"[" * 100_000],
+    ids=["list", "cut", "number", "empty", "huge", "deep"],
 )
 def test_a_malformed_request_is_refused(client: Client, stored: Stored, commands: Scripted, body: bytes) -> None:
     """Bytes that are not the expected object change nothing and are answered with an error."""
@@ -204,6 +207,16 @@ def test_a_malformed_request_is_refused(client: Client, stored: Stored, commands
     assert connection.getresponse().status in (409, 422)
     assert commands.calls == []
     connection.close()
+
+
+def test_a_full_disk_is_named(client: Client, commands: Scripted) -> None:
+    """It is no fault of homeport: who asked is told of the file, not of a trace."""
+    commands.answers["plan"] = OSError(errno.ENOSPC, "No space left on device", "/state/data/x.jsonl")
+
+    with pytest.raises(Refused) as caught:
+        client.plan("", "job.yaml", "/")
+
+    assert caught.value.message == "/state/data/x.jsonl: No space left on device" and caught.value.hint
 
 
 def test_an_unexpected_error_is_named_not_shown(client: Client, commands: Scripted) -> None:

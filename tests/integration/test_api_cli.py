@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted import CANARY, PLAN, Run, Scripted, a_job_file
+from scripted import CANARY, PLAN, Run, Scripted, a_job_file, running
 from stored import HOUR, NOW, Stored
 
+from daemon import platform
 from daemon.artifacts import tiny
 from daemon.errors import CredentialsRefused, HomeportError, NothingFits, Refused, SpecError
 from daemon.settings import Settings
@@ -209,6 +211,26 @@ def test_wait_ends_as_the_job_does(
     assert run("wait", "k7f", "--for", wanted, "--timeout", "0.1s").exit_code == code
 
 
+@pytest.mark.parametrize("live", [True, False], ids=["daemon", "database"])
+def test_a_full_disk_needs_a_person(
+    run: Run, config: Settings, stored: Stored, monkeypatch: pytest.MonkeyPatch, live: bool
+) -> None:
+    """Nothing that is decided can be written down, so nothing is done: status and leases say it, and --check is 11."""
+    stored.job("k7f3qd", state="DPO")
+    stored.lease("k7f3qd")
+    with running(config, Scripted()) if live else nullcontext():
+        assert run("leases", "--check").exit_code == (0 if live else 4)
+
+        monkeypatch.setattr(platform, "free_bytes", lambda folder: 4096 if folder == config.paths.state else 1 << 40)
+
+        for verb in ("status", "leases"):
+            result = run(verb, "--check")
+            said = " ".join(result.stdout.split())
+            assert result.exit_code == 11
+            assert "takes no more writes: no limit of cost or time is enforced" in said
+            assert f"df -h {config.paths.state}" in said
+
+
 def test_references(run: Run, commands: Scripted, stored: Stored) -> None:
     """Id, unique prefix, name and @last mean a job; none and several are exit 3, and several are listed."""
     stored.job("k7f3qd", name="twin", state="FAILED", created_at=NOW - 2 * HOUR)
@@ -291,6 +313,7 @@ def test_retry_names_the_stage_as_the_daemon_does(run: Run, commands: Scripted, 
 
 def test_doctor_reports_each_failure_with_its_cure(run: Run, commands: Scripted, config: Settings) -> None:
     """A key that others can read and a market that does not answer are named with a command; the exit is 1."""
+    config.paths.state.chmod(0o700)
     config.paths.ssh_key.write_text("key")
     config.paths.ssh_key.chmod(0o644)
     failed = {"name": "market", "status": "FAIL", "detail": "no answer", "fix": "check the network"}
@@ -299,7 +322,7 @@ def test_doctor_reports_each_failure_with_its_cure(run: Run, commands: Scripted,
     result = run("doctor")
 
     assert result.exit_code == 1
-    assert f"Try: chmod 600 {config.paths.ssh_key}" in result.stdout
+    assert f"Try: chmod go= {config.paths.ssh_key}" in result.stdout
     assert "Try: check the network" in result.stdout
 
 

@@ -6,6 +6,7 @@ import json
 import logging
 import stat
 from collections.abc import Iterator
+from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
 import pytest
@@ -17,12 +18,12 @@ from daemon import log
 @pytest.fixture
 def file(tmp_path: Path) -> Iterator[Path]:
     root = logging.getLogger()
-    before, level = root.handlers[:], root.level
+    before, level, loud = root.handlers[:], root.level, logging.raiseExceptions
     log.configure(tmp_path / "state" / "jobd.log", console=False)
     yield tmp_path / "state" / "jobd.log"
     for handler in root.handlers:
         handler.close()
-    root.handlers, root.level = before, level
+    root.handlers, root.level, logging.raiseExceptions = before, level, loud
     structlog.reset_defaults()
 
 
@@ -40,6 +41,18 @@ def test_events_are_json_with_their_fields(file: Path) -> None:
     assert (theirs["event"], theirs["level"]) == ("trouble 7", "warning")
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700  # it is the first that is made of the state
+
+
+def test_a_line_that_cannot_be_written_prints_no_trace(
+    file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not a hundred lines for each line that was lost: `status` and a message say that the disk is full."""
+    handler = next(each for each in logging.getLogger().handlers if isinstance(each, RotatingFileHandler))
+    monkeypatch.setattr(handler, "format", lambda record: 1 / 0)  # any error on the way to the disk
+
+    structlog.get_logger().info("lease.created")
+
+    assert capsys.readouterr().err == ""
 
 
 def test_fields_named_like_secrets_are_hidden(file: Path) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import errno
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -233,6 +234,34 @@ async def test_a_database_that_cannot_be_used_holds_nothing(world: World, monkey
     monkeypatch.setattr(jobs, "hold", full)
     one._hold_crashed(store.JOB, ValueError("a defect"))
     assert stored(world).hold_reason is None
+
+
+async def test_a_state_that_cannot_be_written_is_told_past_it(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once for each time, until it arrives; not that a command was quicker. The loop goes on."""
+    full, told, delivered = StoreError("db: disk is full", hint="df -h /state"), [], iter([False, True, True])
+    passes: list[Exception | None] = [LostRace("overtaken"), full, full, full, None, full]
+
+    async def notify(title: str, text: str, again: bool) -> bool:
+        told.append((text, again))
+        return next(delivered)
+
+    async def run_once() -> None:
+        world.operator.acted.set()  # the next pass is due at once
+        if (error := passes.pop(0) if passes else asyncio.CancelledError()) is not None:
+            raise error
+
+    monkeypatch.setattr(supervising, "CRASH_PAUSE_S", 0.0)
+    monkeypatch.setattr(world, "notify", notify)
+    one = Supervisor(world, cast(Reconciler, SimpleNamespace(run_once=run_once)))
+    world.operator.acted.set()
+
+    with pytest.raises(asyncio.CancelledError):
+        async with asyncio.timeout(10):
+            await one._reconcile_loop()
+
+    assert [again for _, again in told] == [False, True, False]
+    for text, _ in told:
+        assert "disk is full" in text and "no limit of cost or time is enforced" in text and "df -h /state" in text
 
 
 async def test_a_job_that_ended_is_not_held(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
