@@ -11,7 +11,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
+from daemon.store.database import Database
+
 _OURS_TO_LEAVE = (".db", ".db-wal", ".db-shm")  # the database is cut by simulation.py, by its own rules
+_FULL = 2  # of PRAGMA synchronous
+
+
+def syncs_each_commit(database: Database) -> bool:
+    """Else a power cut takes what was committed since the last checkpoint: all that is in the log."""
+    connection = database.engine.raw_connection()
+    try:
+        return int(connection.cursor().execute("PRAGMA synchronous").fetchone()[0]) >= _FULL
+    finally:
+        connection.close()
 
 
 @dataclass

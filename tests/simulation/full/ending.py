@@ -19,7 +19,9 @@ PASS_S = 60.0  # by how much the clock was set back is known from the last pass,
 
 
 def look(w: Witness) -> None:
-    """I4, I5, I9, I10, I13, and I22 for what nobody heard of."""
+    """I4, I5, I9, I10, I13, I23 for a job that is forgotten, and I22 for what nobody heard of."""
+    if not set(w.sim.job_ids) <= w.states().keys() and not w.sim.sky.strokes["restored"]:
+        w.accuse("I23", "a job that was accepted is in no database")
     _no_machine_forgotten(w)
     _replayed(w)
     _costs(w)

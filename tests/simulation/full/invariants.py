@@ -50,7 +50,7 @@ CHECKED: dict[str, str] = {
     "I19": "wire and commit: a cancel that was lost, or that ended with work and without a word",
     "I20": "death and end: a file under its own name that is not whole",
     "I22": "anything: a process that ends by a defect, a job held INTERNAL without a fault",
-    "I23": "end: clear sky, and no end within three hours",
+    "I23": "end: clear sky, and no end within three hours; a job that was accepted and is nowhere",
     "I24": "sweep",
 }
 PASSES, PASS_S = 4, 30.0  # until a machine must have been told to stop; between two passes of reconcile at most

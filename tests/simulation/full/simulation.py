@@ -31,7 +31,7 @@ from daemon.settings import Settings
 from . import boundaries
 from .box import Boxes, acting
 from .cells import Cell, Strike
-from .disk import Disk
+from .disk import Disk, syncs_each_commit
 from .faults import Sky
 from .invariants import Violation, Witness
 from .life import Daemon
@@ -243,6 +243,8 @@ class Simulation:
         path = self.settings.paths.database
         left = {p: p.read_bytes() for p in (path, Path(f"{path}-wal")) if p.exists()}
         if (daemon := self.daemons.get(life.number)) is not None:
+            if power and not syncs_each_commit(daemon.database):
+                left.pop(Path(f"{path}-wal"), None)
             daemon.database.close()
         if not any(not other.dead for other in self.lives):
             self.put_back(left)

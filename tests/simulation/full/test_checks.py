@@ -338,6 +338,11 @@ def _stands_still(w: Ended) -> None:
     w.sim.follow(w.sim._settle)
 
 
+def _forgotten(w: Ended) -> None:
+    w.spoil("UPDATE jobs SET id = 'another'")
+    w.sim.witness.at_the_end()
+
+
 FIRES: tuple[tuple[str, Callable[[Ended], None]], ...] = (
     ("I1", _destroy_without_a_model),
     ("I1", _destroy_by_another_set),
@@ -382,6 +387,7 @@ FIRES: tuple[tuple[str, Callable[[Ended], None]], ...] = (
     ("I20", _torn_file),
     ("I22", _held_by_a_defect),
     ("I23", _stands_still),
+    ("I23", _forgotten),
 )
 
 

@@ -13,6 +13,13 @@ MUTANTS: tuple[Mutant, ...] = (
         (DATABASE, "        if self.epoch is None or current != self.epoch:", "        if False:"),
     ),
     mutant(
+        "commits are not synced",
+        "F6",
+        "full",
+        "a power cut takes what was committed, and with it the intent of a rented machine",
+        (DATABASE, '"synchronous=FULL"', '"synchronous=NORMAL"'),
+    ),
+    mutant(
         "receipt before the disk",
         "F6 F3",
         "full",
