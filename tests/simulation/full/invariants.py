@@ -21,6 +21,7 @@ from remote_payload.contract import Done
 from . import ending
 from .box_disk import FILES, made, sha256
 from .evidence import Evidence
+from .loop import LIFE
 from .spending import Spending
 from .wire import Wire
 
@@ -38,9 +39,9 @@ CHECKED: dict[str, str] = {
     "I7": "wire: a label sent twice",
     "I8": "commit: a state that went backwards without the person or a lost artifact",
     "I9": "end: events that do not yield the row",
-    "I10": "end: a lease that counts less than the market billed",
+    "I10": "commit: a cost that fell, and no charge says so; end: a lease that counts less than the market billed",
     "I11": "listing: a start only queued and left so; commit: a hold, the whole job or training that cost too much",
-    "I12": "wire: a request of a life that was overtaken; start: a job of a restored database that is not held",
+    "I12": "wire and commit: a life that was overtaken; start: a job of a restored database that is not held",
     "I13": "end: a key of an instance in the daemon's files",
     "I14": "wire: a nonce sent to two machines, or a stage of one attempt under two nonces",
     "I15": "commit: a stage that is done here and not on any box, or failed here and not there",
@@ -187,6 +188,7 @@ class Witness:
                     self._internal(row["hold_detail"])
                 if reason == "STAGE_FAILED":
                     self._failed(job)
+        self._written_by_the_leader()
         self._receipts_true()
         self._one_machine()
         self._stages_true()
@@ -256,6 +258,12 @@ class Witness:
     def _count_receipts(self) -> int:
         return int(self.rows("SELECT count(*) AS n FROM receipts")[0]["n"])
 
+    def _written_by_the_leader(self) -> None:
+        life = LIFE.get()
+        leads = max((row["epoch"] for row in self.rows("SELECT epoch FROM leader")), default=0)
+        if life is not None and life.epoch is not None and life.epoch < leads:
+            self.accuse("I12", f"{life} writes, which was overtaken")
+
     def _one_machine(self) -> None:
         for row in self.rows(
             "SELECT j.id, (SELECT count(*) FROM leases l WHERE l.job_id = j.id AND l.state = 'LIVE') + (SELECT count(*)"
@@ -292,6 +300,7 @@ class Witness:
         self._known, self._held = self.states(), {}  # what an older database says now is not decided now
         self._receipts = self._count_receipts()  # they were judged when they were new
         self.evidence.forget()
+        self.spending.forget()
         self.wire.forget()
         self.sim.person.is_forgotten(self.newest_event())
 

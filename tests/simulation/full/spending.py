@@ -1,4 +1,5 @@
-"""What a hold and the whole job cost by the market's ledger, against the limits of its spec: I11.
+"""What a hold and the whole job cost by the market's ledger, against the limits of its spec: I11. And I10: what was
+counted stays counted.
 
 Looked at with every commit. Beyond the work is what a machine bills with nothing running on it. Forgiven is what nobody
 can know in time: two passes, the one that was under way and the next; and of the whole job what was billed before its
@@ -35,6 +36,12 @@ class Spending:
         self._forgiven: dict[int, float] = {}  # of it
         self._slept = 0.0
         self._spent_out: set[str] = set()  # jobs that were held for their limit
+        self._counted: dict[int, int] = {}  # micro-dollars, by lease
+        self._recounts = 0
+
+    def forget(self) -> None:
+        """An older database was put back."""
+        self._counted.clear()
 
     def held(self, job: str, reason: str | None) -> None:
         """A hold began, took another's place, or ended."""
@@ -45,6 +52,7 @@ class Spending:
             self._spent_out.add(job)
 
     def look(self) -> None:
+        self._never_falls()
         known: dict[str, list[Machine]] = {}
         live: dict[str, Machine] = {}
         for row in self.witness.rows("SELECT job_id, instance_id, state FROM leases WHERE job_id IS NOT NULL"):
@@ -61,6 +69,14 @@ class Spending:
             spent = sum(self._spent(machine, forgiven=asleep or not row["free"]) for machine in machines)
             if machines and row["id"] not in self._spent_out:
                 self._whole(row["state"], spent, max(machine.price for machine in machines), free=row["free"])
+
+    def _never_falls(self) -> None:
+        recounts = self.witness.rows("SELECT count(*) AS n FROM events WHERE kind = 'lease.recounted'")[0]["n"]
+        for row in self.witness.rows("SELECT id, instance_id, cost FROM leases"):
+            if row["cost"] < self._counted.get(row["id"], 0) and recounts == self._recounts:
+                self.witness.accuse("I10", f"what was counted of {row['instance_id']} fell, and no charge says so")
+            self._counted[row["id"]] = row["cost"]
+        self._recounts = recounts
 
     def _hold(self, begun: dict[int, float], machine: Machine | None) -> None:
         if machine is None:

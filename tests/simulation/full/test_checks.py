@@ -6,13 +6,14 @@ import math
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
+from contextvars import Context
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from .invariants import CHECKED, Witness
-from .loop import Life
+from .loop import LIFE, Life
 from .machine import Machine
 from .market import CANARY, FOREIGN, OFFER, Given
 from .person import Person
@@ -224,6 +225,19 @@ def _too_cheap(w: Ended) -> None:
     w.sim.witness.at_the_end()
 
 
+def _cost_falls(w: Ended) -> None:
+    w.sim.witness.committed()
+    w.spoil("UPDATE leases SET cost = cost - 1")
+    w.sim.witness.committed()
+
+
+def _overtaken_and_writes(w: Ended) -> None:
+    w.spoil("UPDATE leader SET epoch = 99")
+    context = Context()
+    context.run(LIFE.set, w.sim.lives[0])
+    context.run(w.sim.witness.committed)
+
+
 def _overtaken(w: Ended) -> None:
     w.sim.lives.append(Life(2, dead=True, epoch=99))
     w.send("stop")
@@ -363,11 +377,13 @@ FIRES: tuple[tuple[str, Callable[[Ended], None]], ...] = (
     ("I8", _backwards),
     ("I9", _events_say_otherwise),
     ("I10", _too_cheap),
+    ("I10", _cost_falls),
     ("I11", _start_left_queued),
     ("I11", _hold_without_an_end),
     ("I11", _limit_overrun),
     ("I11", _reserve_spent),
     ("I12", _overtaken),
+    ("I12", _overtaken_and_writes),
     ("I12", _restored_and_goes_on),
     ("I13", _key_in_a_file),
     ("I14", _nonce_on_two_machines),
