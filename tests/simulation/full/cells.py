@@ -87,8 +87,8 @@ RULES: tuple[Rule, ...] = (
     Rule("what comes home is what the last stage made", lambda s, f, b: b in HOMECOMING and s is not S.GGUF),
     Rule("what is proven is what was downloaded", lambda s, f, b: b == "verify" and s is not S.DOWNLOADED),
     Rule(
-        "this tier's job has neither a cost nor a time limit: stages are stopped only for a new attempt, in QUEUED",
-        lambda s, f, b: b == "box stop_stages" and s is not S.QUEUED,
+        "a stage that runs is stopped for a new attempt, or where training has spent its share",
+        lambda s, f, b: b == "box stop_stages" and s not in (S.QUEUED, S.SFT, S.DPO),
     ),
     Rule(
         "before the first create there is no machine",
@@ -155,7 +155,7 @@ def road(aim: Cell) -> list[Strike]:
         case boundary if boundary in WATCHING and state is S.PROVISIONED:
             way = there("says hold")
         case "box stop_stages":
-            way = again
+            way = again if state is S.QUEUED else there("dear")
         case "box fetch_folder" if state in (S.QUEUED, S.PROVISIONED):
             way = [*again, *there("says hold")]
         case "box fetch_folder" if state not in (S.SFT, S.DPO):

@@ -83,7 +83,10 @@ class Spending:
             begun.clear()
             return
         spent = machine.idle() - begun.setdefault(machine.id, machine.idle())
-        if spent > self.sim.terms.hold * MICRO + self._stride(machine.price):
+        limit = self.sim.terms.hold * MICRO
+        if self.sim.clock.boot() > self.sim.clock.mono():  # asleep the box goes by the price before the last call
+            limit = max(limit, machine.price * machine.away_limit_s / 3600)
+        if spent > limit + self._stride(machine.price):
             self.witness.accuse("I11", f"a hold cost more than limits.hold beyond the work, on {machine.id}")
 
     def _spent(self, machine: Machine, *, forgiven: bool) -> float:
