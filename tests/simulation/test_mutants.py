@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.simulation.mutants import MUTANTS, Mutant
-from tests.simulation.mutate import ROOT, copy, plant
+from tests.simulation.mutate import ROOT, SEEDS, copy, hunt, plant
+
+SOONEST = "holds cost for ever"
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.name)
@@ -31,6 +33,13 @@ def test_a_tree_to_plant_in_has_all_of_the_source(tmp_path: Path) -> None:
     needed = {edit.file for mutant in MUTANTS for edit in mutant.edits}
     needed |= {f"tests/simulation/{mutant.tier}/__main__.py" for mutant in MUTANTS}
     assert all((tmp_path / file).is_file() for file in needed)
+
+
+def test_a_mutant_is_caught() -> None:
+    """The whole way, for the one that is caught soonest: planted, run, accused, and the clean tree passes that seed."""
+    mutant = next(mutant for mutant in MUTANTS if mutant.name == SOONEST)
+
+    assert "I11" in (hunt(mutant, SEEDS) or "")
 
 
 def test_every_family_has_a_mutant() -> None:

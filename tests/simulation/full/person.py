@@ -37,7 +37,8 @@ class Person:
         while True:
             found = await self._say(lambda c: c.submit(text, "job.yaml", folder, "request-1"))
             if found is not None:
-                sim.job_ids.append(found["job"])
+                if found["job"] not in sim.job_ids:
+                    sim.job_ids.append(found["job"])
                 return
             await asyncio.sleep(2.0)
 

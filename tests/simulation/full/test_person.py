@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import ExitStack
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from .mishaps import MISHAPS
 from .person import WORDS
 from .simulation import Simulation
+from .template import USUAL
 
 CONSOLE = ("console destroys", "console stops", "label edited", "vanishes", "model deleted")
 # Without a database of examples and without chance, so that every run of the tests draws the same.
@@ -24,11 +26,21 @@ class AnyPerson(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.sim = Simulation(1, dpo=False)
         self.opened = ExitStack()
+
+    @initialize(ask=st.booleans())
+    def submit(self, ask: bool) -> None:
+        """With `ask` the machine waits in VERIFIED for the word `accept`."""
+        self.sim = Simulation(1, dpo=False, terms=replace(USUAL, ask=ask))
         self.opened.enter_context(self.sim.open())
         self.sim.begin_life()
         self.sim.follow(self.sim.person.submit)
+
+    @rule()
+    def submit_again(self) -> None:
+        """The same request once more: it is the same job."""
+        self.sim.follow(self.sim.person.submit)
+        assert len(self.sim.job_ids) == 1
 
     @rule(seconds=st.sampled_from((5.0, 60.0, 300.0, 3000.0)))
     def wait(self, seconds: float) -> None:
