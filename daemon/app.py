@@ -32,7 +32,7 @@ from daemon.control.reconcile import Reconciler
 from daemon.control.supervisor import Supervisor
 from daemon.control.world import Connect, World
 from daemon.domain.holds import HoldReason
-from daemon.errors import HomeportError, StoreError
+from daemon.errors import HomeportError, StoreError, from_system
 from daemon.market.vast import Vast
 from daemon.service import notify_socket
 from daemon.service.program import read_environment
@@ -161,7 +161,10 @@ def main() -> None:
         settings = load()
     except HomeportError as error:
         _refuse(error)
-    serve(settings)
+    try:
+        serve(settings)
+    except OSError as error:  # of a folder or file that is not ours, or a disk that takes no writes
+        _refuse(from_system(error))
 
 
 if __name__ == "__main__":

@@ -28,6 +28,22 @@ HomeportError                    shown to the person as it is
 
 from __future__ import annotations
 
+import errno
+import os
+from pathlib import Path
+
+_NOT_OURS = "ls -ld {folder} {file}   both must be yours, and their disk must take writes"
+_NO_ROOM = "df -h {folder}   and make room there"
+
+# What the person types about a file that the system refuses.
+_WAYS_OUT = {
+    errno.EACCES: _NOT_OURS,
+    errno.EPERM: _NOT_OURS,
+    errno.EROFS: _NOT_OURS,
+    errno.ENOSPC: _NO_ROOM,
+    errno.EDQUOT: _NO_ROOM,
+}
+
 
 class HomeportError(Exception):
     """Base of every error that is shown to the person; `exit_code` is jobctl's."""
@@ -154,3 +170,13 @@ class RemoteFailed(BoxError):
 
 class TransferFailed(BoxError):
     """A file or chunk does not hash to what the manifest promised."""
+
+
+def from_system(error: OSError, otherwise: str = "jobctl doctor") -> HomeportError:
+    """`error` for a person: the file that was come upon, and what to type; `otherwise` where we know no better."""
+    message = error.strerror or str(error) or type(error).__name__
+    if error.filename is None:
+        return HomeportError(message, hint=otherwise)
+    file = Path(os.fsdecode(error.filename))
+    hint = _WAYS_OUT.get(error.errno or 0, otherwise).format(folder=file.parent, file=file)
+    return HomeportError(f"{file}: {message}", hint=hint)

@@ -17,7 +17,7 @@ from starlette.routing import Route
 
 from daemon.api.messages import Commands, ErrorBody, error_body, http_status
 from daemon.domain import units
-from daemon.errors import HomeportError, Refused, SpecError
+from daemon.errors import HomeportError, Refused, SpecError, from_system
 from daemon.settings import Settings
 from daemon.store.readonly import ReadModel
 
@@ -165,9 +165,7 @@ async def _refused(request: Request, error: HomeportError) -> Response:
 async def _disk_refused(request: Request, error: OSError) -> Response:
     """A full disk, most often. Who asked is told of the file, and nothing else."""
     log.error("api.failed", path=request.url.path, exc_info=error)
-    named = f"{error.filename}: " if error.filename is not None else ""
-    refusal = Refused(f"{named}{error.strerror or type(error).__name__}", hint="jobctl doctor")
-    return JSONResponse({"error": error_body(refusal)}, status_code=http_status(refusal))
+    return await _refused(request, from_system(error))
 
 
 async def _failed(request: Request, error: Exception) -> Response:

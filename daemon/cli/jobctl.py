@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from daemon.cli.exits import MEANING, Exit
-from daemon.errors import HomeportError
+from daemon.errors import HomeportError, from_system
 
 
 @dataclass(frozen=True)
@@ -98,10 +98,10 @@ class Jobctl(click.Group):
         except OSError as error:
             if error.errno == errno.EPIPE:  # whoever read us has enough: click ends without a word
                 raise
-            from daemon.cli.path import unusable
             from daemon.cli.terminal import report
 
-            report(unusable(error, ctx.invoked_subcommand))
+            verb = ctx.invoked_subcommand
+            report(from_system(error, f"jobctl {verb} --help" if verb else "jobctl doctor"))
             ctx.exit(Exit.FAILED)
         except (KeyboardInterrupt, click.Abort):  # Abort: the same, while a question was open
             click.echo("\ninterrupted", err=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from daemon.errors import HomeportError, SpecError
+from daemon.errors import SpecError
 
 
 def text_of(file: Path) -> str:
@@ -38,9 +38,3 @@ def writing(path: Path) -> Iterator[None]:
         if error.filename is None:
             error.filename = str(path)
         raise
-
-
-def unusable(error: OSError, verb: str | None) -> HomeportError:
-    """For a person, of whatever `verb` came upon."""
-    named = f"{error.filename}: " if error.filename is not None else ""
-    return HomeportError(f"{named}{error.strerror or error}", hint=f"jobctl {verb} --help" if verb else "jobctl doctor")

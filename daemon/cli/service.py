@@ -11,7 +11,7 @@ from daemon import settings
 from daemon.api.client import Client
 from daemon.cli.source import read_leases
 from daemon.cli.terminal import cents, cleaned, examples
-from daemon.errors import DaemonUnreachable, Refused
+from daemon.errors import DaemonUnreachable, HomeportError, Refused
 from daemon.service import program as programs
 from daemon.service.holder import holder
 from daemon.service.program import Program
@@ -33,8 +33,7 @@ def up() -> None:
     loaded = settings.load()
     backups.refuse_lost(loaded.paths.database, loaded.paths.backups)
     system, program = this_system(), programs.of(loaded.paths)
-    before = system.standing(program)
-    _refuse_by_hand(before, loaded.paths)
+    before = _standing(system, program, loaded.paths)
     key = settings.api_key(loaded.paths)
     dropped = programs.dropped(program)
     changed = programs.write_environment(program)
@@ -58,9 +57,17 @@ def up() -> None:
 def down(uninstall: bool) -> None:
     """Stop the background service, now and at the next log-in, and list what goes on billing without it."""
     loaded = settings.load()
-    system, program = this_system(), programs.of(loaded.paths)
-    was = system.standing(program)
-    _refuse_by_hand(was, loaded.paths)
+    try:
+        _end(programs.of(loaded.paths), loaded.paths, uninstall)
+    except HomeportError:
+        _what_bills(loaded.paths, watched=holder(loaded.paths) is not None)
+        raise
+    _what_bills(loaded.paths, watched=False)
+
+
+def _end(program: Program, paths: Paths, uninstall: bool) -> None:
+    system = this_system()
+    was = _standing(system, program, paths)
     if uninstall:
         remove(system, program)
         click.echo(f"removed     {system.NAME} {system.file(program)}; models, receipts and database stay")
@@ -69,16 +76,22 @@ def down(uninstall: bool) -> None:
         click.echo(f"stopped     {system.NAME} {system.file(program)}; it does not start at log-in any more")
     else:
         click.echo(f"no {system.NAME} is installed; nothing was done")
-    _what_bills(loaded.paths)
 
 
-def _refuse_by_hand(standing: Standing, paths: Paths) -> None:
-    """A daemon that a person started is theirs to end, and there is never a second one."""
-    if not standing.running and (process := holder(paths)):
-        raise Refused(
-            f"jobd runs by hand (process {process}), not as a service",
-            hint=f"end it (Ctrl-C in its terminal, or kill {process})",
-        )
+def _standing(system: System, program: Program, paths: Paths) -> Standing:
+    """The service's. Raises Refused for a daemon that a person started: it is theirs to end, and never has a second."""
+    process = holder(paths)
+    try:
+        found = system.standing(program)
+        if found.running or process is None:
+            return found
+    except Refused:  # no service manager answers here, so what runs was started by hand
+        if process is None:
+            raise
+    raise Refused(
+        f"jobd runs by hand (process {process}), not as a service",
+        hint=f"end it (Ctrl-C in its terminal, or kill {process})",
+    )
 
 
 def _answer(system: System, program: Program, paths: Paths) -> dict[str, str]:
@@ -103,7 +116,7 @@ def _other_version(paths: Paths) -> bool:
         return False  # it is starting
 
 
-def _what_bills(paths: Paths) -> None:
+def _what_bills(paths: Paths, *, watched: bool) -> None:
     if not paths.database.exists():
         return
     reading = read_leases().value
@@ -117,9 +130,8 @@ def _what_bills(paths: Paths) -> None:
         click.echo(f"may bill    {item['text']}")
     if billing:
         total = cents(reading["money"]["rate"])
-        click.echo(
-            f"{total}/h goes on: nobody watches these machines, brings models home or returns them until `jobctl up`."
-        )
+        unwatched = "nobody watches these machines, brings models home or returns them until `jobctl up`"
+        click.echo(f"{total}/h goes on: {'the daemon that runs watches these machines' if watched else unwatched}.")
     elif unsure:
         click.echo("Nothing is known to be rented; nobody looks for what may bill until `jobctl up`.")
     else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from scripted import CANARY, Run, Scripted
 from stored import HOUR, NOW, Stored
 
 from daemon.cli import straight
+from daemon.control.leadership import hold_lock
 from daemon.service import systemd
 from daemon.settings import Settings
 from daemon.store.readonly import ReadModel
@@ -74,6 +77,23 @@ def test_the_service_has_what_is_set_here(
     assert CANARY not in second.output
 
 
+@pytest.mark.parametrize("by_hand", [True, False])
+def test_without_a_service_manager(run: Run, config: Settings, stored: Stored, tmp_path: Path, by_hand: bool) -> None:
+    """`up` and `down` name the daemon that runs by hand and how to end it; `down` lists what bills in any case."""
+    (tmp_path / "bin" / "systemctl").write_text("#!/bin/sh\necho Failed to connect to bus >&2; exit 1\n")
+    stored.job("k7f3qd", state="SFT")
+    stored.lease("k7f3qd")
+    with closing(hold_lock(config.paths.lock)) if by_hand else nullcontext():
+        up, down = run("up"), run("down")
+
+    for result in (up, down):
+        assert result.exit_code == 1
+        assert (f"kill {os.getpid()}" in result.stderr) is by_hand
+        assert ("Failed to connect to bus" in result.stderr) is not by_hand
+    assert "bills on    instance 29481133  0.40/h  job k7f3qd\n" in down.stdout
+    assert ("nobody watches these machines" in down.stdout) is not by_hand
+
+
 def test_what_may_bill_is_named(run: Run, stored: Stored) -> None:
     """A machine that bills, a rental without an answer, and a machine that was written off: `down` and `leases` name
     each, and neither says that nothing is rented."""
@@ -110,7 +130,11 @@ def test_a_rental_without_an_answer_is_not_nothing(run: Run, stored: Stored, sta
         assert "Nothing is being rented" not in said, verb
 
 
-@pytest.mark.parametrize(("listed", "named"), [(NOW, True), (NOW - DAY + HOUR, True), (NOW - DAY - HOUR, False)])
+@pytest.mark.parametrize(
+    ("listed", "named"),
+    [(NOW, True), (NOW - DAY + HOUR, True), (NOW - DAY - HOUR, False)],
+    ids=["now", "within a day", "longer ago"],
+)
 def test_a_written_off_machine_is_named_until_it_is_gone_for_a_day(
     run: Run, stored: Stored, listed: int, named: bool
 ) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 from store import add_job, opened
 
-from daemon import platform, settings
+from daemon import app, platform, settings
 from daemon.cli.jobctl import jobctl
+from daemon.errors import from_system
 
 LONG = "x" * 300  # longer than any name may be
 
@@ -81,7 +83,7 @@ def test_a_full_disk_names_the_file_that_was_typed(monkeypatch: pytest.MonkeyPat
     result = run("export", "moved")
 
     assert (result.exit_code, result.stdout) == (1, "")
-    assert "Error: moved: No space left on device\nTry:   jobctl export --help" in result.stderr
+    assert "Error: moved: No space left on device\nTry:   df -h .   and make room there" in result.stderr
     assert not Path("moved").exists() and not Path("moved.new").exists()
 
 
@@ -94,3 +96,36 @@ def test_settings_that_cannot_be_read_are_named(home: Path) -> None:
 
     assert (result.exit_code, result.stdout) == (1, "")
     assert f"Error: {where}: Is a directory" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "hint"),
+    [
+        (OSError(errno.EACCES, "Permission denied", "/s/lock"), "/s/lock: Permission denied", "ls -ld /s /s/lock "),
+        (OSError(errno.ENOSPC, "No space left", "/s/x"), "/s/x: No space left", "df -h /s "),
+        (OSError(errno.ENOENT, "No such file", "/s/x"), "/s/x: No such file", "jobctl pull --help"),
+        (OSError(errno.ENOSPC, "No space left"), "No space left", "jobctl pull --help"),
+        (TimeoutError(), "TimeoutError", "jobctl pull --help"),
+    ],
+)
+def test_what_the_system_refuses_is_named_with_a_way_out(error: OSError, message: str, hint: str) -> None:
+    """A file that is not ours and a disk that is full are mended by no option of a verb."""
+    shown = from_system(error, "jobctl pull --help")
+
+    assert shown.message == message and shown.hint.startswith(hint)
+
+
+def test_a_daemon_that_cannot_begin_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line that names the file, and one to type; no trace."""
+    (tmp_path / "state").touch()  # a file where the folder belongs
+    monkeypatch.setenv("HOMEPORT_HOME", str(tmp_path))
+    monkeypatch.setattr("sys.argv", ["jobd"])
+
+    with pytest.raises(SystemExit) as caught:
+        app.main()
+
+    said = capsys.readouterr().err.splitlines()
+    assert caught.value.code == 1 and len(said) == 2
+    assert said[0] == f"jobd: {tmp_path}/state: File exists" and said[1].startswith("Try: ")
