@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from random import Random
 
 import pytest
@@ -18,6 +19,7 @@ from .seeds import aim_of, aimed, simulate
 from .simulation import Simulation
 
 SEEDS = range(1000, 1004)
+PATIENCE_S = 4000.0  # until a fault has struck
 FAMILIES = tuple(dict.fromkeys(fault.family for fault in FAULTS.values()))
 
 
@@ -54,6 +56,25 @@ def test_a_family_fires(family: str) -> None:
 
     assert aim_of(seed) in found.cells
     assert not found.violations, "\n".join((*found.trace[-200:], *map(str, found.violations)))
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_fires(fault: str) -> None:
+    """Each strikes where it is made sure, in a life that ends there."""
+    aims = [cell for cell in cells() if cell.fault == fault]
+    way = min((road(aim) for aim in aims), key=len, default=[])
+    sim = Simulation(1, Sky(Random(1), sure=set() if way else {fault}), way=way, dpo=False)
+
+    async def until_it_strikes() -> None:
+        sim.begin_life()
+        await sim.person.submit()
+        while not sim.sky.strokes[fault] and sim.loop.time() < PATIENCE_S:  # noqa: ASYNC110
+            await asyncio.sleep(5.0)  # simulated time costs nothing
+
+    with sim.open():
+        sim.follow(until_it_strikes)
+
+    assert sim.sky.strokes[fault]
 
 
 def test_all_sixteen_families_are_here() -> None:
