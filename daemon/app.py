@@ -106,6 +106,7 @@ async def _keep_copies(world: World) -> None:
     database, folder = world.database.path, world.settings.paths.backups
     while True:
         try:
+            world.database.stay_in_place()
             if backups.is_due(database, folder, world.clock.wall_ms()):
                 await asyncio.to_thread(backups.copy, database, folder, world.clock.wall_ms())
         except (StoreError, OSError) as error:  # a full disk: the jobs go on, and the copy is due again

@@ -11,7 +11,7 @@ HomeportError                    shown to the person as it is
 ├── StoreError                   the database cannot be used; nothing may be sent to the market
 │   ├── Damaged                  SQLite cannot make sense of the file: a copy may replace it
 │   ├── LostRace                 the row changed since it was read: reload, decide again
-│   └── Fenced                   a newer daemon leads: stop
+│   └── Fenced                   a newer daemon leads, or uses another file: stop
 ├── MarketError                  the market did not do what was asked
 │   ├── MarketUnreachable        no answer, or none that can be read: the effect is UNKNOWN
 │   ├── RateLimited              definite refusal, try later
@@ -103,7 +103,7 @@ class LostRace(StoreError):
 
 
 class Fenced(StoreError):
-    """A newer leader epoch exists; this process must stop writing and calling."""
+    """A newer leader epoch exists, or another database; this process must stop writing and calling."""
 
 
 class MarketError(HomeportError):

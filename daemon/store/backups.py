@@ -30,24 +30,33 @@ def copy(database: Path, folder: Path, now_ms: int) -> Path:
 
 
 def write(database: Path, target: Path) -> Path:
-    """`database` as one file for this user alone; it has its name once it was found whole and is on the platter."""
+    """`database` as one file. Raises StoreError and OSError."""
+    try:
+        with contextlib.closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True)) as source:
+            return dump(source, target)
+    except sqlite3.Error as error:
+        raise unusable(database, error) from error
+
+
+def dump(source: sqlite3.Connection, target: Path) -> Path:
+    """What `source` reads as one file for this user alone; it has its name once it is whole and on the platter.
+
+    Raises sqlite3.Error, StoreError and OSError.
+    """
     target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     beside = target.with_suffix(".new")
     beside.unlink(missing_ok=True)
     os.close(os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     try:
-        with contextlib.closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True)) as source:
-            source.execute("VACUUM INTO ?", (str(beside),))
+        source.execute("VACUUM INTO ?", (str(beside),))
         with contextlib.closing(sqlite3.connect(beside)) as made:
             found = made.execute("PRAGMA integrity_check(1)").fetchone()[0]
         if found != "ok":
-            raise StoreError(f"{database}: {found}", hint="jobctl doctor")
+            raise StoreError(f"{target}: {found}", hint="jobctl doctor")
         with open(beside, "rb+") as file:
             platform.sync_file(file.fileno())
         beside.replace(target)
         platform.sync_folder(target.parent)
-    except sqlite3.Error as error:
-        raise unusable(database, error) from error
     finally:
         beside.unlink(missing_ok=True)
     return target
@@ -73,7 +82,8 @@ def is_due(database: Path, folder: Path, now_ms: int) -> bool:
     if not made:
         return True
     last = max(made)
-    changed = max(f.stat().st_mtime for f in (database, database.with_name(database.name + "-wal")) if f.exists())
+    files = (database, database.with_name(database.name + "-wal"))
+    changed = max((f.stat().st_mtime for f in files if f.exists()), default=0.0)
     return not any(at <= now_ms < at + EVERY_MS for at in made) and (changed * 1000 > last or last > now_ms)
 
 

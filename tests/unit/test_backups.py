@@ -85,7 +85,10 @@ def test_which_copies_stay(tmp_path: Path) -> None:
 
 
 def test_when_a_copy_is_due(tmp_path: Path) -> None:
-    """An hour after the last one if anything changed since; at once when the clock was set back before it."""
+    """An hour after the last one if anything changed since; at once when the clock was set back before it.
+
+    A database that was just deleted has not changed.
+    """
     database, folder = tmp_path / "homeport.db", tmp_path / "copies"
     database.touch()
     assert backups.is_due(database, folder, store.NOW)
@@ -100,6 +103,8 @@ def test_when_a_copy_is_due(tmp_path: Path) -> None:
     assert due(store.NOW + 1000, store.NOW + HOUR)
     assert not due(store.NOW - 1000, store.NOW + DAY_MS)
     assert due(store.NOW + 1000, store.NOW - 1)
+    database.unlink()
+    assert not backups.is_due(database, folder, store.NOW + HOUR)
 
 
 def test_what_a_person_put_beside_the_copies_stays(tmp_path: Path) -> None:
