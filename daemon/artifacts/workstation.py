@@ -14,6 +14,7 @@ from pathlib import Path
 from daemon import platform
 from daemon.artifacts import behaviour, child, tiny
 from daemon.artifacts.verify import Depth
+from daemon.domain.units import show_bytes
 
 INSTALL = "pip install 'homeport[verify]'"
 REBUILD = "pip install --force-reinstall --no-cache-dir 'homeport[verify]'"  # compiled for another processor, mostly
@@ -43,15 +44,19 @@ def _disk(models: Path, needed: int) -> list[Objection]:
     free = shutil.disk_usage(existing).free
     if free >= needed:
         return []
-    problem = f"{models}: {_gb(free)} free, {_gb(needed)} needed for the model"
-    return [Objection(problem, f"free {_gb(needed - free)} there, or set models_dir in config.toml to a larger disk")]
+    problem = f"{models}: {show_bytes(free)} free, {show_bytes(needed)} needed for the model"
+    return [
+        Objection(problem, f"free {show_bytes(needed - free)} there, or set models_dir in config.toml to a larger disk")
+    ]
 
 
 def _memory(largest: int) -> list[Objection]:
     available, needed = platform.memory_available(), behaviour.least_memory(largest)
     if available >= needed:
         return []
-    problem = f"{_gb(available)} of memory free, {_gb(needed)} needed to load the model for the behaviour check"
+    problem = (
+        f"{show_bytes(available)} of memory free, {show_bytes(needed)} needed to load the model for the behaviour check"
+    )
     return [Objection(problem, "close other programs, or accept less in the job file: verify: {level: hash}")]
 
 
@@ -78,7 +83,3 @@ async def _verifier() -> list[Objection]:
     if reply.prompts[0][0] is None:
         return [Objection("the behaviour check computes nonsense on this processor", REBUILD)]
     return []
-
-
-def _gb(count: int) -> str:
-    return f"{count / 1e9:.1f} GB"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import NoReturn
 
 import click
 
@@ -54,16 +53,27 @@ def logs(job: str | None, following: bool, lines: int, of_daemon: bool, as_json:
     raise SystemExit(reading.exit_code)
 
 
-def _go_on(job: str, offset: int) -> NoReturn:
+def _go_on(job: str, offset: int) -> None:
+    """Until the job has ended: after the look that finds it so, one more at the log."""
+
     def page(source: Readings) -> Log:
         return source.log(job, offset)
 
+    def look_at(source: Readings) -> JobPage:
+        return source.job(job)
+
+    ended = False
     with detaching(f"jobctl logs {job} -f"):
         while True:
-            time.sleep(POLL_S)
             grown = read(page).value
             offset = grown["offset"]
             click.echo(grown["text"], nl=False)
+            if grown["text"]:
+                continue
+            if ended:
+                return
+            ended = read(look_at).value["job"]["state"] in ENDED
+            time.sleep(POLL_S)
 
 
 def _daemon_log(lines: int) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from contextlib import nullcontext
+import sqlite3
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -253,6 +254,43 @@ def test_last_is_the_job_submitted_last(run: Run, commands: Scripted, stored: St
 
     assert [call[:2] for call in commands.calls] == [("hold", "k7m2x9")]
     assert [job["id"] for job in json.loads(run("status", "--json").stdout)["jobs"]] == ["k7m2x9", "k7f3qd"]
+
+
+@pytest.mark.parametrize("state", ["DESTROYED", "FAILED", "CANCELLED", "ABANDONED"])
+def test_following_a_log_ends_with_its_job(
+    run: Run, commands: Scripted, stored: Stored, config: Settings, state: str
+) -> None:
+    """With the last line, and 0: whoever follows a job in a script goes on after it."""
+    stored.job("k7f3qd", state=state)
+    log = config.paths.job_folders / "k7f3qd" / "log.txt"
+    log.parent.mkdir(parents=True)
+    log.write_text("step 1\nstep 2\n")
+
+    result = run("logs", "k7f", "-f", "-n", "1")
+
+    assert (result.exit_code, result.stdout) == (0, "step 2\n")
+
+
+def test_a_log_is_followed_while_its_job_goes_on(
+    run: Run, commands: Scripted, stored: Stored, config: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is written between two looks is shown, also what comes with the end."""
+    stored.job("k7f3qd", state="SFT")
+    log = config.paths.job_folders / "k7f3qd" / "log.txt"
+    log.parent.mkdir(parents=True)
+    log.write_text("step 1\n")
+    written = iter(["step 2\n", "step 3\n", ""])
+
+    def meanwhile(seconds: float) -> None:
+        with log.open("a") as file:
+            file.write(text := next(written))
+        if text == "step 3\n":
+            with closing(sqlite3.connect(stored.path)) as db, db:
+                db.execute("UPDATE jobs SET state = 'DESTROYED'")
+
+    monkeypatch.setattr("daemon.cli.follow.time.sleep", meanwhile)
+
+    assert run("logs", "k7f", "-f").stdout == "step 1\nstep 2\nstep 3\n"
 
 
 def test_an_unfinished_job_is_meant_before_finished_ones_of_its_name(

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -207,6 +208,15 @@ async def test_a_model_too_large_is_objected_to_before_renting(tmp_path: Path) -
     assert ["needed for the model" in full[0].problem, "memory" in full[1].problem] == [True, True]
     assert all(objection.mend for objection in full)
     assert ["needed for the model" in objection.problem for objection in hashed] == [True]
+
+
+async def test_little_room_is_told_in_its_own_unit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not as 0.0 GB of 0.0 GB, for a small model on a full disk."""
+    monkeypatch.setattr(workstation.shutil, "disk_usage", lambda folder: SimpleNamespace(free=12_000_000))
+
+    (objection,) = await workstation.check(tmp_path, needed=30_000_000, largest=1, depth="hash")
+
+    assert "12 MB free, 30 MB needed" in objection.problem and "free 18 MB there" in objection.mend
 
 
 async def test_a_missing_verifier_names_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
