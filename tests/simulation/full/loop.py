@@ -59,7 +59,10 @@ class SimulatedClock:
 
     def true_ms(self) -> int:
         """UTC as the market knows it, whatever the workstation's clock says."""
-        return START_MS + round(self.boot() * 1000)
+        return self.true_ms_at(self.boot())
+
+    def true_ms_at(self, boot: float) -> int:
+        return START_MS + round(boot * 1000)
 
     def run_until(self, mono: float) -> None:
         self._mono = max(self._mono, mono)

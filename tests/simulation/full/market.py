@@ -101,7 +101,7 @@ class FakeMarket:
         def look() -> list[Charge]:
             now = self.sim.clock.boot()
             charged = [m for m in self.machines.values() if m.label and m.charged_from <= now]
-            return [Charge(m.id, m.label, round(m.billed()), None, None) for m in charged]
+            return [Charge(m.id, m.label, round(m.billed()), *self._times(m)) for m in charged]
 
         return await self._read("charges", look)
 
@@ -205,6 +205,14 @@ class FakeMarket:
 
     async def aclose(self) -> None:
         return None
+
+    def _times(self, machine: Machine) -> tuple[int | None, int | None]:
+        """From when to when it was charged, which some markets do not say."""
+        if not self.sim.terms.timed:
+            return None, None
+        clock = self.sim.clock
+        until = clock.boot() if machine.ended_at is None else machine.ended_at
+        return clock.true_ms_at(machine.created), clock.true_ms_at(until)
 
     # -- how a call can go
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from random import Random
 
 from daemon.domain.lifecycle import JobState
@@ -30,7 +31,8 @@ def simulate(seed: int, families: Collection[str] = ()) -> Result:
 
 def _terms(seed: int) -> Terms:
     """By a chance of its own: the rest of a seed does not depend on it."""
-    return Random(f"{seed} terms").choice((USUAL, USUAL, AWAY, SCARCE))
+    own = Random(f"{seed} terms")
+    return replace(own.choice((USUAL, USUAL, AWAY, SCARCE)), timed=own.random() < 0.5)
 
 
 def aim_of(seed: int) -> Cell:

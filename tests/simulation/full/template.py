@@ -26,12 +26,15 @@ destroy: {destroy}
 
 @dataclass(frozen=True)
 class Terms:
-    """What the job file says about money and the end; and how long its person lets a hold wait, in seconds."""
+    """What differs beside the faults: the job file's money and end, how many seconds its person lets a hold wait, and
+    what the market's charges tell.
+    """
 
     cost: float = 12.0
     hold: float = 2.0
     ask: bool = False
     answers_after: float = 90.0
+    timed: bool = True  # the market's charges say from when to when
 
     def spec(self, *, dpo: bool) -> str:
         return SPEC.format(
