@@ -3,7 +3,7 @@
     python -m tests.simulation.decision --seeds 0:20000 [--jobs N]    # exit 1 on a violation
     python -m tests.simulation.decision --seed 17                     # the readable trace of one
 
-Needs the standard library, pydantic and transitions; no database.
+No database is opened.
 """
 
 from __future__ import annotations
