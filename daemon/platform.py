@@ -150,6 +150,13 @@ def lock_file(file: IO[Any]) -> bool:
     return True
 
 
+def lock_holder(file: IO[str]) -> str:
+    """The process id that a lock file names, or 'unknown'."""
+    file.seek(0)
+    said = file.read(32).strip()
+    return said if said.isdecimal() else "unknown"
+
+
 def unix_socket_fits(path: Path) -> bool:
     """Whether a unix socket can lie at `path`: not on Windows, and not beyond the 104 bytes (with NUL) of macOS."""
     return sys.platform != "win32" and len(os.fsencode(path)) < 104

@@ -6,6 +6,7 @@ moves everything (configuration, state, models) under one folder.
 
 from __future__ import annotations
 
+import codecs
 import os
 import sys
 import tomllib
@@ -228,17 +229,33 @@ def _image(raw: object, file: Path) -> Image:
 def api_key(where: Paths, env: Mapping[str, str] = os.environ) -> ApiKey:
     """The market's key: VAST_API_KEY, our own file (0600), or Vast's own file. Raises CredentialsRefused."""
     if value := env.get("VAST_API_KEY", "").strip():
-        return ApiKey(value, "VAST_API_KEY")
+        return _one_word(value, "VAST_API_KEY")
     if where.key_file.exists():
         if platform.open_to_others(where.key_file):
             raise CredentialsRefused(f"{where.key_file} can be read by others", hint=f"chmod 600 {where.key_file}")
-        if value := where.key_file.read_text(encoding="utf-8").strip():
-            return ApiKey(value, str(where.key_file))
+        if value := _text(where.key_file):
+            return _one_word(value, str(where.key_file))
     config = Path(env.get("XDG_CONFIG_HOME") or Path(env.get("HOME") or Path.home()) / ".config")
     vast = config / "vastai" / "vast_api_key"
-    if vast.exists() and (value := vast.read_text(encoding="utf-8").strip()):
-        return ApiKey(value, str(vast))
+    if vast.exists() and (value := _text(vast)):
+        return _one_word(value, str(vast))
     raise CredentialsRefused(
         f"no Vast.ai key found (looked at VAST_API_KEY, {where.key_file} and {vast})",
         hint=f"export VAST_API_KEY=...   or write it to {where.key_file} with mode 600",
     )
+
+
+def _text(file: Path) -> str:
+    """In UTF-8 or, as shells of Windows write it, in UTF-16; what is neither makes no key."""
+    raw = file.read_bytes()
+    encoding = "utf-16" if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    return raw.decode(encoding, "replace").strip()
+
+
+def _one_word(value: str, source: str) -> ApiKey:
+    """Raises CredentialsRefused for what no header can carry."""
+    if not (value.isascii() and value.isprintable()) or " " in value:
+        raise CredentialsRefused(
+            f"{source} holds no key: it is one word of ASCII", hint="copy it again from the market"
+        )
+    return ApiKey(value, source)

@@ -28,6 +28,7 @@ from daemon.store.shapes import Events, JobPage, Jobs, Leases, Log, Metrics
 
 READ_S = 10.0  # a reading is milliseconds; more means that the daemon hangs
 ASK_S = 180.0  # a plan or a submit asks the market, which may make us wait for our turn
+NOT_OURS = "another program answers where it listened"  # a port that an ended daemon left in its file
 
 Json = dict[str, Any]
 
@@ -131,13 +132,19 @@ class Client:
             raise DaemonUnreachable(
                 f"the daemon does not answer within {timeout_s:g} s", hint="jobctl doctor"
             ) from error
-        except (OSError, http.client.HTTPException, ValueError) as error:
+        except (OSError, http.client.HTTPException, ValueError, OverflowError) as error:  # the last: of no port
             raise _unreachable(f"{type(error).__name__}: {error}") from error
         finally:
             connection.close()
-        if response.status >= 400:
-            raise error_from(answer["error"])
-        return cast(Json, answer)
+        if not isinstance(answer, dict):
+            raise _unreachable(NOT_OURS)
+        if response.status < 400:
+            return answer
+        try:
+            told = error_from(answer["error"])
+        except (KeyError, TypeError) as error:
+            raise _unreachable(NOT_OURS) from error
+        raise told
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -157,8 +164,8 @@ def _connection(paths: Paths, timeout_s: float) -> tuple[http.client.HTTPConnect
     try:
         address = json.loads(paths.address.read_text(encoding="utf-8"))
         return http.client.HTTPConnection("127.0.0.1", int(address["port"]), timeout=timeout_s), address["token"]
-    except (OSError, ValueError, KeyError) as error:
-        raise _unreachable(str(error)) from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _unreachable(f"{paths.address}: {type(error).__name__}: {error}") from error
 
 
 def _unreachable(why: str) -> DaemonUnreachable:

@@ -23,7 +23,7 @@ def sandbox() -> None:
 
 
 @sandbox.command(name="serve", epilog=examples("jobctl sandbox serve", "jobctl sandbox serve --dir /tmp/market"))
-@click.option("--port", type=int, default=0, help="TCP port on loopback; 0 takes a free one.")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="TCP port on loopback; 0 takes a free one.")
 @click.option("--dir", "folder", type=click.Path(path_type=Path), help="Where ledger and machines live.")
 @click.option("--time-scale", type=click.FloatRange(min=1.0), default=1.0, help="Divides every wait of the market.")
 @click.option("--image", "images", multiple=True, metavar="NAME=PYTHON", help="An image and its interpreter.")

@@ -13,10 +13,9 @@ from daemon.errors import Refused
 def hold_lock(path: Path) -> IO[str]:
     """The lock file, open and locked; keep it until the process ends. Raises Refused when another daemon has it."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - open for the process's life
+    file = open(path, "a+", encoding="utf-8", errors="replace")  # noqa: SIM115 - open for the process's life
     if not platform.lock_file(file):
-        file.seek(0)
-        holder = file.read().strip() or "unknown"
+        holder = platform.lock_holder(file)
         file.close()
         raise Refused(f"another jobd (pid {holder}) uses {path.parent}", hint="jobctl status")
     file.seek(0)

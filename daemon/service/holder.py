@@ -10,7 +10,7 @@ def holder(paths: Paths) -> str | None:
     """The process id in the lock file while somebody holds it; None when nobody does."""
     if not paths.lock.exists():
         return None
-    with open(paths.lock, "r+", encoding="utf-8") as file:
+    with open(paths.lock, "r+", encoding="utf-8", errors="replace") as file:
         if platform.lock_file(file):
             return None  # given back by closing
-        return file.read().strip() or "unknown"
+        return platform.lock_holder(file)

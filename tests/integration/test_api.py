@@ -7,8 +7,10 @@ import http.client
 import json
 import os
 import stat
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -80,6 +82,44 @@ def test_where_a_unix_socket_cannot_be_loopback_wants_the_token(
         assert Client(config.paths).jobs()["jobs"] == []
         assert os.name != "posix" or stat.S_IMODE(config.paths.address.stat().st_mode) == 0o600
         connection.close()
+
+
+@pytest.mark.parametrize("address", ["[]", "{", '{"port": 99999, "token": "t"}', '{"port": "x", "token": "t"}', "{}"])
+def test_a_file_that_names_no_port_is_no_daemon(
+    config: Settings, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    """Whatever an ended daemon or another program left in it."""
+    monkeypatch.setattr(platform, "unix_socket_fits", lambda path: False)
+    config.paths.state.mkdir(parents=True)
+    config.paths.address.write_text(address)
+
+    with pytest.raises(DaemonUnreachable, match="the daemon is not running"):
+        Client(config.paths).health()
+
+
+@pytest.mark.parametrize("answer", ["[]", '{"detail": "Not Found"}', '{"error": "no"}', '{"error": {"code": 7}}'])
+def test_another_program_on_the_port_is_no_daemon(
+    config: Settings, monkeypatch: pytest.MonkeyPatch, answer: str
+) -> None:
+    """The port of a daemon that ended is soon somebody else's, who may speak JSON too."""
+
+    class Other(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(404)
+            self.end_headers()
+            self.wfile.write(answer.encode())
+
+        def log_message(self, *args: object) -> None:
+            """Nothing on standard error."""
+
+    monkeypatch.setattr(platform, "unix_socket_fits", lambda path: False)
+    config.paths.state.mkdir(parents=True)
+    with HTTPServer(("127.0.0.1", 0), Other) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        config.paths.address.write_text(json.dumps({"port": server.server_port, "token": "t"}))
+
+        with pytest.raises(DaemonUnreachable, match="another program answers"):
+            Client(config.paths).health()
 
 
 def test_a_socket_left_by_a_killed_daemon_is_replaced(config: Settings, stored: Stored, commands: Scripted) -> None:

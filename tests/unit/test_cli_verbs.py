@@ -41,6 +41,7 @@ def test_a_misspelt_verb_is_recognised(typed: str, meant: str) -> None:
 MISUSED = [
     ["show"],
     ["logs"],
+    ["sandbox", "serve", "--port", "99999"],
     ["logs", "k7f", "--daemon"],
     ["wait", "k7f", "--for", "NOWHERE"],
     ["wait", "k7f", "--timeout", "8"],

@@ -151,11 +151,15 @@ def test_a_deaf_manager_does_no_harm(tmp_path: Path) -> None:
 
 
 def test_the_holder_is_named_while_it_holds(paths: Paths) -> None:
-    """The lock decides, not the number that an ended daemon left in its file."""
+    """The lock decides, not the number that an ended daemon left in its file, nor what else is in it."""
     from daemon.control.leadership import hold_lock
 
     assert holder(paths) is None
     lock = hold_lock(paths.lock)
     assert holder(paths) == str(os.getpid())
+    paths.lock.write_bytes(b"\xff\x00\x1b[2J")
+    assert holder(paths) == "unknown"
+    with pytest.raises(Refused, match="pid unknown"):
+        hold_lock(paths.lock)
     lock.close()
     assert holder(paths) is None
