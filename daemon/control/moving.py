@@ -69,9 +69,12 @@ def export_home(settings: Settings, target: Path) -> Moved:
     Exported already, its fence stays whatever happens now, and the jobs of the second file are HELD where it is
     imported: the first one may be in use.
 
-    Raises Refused while a daemon runs or without a database, StoreError, OSError; then this home is as before.
+    Raises Refused for a `target` that exists, while a daemon runs and without a database, StoreError, OSError; then
+    this home is as before.
     """
     paths = settings.paths
+    if target.exists() or target.is_symlink():
+        raise Refused(f"{target} is there already, and is not replaced", hint="name a file that does not exist yet")
     if not paths.database.exists():
         raise Refused(f"there is nothing to export: no database at {paths.database}", hint="jobctl doctor")
     with closing(hold_lock(paths.lock)), closing(Database(paths.database)) as database:
@@ -81,7 +84,7 @@ def export_home(settings: Settings, target: Path) -> Moved:
         export = before or ids.nonce()
         if not before:
             _fence(database, export)
-        beside, copy = target.with_name(target.name + ".new"), paths.state / f".export-{export}.db"
+        beside, copy = target.with_name(f"{target.name}.{export}"), paths.state / f".export-{export}.db"
         try:
             backups.write(paths.database, copy)
             with database.read() as c:

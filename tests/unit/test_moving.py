@@ -116,6 +116,22 @@ def test_the_fence_comes_before_the_file(old: Settings, tmp_path: Path, monkeypa
     assert is_fenced(copied)
 
 
+@pytest.mark.parametrize("there", ["old/state/homeport.db", "theirs", ".", "dangling"])
+def test_nothing_is_written_over(old: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: str) -> None:
+    """Our own database, any file, what an empty name means, what a link would make; and nothing is fenced."""
+    monkeypatch.chdir(tmp_path)
+    Path("theirs").write_text("theirs")
+    Path("theirs.new").write_text("theirs")
+    Path("dangling").symlink_to("nowhere")
+
+    with pytest.raises(Refused, match="is there already"):
+        moving.export_home(old, Path(there))
+
+    assert not is_fenced(old) and Path("theirs").read_text() == "theirs"
+    moving.export_home(old, Path("theirs").with_suffix(".tar"))
+    assert Path("theirs.new").read_text() == "theirs" and not list(tmp_path.glob("theirs.tar.*"))
+
+
 def test_nothing_to_export(tmp_path: Path) -> None:
     with pytest.raises(Refused, match="nothing to export"):
         moving.export_home(home(tmp_path / "empty"), tmp_path / "file")
