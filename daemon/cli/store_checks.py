@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from daemon import platform
@@ -36,7 +36,14 @@ def database(loaded: Settings) -> Sequence[Check]:
         return [failed("database", f"{error.message}; {_machines_go_on}", error.hint)]
     if found != "ok":
         return [failed("database", f"{path}: {found}; {_machines_go_on}", PUT_BACK)]
-    return [passed("database", f"{path} is whole")]
+    return [passed("database", f"{path} is whole"), *_exported(loaded)]
+
+
+def _exported(loaded: Settings) -> Iterator[Check]:
+    """Only where no daemon may start."""
+    for item in readonly.ReadModel(loaded.paths.database, loaded.paths.job_folders).jobs()["attention"]:
+        if item["kind"] == "EXPORTED":
+            yield failed("home", item["text"], item["hint"])
 
 
 _machines_go_on = "what is rented goes on billing: jobctl leases"

@@ -24,6 +24,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
+from sqlalchemy import Connection
+
 from daemon import platform
 from daemon.control.jobfile import canonical_path, data_sets, model_folder
 from daemon.control.leadership import hold_lock
@@ -32,13 +34,14 @@ from daemon.domain.records import Job
 from daemon.domain.spec import HUB_ID, from_canonical
 from daemon.errors import Refused
 from daemon.settings import Paths, Settings
-from daemon.store import backups, events, high_water, jobs, leader, migrate
+from daemon.store import attention, backups, events, high_water, jobs, leader, migrate
 from daemon.store.database import Database
 from remote_payload.contract import ContractError, checked_path
 
 SCHEMA = "homeport.export/1"
 ABOUT = "export.json"  # the first member
 _ANOTHER_HOME = "set HOMEPORT_HOME to an empty folder for the imported ones"
+FILE = "moved_to"  # likewise, once that export is written: where to
 FENCE = "moved"  # in the meta table: the export that took everything away
 PART = 1 << 20  # bytes
 
@@ -55,12 +58,10 @@ class Moved:
 def refuse_moved(database: Database) -> None:
     """Raises Refused for a home whose jobs live elsewhere now."""
     with database.read() as c:
-        fence = leader.get_meta(c, FENCE)
+        fence, file = leader.get_meta(c, FENCE), leader.get_meta(c, FILE)
     if fence:
-        raise Refused(
-            f"the jobs of this home were exported to another computer ({fence})",
-            hint="jobctl import FILE   takes them back, if they were never imported elsewhere",
-        )
+        told = attention.of_export(file)
+        raise Refused(told["text"], hint=told["hint"])
 
 
 def export_home(settings: Settings, target: Path) -> Moved:
@@ -100,6 +101,8 @@ def export_home(settings: Settings, target: Path) -> Moved:
             beside.unlink(missing_ok=True)
             copy.unlink(missing_ok=True)
         platform.sync_folder(target.absolute().parent)
+        with database.write(fenced=False) as c:  # should it fail, the fence stays: there is a file
+            leader.put_meta(c, FILE, str(target.absolute()))
     return Moved(tuple(job.name for job in live), target.stat().st_size)
 
 
@@ -124,7 +127,7 @@ def import_home(settings: Settings, source: Path) -> Moved:
             with closing(Database(staging / "state" / "homeport.db")) as database:
                 migrate.migrate(database, staging / "backups", _now())
                 with database.write(fenced=False) as c:
-                    leader.put_meta(c, FENCE, "")
+                    _open(c)
                     leader.put_meta(c, "machine_id", machine)
                     events.add(c, "daemon.imported", _now())
                     live = jobs.unfinished(c)
@@ -143,6 +146,12 @@ def _fence(database: Database, export: str) -> None:
     with database.write(fenced=False) as c:
         leader.put_meta(c, FENCE, export)
         events.add(c, "daemon.exported" if export else "daemon.kept", _now(), export=export)
+
+
+def _open(c: Connection) -> None:
+    """The jobs live here from now on."""
+    for key in (FENCE, FILE):
+        leader.put_meta(c, key, "")
 
 
 def _files(settings: Settings, live: list[Job]) -> Iterator[tuple[str, Path]]:
@@ -268,7 +277,7 @@ def _take_back(paths: Paths, source: Path) -> Moved:
     with closing(Database(paths.database)) as database, database.write(fenced=False) as c:
         if leader.get_meta(c, FENCE) != export:
             raise Refused(f"this computer has jobs of its own in {paths.state}", hint=_ANOTHER_HOME)
-        leader.put_meta(c, FENCE, "")
+        _open(c)
         leader.put_meta(c, "machine_id", f"export-{export}")
         live = jobs.unfinished(c)
     notes = ("these jobs are held: look at jobctl leases, then jobctl resume JOB",)

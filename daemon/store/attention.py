@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -29,6 +30,17 @@ def _of_disk(state: Path) -> Iterator[Attention]:
         text = f"the disk of {state} takes no more writes: no limit of cost or time is enforced until it does"
         hint = f"df -h {state}   and make room there"
         yield Attention(kind="DISK_FULL", urgent=True, job=None, instance=None, text=text, hint=hint)
+
+
+def of_export(file: str | None) -> Attention:
+    """This home drives nothing: its jobs were written into `file`, or an export of them was cut short."""
+    if file:
+        text = f"the jobs of this home were exported to another computer, with {file}: nothing is driven here"
+        hint = f"jobctl import {shlex.quote(file)}   takes them back, if they were never imported elsewhere"
+    else:
+        text = "an export of this home was cut short, so there may be no file, and nothing is driven here"
+        hint = "jobctl export FILE, then jobctl import FILE   takes the jobs back"
+    return Attention(kind="EXPORTED", urgent=not file, job=None, instance=None, text=text, hint=hint)
 
 
 def _of_job(job: JobView) -> Iterator[Attention]:

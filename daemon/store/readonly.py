@@ -25,6 +25,7 @@ from daemon.store.job_rows import JobRows, cost_so_far, is_billing, rate
 from daemon.store.shapes import (
     CURRENCY,
     UNSURE,
+    Attention,
     Event,
     Events,
     JobPage,
@@ -70,7 +71,7 @@ class ReadModel:
                 schema="homeport.jobs/1",
                 jobs=found,
                 money=money_strip(db, now),
-                attention=attention.needed(found, _leases(db, now), _written_off(db, now), self.database.parent),
+                attention=self._attention(db, found, _leases(db, now), now),
             )
 
     def job(self, ref: str) -> JobPage:
@@ -118,7 +119,7 @@ class ReadModel:
             now = now_ms()
             found = [views.job_view(rows, now) for rows in _job_rows(db)]
             machines = _leases(db, now)
-            needed = attention.needed(found, machines, _written_off(db, now), self.database.parent)
+            needed = self._attention(db, found, machines, now)
             return Leases(
                 schema="homeport.leases/1",
                 leases=machines,
@@ -129,6 +130,11 @@ class ReadModel:
     def money(self) -> MoneyStrip:
         with connection(self.database) as db:
             return money_strip(db, now_ms())
+
+    def _attention(
+        self, db: sqlite3.Connection, found: list[JobView], machines: list[LeaseView], now: int
+    ) -> list[Attention]:
+        return [*_exported(db), *attention.needed(found, machines, _written_off(db, now), self.database.parent)]
 
     def resolve(self, ref: str) -> str:
         with connection(self.database) as db:
@@ -213,6 +219,12 @@ def _meta(db: sqlite3.Connection, key: str) -> int | None:
     """What the reconcile loop noted last: `credit` in micro-dollars, `last_listing` in UTC milliseconds."""
     row = db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
     return None if row is None else int(row["value"])
+
+
+def _exported(db: sqlite3.Connection) -> list[Attention]:
+    """Whether the jobs live elsewhere now (control/moving.py)."""
+    noted = dict(db.execute("SELECT key, value FROM meta WHERE key IN ('moved', 'moved_to')").fetchall())
+    return [attention.of_export(noted.get("moved_to"))] if noted.get("moved") else []
 
 
 def _kept_awake(db: sqlite3.Connection) -> bool:

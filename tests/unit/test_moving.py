@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import tarfile
 from collections.abc import Callable
@@ -15,11 +16,12 @@ import pytest
 from store import NOW, add_job, opened
 
 from daemon import platform, settings
+from daemon.cli import store_checks
 from daemon.control import moving
 from daemon.domain.spec import JobSpec
 from daemon.errors import Refused
 from daemon.settings import Settings
-from daemon.store import leader
+from daemon.store import leader, readonly
 from daemon.store.database import Database
 
 SPEC = JobSpec.model_validate({"version": 1, "name": "bot", "model": "any/m", "sft": {"data": "-"}})
@@ -99,6 +101,34 @@ def test_exported_twice(old: Settings, tmp_path: Path) -> None:
         with closing(Database(new.paths.database)) as database, database.read() as c:
             marks.append(leader.get_meta(c, "machine_id"))
     assert marks[0] == platform.machine_id() and str(marks[1]).startswith("export-")
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_who_asks_is_told_of_the_fence(
+    old: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: bool
+) -> None:
+    """By the daemon, `status` and `doctor`; an export that was killed had no file, and two commands lead out of it."""
+    file = tmp_path / "the file"
+    if not written:
+        monkeypatch.setattr(moving, "_write", lambda *given: os._exit(9))
+    if (child := os.fork()) == 0:
+        moving.export_home(old, file)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == (0 if written else 9 << 8) and file.exists() == written
+    monkeypatch.undo()
+
+    (item,) = readonly.ReadModel(old.paths.database, old.paths.job_folders).jobs()["attention"]
+    (_, line) = store_checks.database(old)
+    with closing(Database(old.paths.database)) as database, pytest.raises(Refused) as refused:
+        moving.refuse_moved(database)
+
+    assert item["text"] == line["detail"] == refused.value.message
+    assert item["hint"] == line["fix"] == refused.value.hint
+    assert (f"import '{file}'" in item["hint"], "export FILE" in item["hint"]) == (written, not written)
+    if not written:
+        moving.export_home(old, file)
+    moving.import_home(old, file)
+    assert not readonly.ReadModel(old.paths.database, old.paths.job_folders).jobs()["attention"]
 
 
 def test_the_fence_comes_before_the_file(old: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
