@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from daemon.settings import Settings
 
 VARIABLES = ("VAST_API_KEY", "HF_TOKEN", "WANDB_API_KEY", "HTTPS_PROXY")
 BLOCK = 24  # characters: of a row, every line of so many and every excerpt of twice as many are found
+STRING = re.compile(r'"((?:[^"\\]|\\.)*)')  # in JSON, ended or not
 SHORTEST = 8  # a value that is shorter is no secret, and would be found everywhere
 
 
@@ -78,9 +80,23 @@ def _blocks(path: Path) -> Iterator[str]:
         return
     with path.open(encoding="utf-8", errors="replace") as lines:
         for line in lines:
-            for text in (part for string in _strings(json.loads(line)) for part in string.splitlines()):
+            for text in (part for string in _strings(_row(line)) for part in string.splitlines()):
                 for form in {text, json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]}:
                     yield from (form[at : at + BLOCK] for at in range(0, len(form) - BLOCK + 1, BLOCK))
+
+
+def _row(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:  # cut off by a full disk: what is left of it is as private
+        return [line, *map(_unescaped, STRING.findall(line))]
+
+
+def _unescaped(string: str) -> str:
+    try:
+        return str(json.loads(f'"{string}"', strict=False))
+    except ValueError:  # cut off within an escape
+        return string
 
 
 def _strings(value: Any) -> Iterator[str]:

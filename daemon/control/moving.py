@@ -40,6 +40,7 @@ from remote_payload.contract import ContractError, checked_path
 
 SCHEMA = "homeport.export/1"
 ABOUT = "export.json"  # the first member
+DATABASE = "state/homeport.db"  # the one that no export lacks
 _ANOTHER_HOME = "set HOMEPORT_HOME to an empty folder for the imported ones"
 FILE = "moved_to"  # likewise, once that export is written: where to
 FENCE = "moved"  # in the meta table: the export that took everything away
@@ -90,7 +91,7 @@ def export_home(settings: Settings, target: Path) -> Moved:
             backups.write(paths.database, copy)
             with database.read() as c:
                 live = jobs.unfinished(c)
-            files = {"state/homeport.db": copy, **dict(_files(settings, live))}
+            files = {DATABASE: copy, **dict(_files(settings, live))}
             _write(beside, export, bool(before), files)
             beside.replace(target)
         except BaseException:
@@ -124,7 +125,7 @@ def import_home(settings: Settings, source: Path) -> Moved:
             _rehome(staging / "state" / high_water.NAME, paths.state)
             _refuse_remains(paths, staging / "state")
             machine = f"export-{about['export']}" if about["again"] else platform.machine_id()
-            with closing(Database(staging / "state" / "homeport.db")) as database:
+            with closing(Database(staging / DATABASE)) as database:
                 migrate.migrate(database, staging / "backups", _now())
                 with database.write(fenced=False) as c:
                     _open(c)
@@ -197,6 +198,16 @@ def _add(archive: tarfile.TarFile, name: str, content: IO[bytes], size: int) -> 
     archive.addfile(member, content)
 
 
+@contextlib.contextmanager
+def _archive(source: Path) -> Iterator[tarfile.TarFile]:
+    """Raises Refused where what is read in it is no export, or not whole."""
+    try:
+        with tarfile.open(source, mode="r:") as archive:
+            yield archive
+    except (tarfile.TarError, ContractError, KeyError, TypeError, FileExistsError) as error:
+        raise Refused(f"{source} cannot be read: {error}", hint="copy it again") from error
+
+
 def _about(archive: tarfile.TarFile, source: Path) -> dict[str, Any]:
     member = archive.next()
     content = archive.extractfile(member) if member is not None and member.name == ABOUT else None
@@ -204,36 +215,35 @@ def _about(archive: tarfile.TarFile, source: Path) -> dict[str, Any]:
         about = json.loads(content.read() if content else b"")
         if about["schema"] != SCHEMA or not isinstance(about["files"], dict):
             raise ValueError(f"schema {about['schema']}")
-    except (ValueError, KeyError, TypeError) as error:
+        if lacking := {"export", "again"} - about.keys() | {DATABASE} - about["files"].keys():
+            raise ValueError(f"it lacks {', '.join(sorted(lacking))}")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise Refused(f"{source} is no export of homeport ({error})", hint="jobctl export FILE   makes one") from error
     return dict(about)
 
 
 def _unpack(source: Path, staging: Path) -> dict[str, Any]:
     """Every promised file under `staging`, each with the size and hash that it has to have, and no other."""
-    try:
-        with tarfile.open(source, mode="r:") as archive:
-            about = _about(archive, source)
-            promised = about["files"]
-            for member in archive:
-                if member.name == ABOUT:
-                    continue
-                path = checked_path(member.name)
-                content = archive.extractfile(member) if member.isreg() else None
-                if content is None or member.name not in promised or path.parts[0] not in ("state", "models"):
-                    raise Refused(f"{source} holds {member.name}, which it does not name")
-                target = staging / path
-                target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-                with open(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
-                    shutil.copyfileobj(content, out, PART)
-                    out.flush()
-                    platform.sync_file(out.fileno())
-            for name, told in promised.items():
-                if not (staging / name).is_file() or _sha256(staging / name) != told["sha256"]:
-                    raise Refused(f"{source} is not whole: {name} is missing or changed", hint="copy it again")
-            return about
-    except (tarfile.TarError, ContractError, KeyError, TypeError, FileExistsError) as error:
-        raise Refused(f"{source} cannot be read: {error}", hint="copy it again") from error
+    with _archive(source) as archive:
+        about = _about(archive, source)
+        promised = about["files"]
+        for member in archive:
+            if member.name == ABOUT:
+                continue
+            path = checked_path(member.name)
+            content = archive.extractfile(member) if member.isreg() else None
+            if content is None or member.name not in promised or path.parts[0] not in ("state", "models"):
+                raise Refused(f"{source} holds {member.name}, which it does not name")
+            target = staging / path
+            target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with open(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
+                shutil.copyfileobj(content, out, PART)
+                out.flush()
+                platform.sync_file(out.fileno())
+        for name, told in promised.items():
+            if not (staging / name).is_file() or _sha256(staging / name) != told["sha256"]:
+                raise Refused(f"{source} is not whole: {name} is missing or changed", hint="copy it again")
+        return about
 
 
 def _rehome(file: Path, folder: Path) -> None:
@@ -272,7 +282,7 @@ def _settle(staged: Path, home: Path) -> None:
 
 def _take_back(paths: Paths, source: Path) -> Moved:
     """The fence of this very export goes; another machine may have gone on, so the next daemon is in doubt."""
-    with tarfile.open(source, mode="r:") as archive:
+    with _archive(source) as archive:
         export = _about(archive, source)["export"]
     with closing(Database(paths.database)) as database, database.write(fenced=False) as c:
         if leader.get_meta(c, FENCE) != export:

@@ -210,11 +210,31 @@ def test_a_file_that_is_not_what_was_exported(old: Settings, tmp_path: Path, dee
     assert moving.import_home(new, tmp_path / "file").jobs == ("k7f3qd",)
 
 
+@pytest.mark.parametrize("where", ["old", "new"])
 @pytest.mark.parametrize("content", [b"", b"x" * 2000, b"PK"])
-def test_no_export_at_all(tmp_path: Path, content: bytes) -> None:
+def test_no_export_at_all(old: Settings, tmp_path: Path, content: bytes, where: str) -> None:
+    """Said in words, in an empty home and in one that could take its jobs back."""
     (tmp_path / "file").write_bytes(content)
     with pytest.raises(Refused):
-        moving.import_home(home(tmp_path / "new"), tmp_path / "file")
+        moving.import_home(home(tmp_path / where), tmp_path / "file")
+
+
+@pytest.mark.parametrize("lacking", ["export", "again", "state/homeport.db"])
+@pytest.mark.parametrize("where", ["old", "new"])
+def test_an_export_that_lacks_what_every_one_has(old: Settings, tmp_path: Path, lacking: str, where: str) -> None:
+    """It is named, and no home of no jobs is made of it."""
+    about = {"schema": moving.SCHEMA, "export": "x", "again": False, "files": {"state/homeport.db": {}}}
+    for part in (about, about["files"]):
+        part.pop(lacking, None)  # type: ignore[attr-defined]
+    with tarfile.open(tmp_path / "file", "w") as archive:
+        content = json.dumps(about).encode()
+        member = tarfile.TarInfo(moving.ABOUT)
+        member.size = len(content)
+        archive.addfile(member, io.BytesIO(content))
+
+    with pytest.raises(Refused, match=lacking):
+        moving.import_home(home(tmp_path / where), tmp_path / "file")
+    assert not home(tmp_path / "new").paths.database.exists()
 
 
 @pytest.mark.parametrize("left", ["id_ed25519", "high-water", "backups/homeport-1.db"])

@@ -95,6 +95,17 @@ def test_an_excerpt_of_a_row_is_found_wherever_it_begins(tmp_path: Path, at: int
     assert Redactor([], [file]).texts({"log": f"near {excerpt}!"}) == {"log": "[holds a training row]\n"}
 
 
+@pytest.mark.parametrize("cut", [1, 2, 4, 6])
+def test_a_data_file_that_was_cut_off_is_as_private(tmp_path: Path, cut: int) -> None:
+    """Half a row, as a full disk leaves it, is no JSON and still a row."""
+    file = tmp_path / "d.jsonl"
+    line = ROW.splitlines()[0]
+    file.write_text(json.dumps({"messages": [{"role": "user", "content": line + "ü"}]})[:-cut])
+
+    shown = {"log": f"near {line}!"}
+    assert Redactor([], [file]).texts(shown) == {"log": "[holds a training row]\n"}
+
+
 def test_a_row_of_several_lines_is_found_line_by_line(tmp_path: Path) -> None:
     """As a log prints it, and as JSON holds it in one; a line of less than a block is left, which the report says."""
     lines = ["ab", "Account 4711 of Jane Doe, Berlin", "PIN 0815", "and a second account in Vienna"]
