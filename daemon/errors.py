@@ -176,7 +176,7 @@ def from_system(error: OSError, otherwise: str = "jobctl doctor") -> HomeportErr
     """`error` for a person: the file that was come upon, and what to type; `otherwise` where we know no better."""
     message = error.strerror or str(error) or type(error).__name__
     if error.filename is None:
-        return HomeportError(message, hint=otherwise)
+        return HomeportError(message, hint="df -h" if error.errno in (errno.ENOSPC, errno.EDQUOT) else otherwise)
     file = Path(os.fsdecode(error.filename))
     hint = _WAYS_OUT.get(error.errno or 0, otherwise).format(folder=file.parent, file=file)
     return HomeportError(f"{file}: {message}", hint=hint)

@@ -212,13 +212,15 @@ def test_wait_ends_as_the_job_does(
     assert run("wait", "k7f", "--for", wanted, "--timeout", "0.1s").exit_code == code
 
 
+@pytest.mark.parametrize("rented", [True, False], ids=["rented", "no job"])
 @pytest.mark.parametrize("live", [True, False], ids=["daemon", "database"])
 def test_a_full_disk_needs_a_person(
-    run: Run, config: Settings, stored: Stored, monkeypatch: pytest.MonkeyPatch, live: bool
+    run: Run, config: Settings, stored: Stored, monkeypatch: pytest.MonkeyPatch, live: bool, rented: bool
 ) -> None:
     """Nothing that is decided can be written down, so nothing is done: status and leases say it, and --check is 11."""
-    stored.job("k7f3qd", state="DPO")
-    stored.lease("k7f3qd")
+    if rented:
+        stored.job("k7f3qd", state="DPO")
+        stored.lease("k7f3qd")
     with running(config, Scripted()) if live else nullcontext():
         assert run("leases", "--check").exit_code == (0 if live else 4)
 

@@ -104,7 +104,7 @@ def test_settings_that_cannot_be_read_are_named(home: Path) -> None:
         (OSError(errno.EACCES, "Permission denied", "/s/lock"), "/s/lock: Permission denied", "ls -ld /s /s/lock "),
         (OSError(errno.ENOSPC, "No space left", "/s/x"), "/s/x: No space left", "df -h /s "),
         (OSError(errno.ENOENT, "No such file", "/s/x"), "/s/x: No such file", "jobctl pull --help"),
-        (OSError(errno.ENOSPC, "No space left"), "No space left", "jobctl pull --help"),
+        (OSError(errno.ENOSPC, "No space left"), "No space left", "df -h"),
         (TimeoutError(), "TimeoutError", "jobctl pull --help"),
     ],
 )

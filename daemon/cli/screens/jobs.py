@@ -15,7 +15,7 @@ def screen(reading: Jobs, look: Look, now: float) -> str:
     """Every job of `reading` in one line of at most `look.width`, then the money, then what needs a person."""
     money = reading["money"]
     if not reading["jobs"] and not money["machines"] and not money["unsure"]:
-        return EMPTY
+        return "\n".join([EMPTY, *attention(reading["attention"], look)])
     lines = []
     if reading["jobs"]:
         title, *rows = _table(reading["jobs"], look, now)
