@@ -135,3 +135,6 @@ def _resolve(w: World, op: OperationRow, listed: dict[int, Machine], awake_s: fl
         want = "running" if op.kind is Kind.START else "stopped"
         happened = machine is not None and machine.intended == want
         store.set_state(op, OpState.DONE if happened else OpState.ABSENT, now)
+        if op.kind is Kind.START and machine is not None and machine.queued_passes >= 0:  # nobody heard that it queued
+            stop = store.intend(Kind.STOP, now, lease_id=op.lease_id, instance_id=op.instance_id)
+            store.set_state(stop, OpState.ABSENT, now)

@@ -282,11 +282,11 @@ class Run(Chaos):
                 if op.state is OpState.ABSENT:
                     checks.at_absent(self, op)
             checks.after_pass(self)
-        else:
-            self.blind_ms += self.pause_ms
-            if before:
-                checks.at_untrusted(self, before, self._rows())
+        elif before:
+            checks.at_untrusted(self, before, self._rows())
         self.next_pass = w.now + (self.pause_ms if self._unsettled() else self.stride_ms)
+        if self.passed_at != w.now:
+            self.blind_ms += self.next_pass - w.now
 
     def _unsettled(self) -> bool:
         """Something is being made, confirmed or resolved: the market is listed again soon."""

@@ -64,14 +64,16 @@ class Disk:
                 self.changes.append(_Change("create", paths, {path.parent}))
         elif what == "os.mkdir" and not path.exists():
             self.changes.append(_Change("mkdir", paths, {path.parent}))
-        elif what == "os.remove":
+        elif what == "os.remove" and path.exists():  # some tidy up after themselves, whether it is there or not
             self.changes.append(_Change("remove", paths, {path.parent}, path.read_bytes() if path.is_file() else None))
+            self._forget(path)
         elif what == "os.rename":
             self._rename(path, paths[1])
 
     def _rename(self, source: Path, target: Path) -> None:
         if not source.exists():
             return
+        self._forget(target)
         if source.name.startswith(".") and source.name.endswith(".tmp"):
             # remote_payload's write_whole syncs file and folder itself, without a word to anybody.
             self.synced[source.stat().st_ino] = source.read_bytes()
@@ -79,6 +81,14 @@ class Disk:
             return
         old = target.read_bytes() if target.is_file() else None
         self.changes.append(_Change("rename", (source, target), {source.parent, target.parent}, old))
+
+    def _forget(self, path: Path) -> None:
+        """Its inode may be another file's next."""
+        if path.is_file():
+            inode = path.stat().st_ino
+            self.synced.pop(inode, None)
+            self.written.discard(inode)
+            self._before.discard(inode)
 
     def is_durable(self, path: Path) -> bool:
         """Its content is synced, and no change of a name on the way to it waits for a sync."""
