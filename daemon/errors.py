@@ -32,16 +32,16 @@ import errno
 import os
 from pathlib import Path
 
-_NOT_OURS = "ls -ld {folder} {file}   both must be yours, and their disk must take writes"
-_NO_ROOM = "df -h {folder}   and make room there"
+# What the person types, with {folder} and {file}.
+NOT_OURS = "ls -ld {folder} {file}   both must be yours, and their disk must take writes"
+NO_ROOM = "df -h {folder}   and make room there"
 
-# What the person types about a file that the system refuses.
 _WAYS_OUT = {
-    errno.EACCES: _NOT_OURS,
-    errno.EPERM: _NOT_OURS,
-    errno.EROFS: _NOT_OURS,
-    errno.ENOSPC: _NO_ROOM,
-    errno.EDQUOT: _NO_ROOM,
+    errno.EACCES: NOT_OURS,
+    errno.EPERM: NOT_OURS,
+    errno.EROFS: NOT_OURS,
+    errno.ENOSPC: NO_ROOM,
+    errno.EDQUOT: NO_ROOM,
 }
 
 

@@ -181,7 +181,8 @@ def retry_after_s(reply: Answer, now_s: float) -> float | None:
 def clock_ms(headers: Mapping[str, str]) -> int | None:
     """What the market's clock showed when it answered, UTC milliseconds. None: it does not say."""
     try:
-        return round(parsedate_to_datetime(headers["date"]).timestamp() * 1000)
+        shown = parsedate_to_datetime(headers["date"])
+        return None if shown.tzinfo is None else round(shown.timestamp() * 1000)
     except (KeyError, ValueError, OverflowError):  # which is what None says
         return None
 

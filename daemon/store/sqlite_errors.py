@@ -5,22 +5,21 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
-from daemon.errors import Damaged, StoreError
+from daemon.errors import NO_ROOM, NOT_OURS, Damaged, StoreError
 
 DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 _OTHERS_LOCK = "fuser -v {file}   names the program that holds it: end that one"
-_NOT_OURS = "ls -ld {folder} {file}   both must be yours, and their disk must take writes"
 
 # Primary result code -> what the person types.
 WAYS_OUT = {
     sqlite3.SQLITE_BUSY: _OTHERS_LOCK,
     sqlite3.SQLITE_LOCKED: _OTHERS_LOCK,
     sqlite3.SQLITE_PROTOCOL: _OTHERS_LOCK,
-    sqlite3.SQLITE_CANTOPEN: _NOT_OURS,
-    sqlite3.SQLITE_PERM: _NOT_OURS,
-    sqlite3.SQLITE_READONLY: _NOT_OURS,
-    sqlite3.SQLITE_FULL: "df -h {folder}   and make room there",
+    sqlite3.SQLITE_CANTOPEN: NOT_OURS,
+    sqlite3.SQLITE_PERM: NOT_OURS,
+    sqlite3.SQLITE_READONLY: NOT_OURS,
+    sqlite3.SQLITE_FULL: NO_ROOM,
     sqlite3.SQLITE_IOERR: "df -h {folder}   the disk under it fails or is full",
 }
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from sandboxes import OFFER, TIME_SCALE, SandboxProcess, until
 
-from daemon.clock import SystemClock
+from daemon.clock import AHEAD_MS, SystemClock
 from daemon.domain.estimate import estimate
 from daemon.domain.market import CreateRequest, Instance
 from daemon.domain.offers import query, rank, widened
@@ -93,6 +93,7 @@ async def test_the_life_of_an_instance(vast: Vast, sandbox: SandboxProcess) -> N
     started = await vast.start(instance)
     await reaches(vast, instance, "running")
     listing = await vast.listing()
+    assert listing.market_ms is not None and abs(listing.market_ms - SystemClock().wall_ms()) < AHEAD_MS
     logs = await vast.logs(instance, 10)
     await vast.destroy(DestroyPermit(instance, PermitKind.UNUSED, None, operation_id=1))
     await sandbox.gone(instance)

@@ -11,8 +11,10 @@ from desk import Desk
 from scripted_market import instance
 from store import INSTANCE, JOB, add_job, add_lease, start_stage
 
-from daemon.control.reconcile import Reconciler
+from daemon.clock import SteadyClock
+from daemon.control.reconcile import DAY_MS, Reconciler
 from daemon.domain.lifecycle import JobState
+from daemon.domain.market import Listing
 from daemon.domain.records import Kind, Lease, LeaseState, Operation, OpState
 from daemon.errors import MarketUnreachable
 from daemon.store import jobs, leader, leases, operations
@@ -196,3 +198,24 @@ async def test_a_receipt_permits_no_destroy_of_a_machine_that_only_its_label_mak
     assert bench.lease(99).state is LeaseState.LOST
     assert asked == ([99] if ours else [])
     assert ("stop", 99) in bench.desk.market.asked
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+async def test_only_a_trusted_listing_corrects_our_clock(bench: Bench, trusted: bool) -> None:
+    """A process before this one lived a day ahead: what was stored then comes back, once the market shows the time."""
+    world = bench.desk.clock
+    now = world.wall_ms()
+    clock = SteadyClock(world)
+    clock.not_before(now + DAY_MS)
+    bench.reconciler.clock = clock
+    bench.desk.write(lambda c: leases.change(c, bench.lease().id, status_since=now + DAY_MS))
+
+    async def listing() -> Listing:
+        return Listing(trusted, (instance(INSTANCE, bench.lease().label),), market_ms=now)
+
+    bench.desk.market.listing = listing  # type: ignore[method-assign]
+
+    await bench.reconciler.run_once()
+
+    assert clock.wall_ms() == (now if trusted else now + DAY_MS)
+    assert bench.lease().status_since == (now if trusted else now + DAY_MS)

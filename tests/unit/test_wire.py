@@ -32,6 +32,22 @@ ROW: dict[str, Any] = {
 }
 
 
+@pytest.mark.parametrize(
+    ("headers", "shown"),
+    [
+        ({"date": "Sun, 29 Nov 2026 16:40:41 GMT"}, 1_795_970_441_000),
+        ({"date": "Sun, 29 Nov 2026 17:40:41 +0100"}, 1_795_970_441_000),
+        ({"date": "Sun, 29 Nov 2026 16:40:41 -0000"}, None),  # of no zone that anybody knows
+        ({"date": "Sun, 29 Nov 99999 16:40:41 GMT"}, None),
+        ({"date": "soon"}, None),
+        ({}, None),
+    ],
+)
+def test_what_the_markets_clock_shows(headers: dict[str, str], shown: int | None):
+    """UTC milliseconds; what cannot be read is no evidence about our own clock."""
+    assert wire.clock_ms(headers) == shown
+
+
 def test_an_instance_is_read_into_our_units():
     """Micro-dollars, milliseconds, stripped text; storage is a monthly price over 720 hours."""
     instance = wire.read_instance(ROW)

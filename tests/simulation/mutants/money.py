@@ -32,7 +32,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "F15",
         "full",
         "what the way home needs is that of the estimate, which knows no machine",
-        ("daemon/control/driver.py", "        if s.lease is None:\n", "        if True:\n"),
+        (DRIVER, "        if s.lease is None:\n", "        if True:\n"),
     ),
     mutant(
         "stop before rescue",
