@@ -25,7 +25,7 @@ from daemon.control.rebuilding import Rebuilding
 from daemon.control.world import World
 from daemon.domain import actions
 from daemon.domain.holds import ANSWERS, HoldReason
-from daemon.domain.plan import plan
+from daemon.domain.plan import plan, silence_limit
 from daemon.domain.records import Job
 from daemon.domain.snapshot import Snapshot
 from daemon.domain.spec import JobSpec
@@ -103,10 +103,14 @@ class Driver:
             await self.link.drop()
 
     def _look(self) -> Snapshot:
-        """The reserve is that of its machine: the estimate knows none, and a price only by `limits.price`."""
+        """The reserve is that of its machine: the estimate knows none, and a price only by `limits.price`.
+
+        The box hears with the next call what the hold under way has left for a silence of ours.
+        """
         s = snapshot.take(self.world.database, self.world.clock, self.job_id, self.rules, self.memory)
         if s.lease is None:
             return s
+        self.link.hold = silence_limit(s, s.lease)
         reserve = self._estimated.reserve_at(s.lease.price_per_hour, s.lease.up_per_gb)
         return replace(s, rules=replace(s.rules, reserve=reserve))
 

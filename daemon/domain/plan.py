@@ -331,8 +331,8 @@ def _held(s: Snapshot, rule: Hold) -> Action:
             return _stop(s, lease, "nobody waits for it to start, and it would bill")
         return Wait("held; the machine is stopped")
     since = s.job.hold_since or s.now_ms
-    waited, awake = (_cost_since(s, lease, at) for at in (since, max(since, s.awake_since_ms)))
-    spent = waited >= s.rules.hold_limit
+    awake = _cost_since(s, lease, max(since, s.awake_since_ms))
+    spent = _hold_cost(s, lease) >= s.rules.hold_limit
     # One lost connection ends no rescue: not before the hold has cost its limit, nor just after a sleep that cost it.
     # A box that drips ends it when it has cost what the way home would, too.
     in_vain = _in_vain(s, s.link_down_since_ms, s.rules.ssh_patience_s) or awake >= s.rules.hold_limit + s.rules.reserve
@@ -351,6 +351,19 @@ def _stop(s: Snapshot, lease: Lease, why: str) -> Action:
     stops = _sent(s, Kind.STOP, lease)
     recent = stops and not _longer(s, stops[-1].created_at, s.rules.start_patience_s)
     return Wait("held; stop sent") if recent and not _stop_failed(s, lease) else StopMachine(lease, why)
+
+
+def silence_limit(s: Snapshot, lease: Lease) -> int:
+    """Micro-dollars that a silence of ours may cost from now on: what the hold under way has left of `limits.hold`.
+
+    But no less than one lost connection may take, which ends no rescue.
+    """
+    lost = int(lease.price_per_hour * s.rules.ssh_patience_s / 3600)
+    return max(s.rules.hold_limit - _hold_cost(s, lease), min(s.rules.hold_limit, lost))
+
+
+def _hold_cost(s: Snapshot, lease: Lease) -> int:
+    return 0 if s.job.hold_since is None else _cost_since(s, lease, s.job.hold_since)
 
 
 def _cost_since(s: Snapshot, lease: Lease, since_ms: int) -> int:

@@ -12,11 +12,14 @@ from typing import Any, cast
 
 import pytest
 from store import add_job, add_lease, opened
+from test_plan import NOW, S, job, lease, snap
 
 from daemon.box import onstart
 from daemon.control.link import Link
 from daemon.control.watch import CALL_S, away_limit_s
+from daemon.domain.lifecycle import JobState
 from daemon.domain.money import MICRO
+from daemon.domain.plan import silence_limit
 from daemon.settings import Image, Paths, Settings
 from daemon.store import leases
 from remote_payload import away
@@ -236,3 +239,16 @@ def test_the_market_takes_the_script() -> None:
 def test_the_limit_is_what_a_hold_may_cost(hold: int, price: int, expected_s: float) -> None:
     """Dollars by price; never less than the pause between two calls allows."""
     assert away_limit_s(hold, price) == expected_s
+
+
+@pytest.mark.parametrize(
+    ("held_s", "allowed_s"), [(None, HOUR_S), (900, 2700.0), (3000, 600.0), (3600, 600.0), (9000, 600.0)]
+)
+def test_a_hold_leaves_less_for_a_silence(held_s: int | None, allowed_s: float) -> None:
+    """What it has cost is gone; the patience with a lost connection stays, or each would end a rescue."""
+    since = None if held_s is None else NOW - held_s * S
+    machine = lease(created_at=NOW - 10_000 * S)
+
+    left = silence_limit(snap(job(JobState.SFT, hold_since=since), machine), machine)
+
+    assert away_limit_s(left, machine.price_per_hour) == pytest.approx(allowed_s, abs=0.01)

@@ -143,3 +143,20 @@ def test_the_reserve_is_that_of_the_machine(driven: tuple[Driver, ScriptedMarket
 
     assert one.rules.reserve == 0 < reserves[0]
     assert reserves[1] == pytest.approx(2 * reserves[0], abs=2)
+
+
+def test_the_box_may_wait_for_what_the_hold_has_left(driven: tuple[Driver, ScriptedMarket]) -> None:
+    """A hold and then a sleep cost no more than the hold may."""
+    one, _ = driven
+    with one.world.database.write() as c:
+        leases.change(c, 1, status="running", price_per_hour=2_000_000, created_at=one.world.clock.wall_ms())
+    free = one._look()
+    assert free.lease is not None
+    held_ms = round(free.rules.hold_limit / free.lease.rate * 3_600_000 / 4)
+    left = [one.link.hold]
+    one.acting.hold(free, HoldReason.BY_PERSON, "for the test")
+    cast(ManualClock, one.world.clock).advance(held_ms / 1000)
+
+    one._look()
+
+    assert [*left, one.link.hold] == [free.rules.hold_limit, pytest.approx(free.rules.hold_limit * 3 / 4, rel=0.001)]

@@ -9,7 +9,6 @@ No database is opened.
 from __future__ import annotations
 
 import argparse
-import gc
 import sys
 import time
 from collections.abc import Sequence
@@ -26,7 +25,6 @@ SHOWN = 20
 def run_range(seeds: range) -> Portion:
     """Every one of them, in this process."""
     result = Portion(len(seeds))
-    gc.set_threshold(100_000)  # a run is one cycle of objects, and most of them are short-lived
     for seed in seeds:
         try:
             result.cells |= simulate(seed).cells

@@ -14,6 +14,7 @@ from daemon.domain import actions
 from daemon.domain.holds import HoldReason
 from daemon.domain.lifecycle import Trigger
 from daemon.domain.machine import Facts, fire
+from daemon.domain.plan import silence_limit
 from daemon.domain.records import Kind, LeaseState, OpState
 from daemon.domain.snapshot import Snapshot
 from daemon.errors import (
@@ -74,7 +75,7 @@ def rent(w: World, s: Snapshot, action: actions.Rent) -> Act:
 def prove(w: World, s: Snapshot, action: actions.Prove) -> Act:
     lease = action.lease
     yield BEFORE, LOOK_MS
-    machine = box(w, lease)
+    machine = box(w, s, lease)
     yield AFTER, 0
     lease.host_key = machine.key
 
@@ -82,7 +83,7 @@ def prove(w: World, s: Snapshot, action: actions.Prove) -> Act:
 def provision(w: World, s: Snapshot, action: actions.Provision) -> Act:
     lease, version, attempt = action.lease, w.store.job.version, w.store.job.attempt
     yield BEFORE, PROVISION_MS
-    machine = box(w, lease)
+    machine = box(w, s, lease)
     if machine.refuses == "machine":
         if w.take().work_started(lease):
             hold(w, version, HoldReason.INTERNAL, "preflight")
@@ -117,7 +118,7 @@ def start_stage(w: World, s: Snapshot, action: actions.StartStage) -> Act:
     store.set_state(op, OpState.SENT, w.wall)
     failure: LinkLost | AccessDenied | HostKeyChanged | None = None
     try:
-        box(w, lease).start_stage(run.nonce)
+        box(w, s, lease).start_stage(run.nonce)
     except (LinkLost, AccessDenied, HostKeyChanged) as error:
         failure = error
     yield AFTER, 0
@@ -147,7 +148,7 @@ def _follow(w: World, s: Snapshot, version: int, stage: str) -> None:
 def watch(w: World, s: Snapshot, action: actions.Watch) -> Act:
     run = action.run
     yield BEFORE, LOOK_MS
-    machine = box(w, action.lease)
+    machine = box(w, s, action.lease)
     _report(w, int(machine.alive))
     yield AFTER, 0
     found = machine.work.get(run.nonce)
@@ -165,7 +166,7 @@ def watch(w: World, s: Snapshot, action: actions.Watch) -> Act:
 
 def stop_stages(w: World, s: Snapshot, action: actions.StopStages) -> Act:
     yield BEFORE, LOOK_MS
-    machine = box(w, action.lease)
+    machine = box(w, s, action.lease)
     machine.kill_runner()
     yield AFTER, STOPPING_MS
     _report(w, 0)
@@ -174,7 +175,7 @@ def stop_stages(w: World, s: Snapshot, action: actions.StopStages) -> Act:
 def fetch_manifest(w: World, s: Snapshot, action: actions.FetchManifest) -> Act:
     version = w.store.job.version
     yield BEFORE, LOOK_MS
-    machine = box(w, action.lease)
+    machine = box(w, s, action.lease)
     run = s.stages[-1]
     found = machine.work.get(run.nonce)
     if found is None or found.done_at is None or w.home.spoils:
@@ -186,7 +187,7 @@ def fetch_manifest(w: World, s: Snapshot, action: actions.FetchManifest) -> Act:
 
 def download(w: World, s: Snapshot, action: actions.Download) -> Act:
     yield BEFORE, DOWNLOAD_MS
-    box(w, action.lease)
+    box(w, s, action.lease)
     _transfer(w)
     manifest = w.store.job.manifest_sha256 or ""
     w.home.whole.add(manifest)
@@ -196,7 +197,7 @@ def download(w: World, s: Snapshot, action: actions.Download) -> Act:
 
 def save(w: World, s: Snapshot, action: actions.Save) -> Act:
     yield BEFORE, SAVE_MS
-    box(w, action.lease)
+    box(w, s, action.lease)
     _transfer(w)
     w.home.saved_at = w.now
     yield AFTER, 0
@@ -299,7 +300,7 @@ def artifact_lost(w: World) -> None:
     hold(w, store.job.version, HoldReason.ARTIFACT_LOST, "the folder was changed")
 
 
-def box(w: World, lease: LeaseRow) -> Machine:
+def box(w: World, s: Snapshot, lease: LeaseRow) -> Machine:
     """The box behind `lease`, called just now. Raises LinkLost, AccessDenied or HostKeyChanged."""
     machine = w.market.by_id(lease.instance_id)
     if machine is None or not machine.is_up(w.now) or w.now < w.market.cut_until:
@@ -310,7 +311,7 @@ def box(w: World, lease: LeaseRow) -> Machine:
         machine.denies = False
         raise AccessDenied("key refused")
     machine.called_at, machine.known_price = w.now, machine.listed_price
-    machine.away_ms = round(w.rules.hold_limit / lease.price_per_hour * HOUR_MS)
+    machine.away_ms = round(silence_limit(s, lease) / lease.price_per_hour * HOUR_MS)
     return machine
 
 

@@ -41,6 +41,7 @@ class Chaos:
     asked_to_end: bool = False
     disturbed: int = 0
     slept: int = 0
+    sleeps: int = 0
     slept_in_step: bool = False
     blind_ms: int = 0
     unseen_ms: int = 0  # asleep while something billed that no look before or after tells of
@@ -77,7 +78,7 @@ class Chaos:
         since = self.w.store.job.hold_since
         if since not in (None, self.hold_since):
             self.held_from = self.listed_at
-            self.blind_ms = self.slept = self.disturbed = 0
+            self.blind_ms = self.slept = self.sleeps = self.disturbed = 0
         self.hold_since = since
 
     def _do(self, name: str, state: JobState, action: str, side: str) -> bool:
@@ -124,6 +125,7 @@ class Chaos:
         w.now += ms
         w.asleep_ms += ms
         self.slept += ms
+        self.sleeps += 1
         self.slept_in_step = True
         w.market.advance(w.now)
         for m, cost in zip(watched, before, strict=True):

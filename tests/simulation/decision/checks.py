@@ -208,10 +208,14 @@ def _patience_s(rules: Rules, action: actions.Action) -> float:
 def in_hold(run: Run, machine: Machine, spent: float) -> None:
     """I11: what a hold costs beyond the work.
 
-    Forgiven is one stride of this model before and after, and one for each time the clock was set back.
+    Forgiven is one stride of this model before and after, and one for each time the clock was set back; to a sleep in
+    it the patience with a lost connection, and that the box goes by the price listed before the last call.
     """
     limit = run.w.rules.hold_limit
     allowed = limit + machine.price * ((2 + run.set_backs) * SLACK_MS + run.blind_ms) / HOUR_MS
+    if run.sleeps:
+        allowed += min(limit, machine.price * run.w.rules.ssh_patience_s / 3600)
+        allowed *= max(1.0, machine.price / machine.known_price)
     if spent > allowed:
         raise Violation(f"I11: a hold cost {spent:.0f} beyond the work, the limit is {limit}")
 

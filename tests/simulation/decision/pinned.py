@@ -90,5 +90,6 @@ FOUND: dict[str, tuple[int, ...]] = {
     "a price that rose while no listing came was forgiven by the checker for too short a time": (4253448,),
     "the model lacked the stop of a start whose queueing nobody heard of": (4243583,),
     "one that was written off and runs on beside the new one was forgiven no stride": (2430025, 2536459),
+    "a hold and then a sleep cost nearly twice limits.hold: the box waited for as much as the whole": (4693, 10015),
 }
 PINNED = {seed: why for why, seeds in FOUND.items() for seed in seeds}

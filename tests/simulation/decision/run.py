@@ -332,7 +332,7 @@ class Run(Chaos):
         if begun is None or begun[0] != job.hold_since or begun[2] != machine.id:
             self._held_at = (job.hold_since, machine.idle_cost, machine.id)
             return
-        if not self.slept and not self.disturbed:
+        if self.disturbed == self.sleeps:
             checks.in_hold(self, machine, machine.idle_cost - begun[1])
 
     def _say(self, text: str) -> None:

@@ -16,7 +16,7 @@ from tests.simulation.invariants import INVARIANTS
 from tests.simulation.portion import Portion
 
 SEEDS, CHUNK = 12_000, 500
-REACHED = 0.945  # of all cells by so many seeds: 0.948 since a sleep begins every patience again
+REACHED = 0.94  # of all cells by so many seeds: 0.941 since a held machine stops itself sooner, and less befalls it
 
 
 @cache

@@ -6,10 +6,9 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
-from tests.simulation.portion import Portion, portions
+from tests.simulation.portion import Portion, portions, workers
 
 from .cells import report
 from .faults import FAULTS
@@ -96,7 +95,7 @@ def _many(seeds: range, processes: int, run: Run) -> int:
 def _sweep(happy: Result, cases: list[Case], processes: int) -> int:
     print(f"{len(happy.boundaries)} boundaries, {len(cases)} cases; {happy.ledger}")
     began, bad = time.monotonic(), 0
-    with ProcessPoolExecutor(processes) as pool:
+    with workers(processes) as pool:
         for case, wrong in zip(cases, pool.map(partial(objections, happy=happy), cases, chunksize=4), strict=True):
             if wrong:
                 bad += 1

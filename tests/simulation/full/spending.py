@@ -84,8 +84,10 @@ class Spending:
             return
         spent = machine.idle() - begun.setdefault(machine.id, machine.idle())
         limit = self.sim.terms.hold * MICRO
-        if self.sim.clock.boot() > self.sim.clock.mono():  # asleep the box goes by the price before the last call
-            limit = max(limit, machine.price * machine.away_limit_s / 3600)
+        if self.sim.clock.boot() > self.sim.clock.mono():  # the box stops itself, and its patience is what a call takes
+            limit += min(limit, machine.price * self.sim.settings.timing.ssh_patience / 3600)
+            if machine.price != machine.offer.price_per_hour:  # asleep it goes by the price before the last call
+                limit = max(limit, machine.price * machine.away_limit_s / 3600)
         if spent > limit + self._stride(machine.price):
             self.witness.accuse("I11", f"a hold cost more than limits.hold beyond the work, on {machine.id}")
 
