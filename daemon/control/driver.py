@@ -110,7 +110,7 @@ class Driver:
         s = snapshot.take(self.world.database, self.world.clock, self.job_id, self.rules, self.memory)
         if s.lease is None:
             return s
-        self.link.hold = silence_limit(s, s.lease)
+        self.link.silence_limit = silence_limit(s, s.lease)
         reserve = self._estimated.reserve_at(s.lease.price_per_hour, s.lease.up_per_gb)
         return replace(s, rules=replace(s.rules, reserve=reserve))
 

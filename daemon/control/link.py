@@ -16,12 +16,12 @@ from daemon.store import leases
 class Link:
     """Made when needed, dropped on sleep, loss and every change of address. `failures` counts attempts in a row.
 
-    `hold`: micro-dollars that a silence of ours may cost. At each call the box hears how long that is at today's price,
-    which long transfers look up as they go.
+    `silence_limit`: micro-dollars that a silence of ours may cost, reckoned anew at each look of the driver; None where
+    the box is not ours. At each call it hears how long that is at today's price, also amid a long transfer.
     """
 
     world: World
-    hold: int | None = None
+    silence_limit: int | None = None
     failures: int = 0
     _box: Box | None = None
     _address: BoxAddress | None = None
@@ -45,8 +45,8 @@ class Link:
         return self._box
 
     def _allow_silence(self, lease: Lease) -> None:
-        if self.hold is not None and self._box is not None:
-            self._box.allow_silence(away_limit_s(self.hold, lease.price_per_hour))
+        if self.silence_limit is not None and self._box is not None:
+            self._box.allow_silence(away_limit_s(self.silence_limit, lease.price_per_hour))
 
     def _address_of(self, lease: Lease) -> BoxAddress:
         image = self.world.settings.image

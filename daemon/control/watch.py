@@ -38,12 +38,12 @@ class Seen:
     failure: str | None = None  # the box's own words, when the stage failed
 
 
-def away_limit_s(hold: int, price_per_hour: int) -> float:
-    """How long a box stands idle and uncalled before it stops itself: as long as `limits.hold` pays for.
+def away_limit_s(limit: int, price_per_hour: int) -> float:
+    """How long a box stands idle and uncalled before it stops itself: as long as `limit` micro-dollars pay for.
 
     But never so short that one call which comes late would be an absence.
     """
-    return max(hold / max(price_per_hour, 1) * 3600, 3 * CALL_S)
+    return max(limit / max(price_per_hour, 1) * 3600, 3 * CALL_S)
 
 
 @asynccontextmanager

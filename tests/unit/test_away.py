@@ -151,7 +151,7 @@ def test_the_box_hears_of_another_price(tmp_path: Path) -> None:
     allowed: list[float] = []
     box = SimpleNamespace(allow_silence=allowed.append)
     world = SimpleNamespace(settings=Settings(Paths(tmp_path, tmp_path, tmp_path)), connect=lambda address, count: box)
-    link = Link(cast(Any, world), hold=2 * MICRO)
+    link = Link(cast(Any, world), silence_limit=2 * MICRO)
     lease = SimpleNamespace(
         id=1, instance_id=7, direct="192.0.2.1:22", proxy=None, host_key="k", challenge="c", root="r", python="p",
         price_per_hour=2 * MICRO,
@@ -179,7 +179,7 @@ def test_a_long_transfer_tells_of_another_price_as_it_goes(tmp_path: Path) -> No
     with database.write() as c:
         add_job(c)
         lease = leases.get(c, add_lease(c, price_per_hour=2 * MICRO))
-    asyncio.run(Link(cast(Any, world), hold=2 * MICRO).to(lease))
+    asyncio.run(Link(cast(Any, world), silence_limit=2 * MICRO).to(lease))
     with database.write() as c:
         leases.change(c, lease.id, price_per_hour=4 * MICRO)
 

@@ -153,10 +153,11 @@ def test_the_box_may_wait_for_what_the_hold_has_left(driven: tuple[Driver, Scrip
     free = one._look()
     assert free.lease is not None
     held_ms = round(free.rules.hold_limit / free.lease.rate * 3_600_000 / 4)
-    left = [one.link.hold]
+    left = [one.link.silence_limit]
     one.acting.hold(free, HoldReason.BY_PERSON, "for the test")
     cast(ManualClock, one.world.clock).advance(held_ms / 1000)
 
     one._look()
 
-    assert [*left, one.link.hold] == [free.rules.hold_limit, pytest.approx(free.rules.hold_limit * 3 / 4, rel=0.001)]
+    limit = free.rules.hold_limit
+    assert [*left, one.link.silence_limit] == [limit, pytest.approx(limit * 3 / 4, rel=0.001)]
