@@ -22,7 +22,7 @@ SECRET = ("key", "token", "secret", "password", "authorization")
 PUBLIC = frozenset({"host_key", "public_key", "tokens", "max_tokens", "token_id"})
 
 
-def configure(file: Path, *, console: bool, level: str = "INFO") -> None:
+def configure(file: Path, *, console: bool) -> None:
     """Set logging up, once, by app.py. `console`: also to standard error. The file is private to this user."""
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     file.touch(mode=0o600)
@@ -38,7 +38,7 @@ def configure(file: Path, *, console: bool, level: str = "INFO") -> None:
     root.handlers = [_to(logging.handlers.RotatingFileHandler(file, maxBytes=FILE_BYTES, backupCount=FILES), shared)]
     if console:
         root.handlers.append(_to(logging.StreamHandler(sys.stderr), shared, colour=sys.stderr.isatty()))
-    root.setLevel(level)
+    root.setLevel(logging.INFO)
     for chatty in CHATTY:
         logging.getLogger(chatty).setLevel(logging.WARNING)
     structlog.configure(

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -210,15 +209,6 @@ def new_group() -> dict[str, Any]:
     if sys.platform == "win32":
         return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
     return {"start_new_session": True}
-
-
-def end_group(pid: int, *, force: bool = False) -> None:
-    """End the process group of `pid`; a group that is already gone is no error."""
-    with contextlib.suppress(ProcessLookupError):  # it ended meanwhile, as it should
-        if sys.platform == "win32":
-            os.kill(pid, signal.SIGTERM)
-        else:
-            os.killpg(pid, signal.SIGKILL if force else signal.SIGTERM)
 
 
 def user_name() -> str:

@@ -152,10 +152,6 @@ class Settings:
     hub: str = "https://huggingface.co"
     box_python: Path = Path(sys.executable)  # has the `[box]` extra, where files are to be rebuilt here
 
-    @property
-    def loopback_market(self) -> bool:
-        return is_loopback(self.market_url)
-
 
 def is_loopback(url: str) -> bool:
     return urlsplit(url).hostname in ("127.0.0.1", "::1", "localhost")

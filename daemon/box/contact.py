@@ -149,8 +149,9 @@ class Contact:
         self._count(0, len(content))
         return content
 
-    async def read_whole(self, path: str, limit: int = contract.MAX_JSON_BYTES) -> bytes | None:
-        """A file that must fit in `limit` bytes. Raises TransferFailed when it does not."""
+    async def read_whole(self, path: str) -> bytes | None:
+        """A file of the contract. Raises TransferFailed when it is longer than one may be."""
+        limit = contract.MAX_JSON_BYTES
         content = await self.read(path, limit + 1)
         if content is not None and len(content) > limit:
             raise TransferFailed(f"{self.name}: {path} is over {limit} bytes")

@@ -21,6 +21,7 @@ from daemon.box.contact import Contact
 from daemon.box.lanes import BATCH_BLOCKS, BLOCK_BYTES, MAX_LANES, READS, Lane, Traffic, lanes_for, spans
 from daemon.box.link import translated
 from daemon.box.pace import Pace
+from daemon.box.part import part_of
 from daemon.box.progress import Follow, Tally, nobody
 from daemon.box.room import reserve
 from daemon.errors import TransferFailed
@@ -198,7 +199,7 @@ async def _carry(
 
     todo: list[list[_Block]] = []
     for file in files:
-        part = _part(folder / file.path)
+        part = part_of(folder / file.path)
         _make_room(part, file.size)
         source = f"{contact.address.root}/{remote}/{file.path}"
         for start, length in spans(0, file.size, BATCH_BLOCKS * BLOCK_BYTES):
@@ -237,7 +238,7 @@ def _accept(folder: Path, files: list[_Wanted]) -> list[Output]:
     """Give those that arrived and hash right their names; what nobody promised a hash for is right as it is."""
     right = []
     for file in files:
-        part = _part(folder / file.path)
+        part = part_of(folder / file.path)
         with open(part, "rb+") as f:
             platform.sync_file(f.fileno())
             sha256 = hashlib.file_digest(f, "sha256").hexdigest()
@@ -252,7 +253,7 @@ def _accept(folder: Path, files: list[_Wanted]) -> list[Output]:
 def _store(folder: Path, manifests: list[_Wanted]) -> list[Output]:
     """Manifests that were read already."""
     for file in manifests:
-        part = _part(folder / file.path)
+        part = part_of(folder / file.path)
         part.parent.mkdir(parents=True, exist_ok=True)
         part.write_bytes(file.content or b"")
     return _accept(folder, manifests)
@@ -263,7 +264,3 @@ def _hash_of(path: Path, size: int) -> str | None:
         return None
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _part(final: Path) -> Path:
-    return final.with_name(f"{final.name}.part")

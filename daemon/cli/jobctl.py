@@ -36,7 +36,7 @@ VERBS: dict[str, Verb] = {
     "accept": Verb("steer", "Say that a verified model is good: its machine is returned."),
     "cancel": Verb("steer", "End a job; what is worth saving is saved first."),
     "abandon": Verb("steer", "Give a model up and return its machine. Asks for the instance id."),
-    "pull": Verb("bring", "Bring a checkpoint of a job that trains here now."),
+    "pull": Verb("bring", "Bring a checkpoint of a job here, wherever it lies."),
     "fetch": Verb("bring", "Bring files of a machine rented by hand; it is left as it is."),
     "leases": Verb("machines", "Every machine rented, and what it bills."),
     "offers": Verb("machines", "What the market offers, and why an offer is not taken."),
