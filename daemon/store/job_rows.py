@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import sqlite3
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 from daemon.domain.records import Lease, LeaseState
+
+PACE_STEPS = 20  # the last steps whose pace gives the ETA
 
 
 class Row(Protocol):
@@ -33,6 +37,99 @@ class JobRows:
     mirrored: Row | None = None  # the event of the newest checkpoint or stage that came home
     credit: int | None = None  # micro-dollars
     burn: int = 0  # micro-dollars per hour, all machines
+
+
+def gather(db: sqlite3.Connection, only: str = "") -> Iterator[JobRows]:
+    """Of every job, newest first, or of one: a few queries whatever the number of jobs."""
+    of_job = {
+        "leases": _by_job(db, "SELECT * FROM leases ORDER BY id"),
+        "reports": _by_job(db, "SELECT * FROM box_reports"),
+        "operations": _grouped(open_operations(db)),
+        "downloads": _by_job(
+            db,
+            "SELECT d.* FROM downloads d JOIN jobs j ON j.id = d.job_id AND j.manifest_sha256 = d.manifest_sha256",
+        ),
+        "began": _by_job(
+            db,
+            "SELECT * FROM events WHERE id IN"
+            " (SELECT max(id) FROM events WHERE kind = 'download.started' GROUP BY job_id)",
+        ),
+        "receipts": _by_job(
+            db,
+            "SELECT r.* FROM receipts r JOIN jobs j ON j.id = r.job_id AND j.manifest_sha256 = r.manifest_sha256"
+            " AND j.attempt = r.attempt WHERE r.id NOT IN (SELECT receipt_id FROM supersessions) ORDER BY r.id",
+        ),
+        "mirrored": _by_job(
+            db,
+            "SELECT * FROM events WHERE id IN"
+            " (SELECT max(id) FROM events WHERE kind IN ('checkpoint.home', 'stage.home') GROUP BY job_id)",
+        ),
+        # The last steps of the stage that reported last.
+        "metrics": _by_job(
+            db,
+            "SELECT * FROM (SELECT m.job_id, m.stage, m.step, m.at, m.total, m.loss, m.lr, m.tok_s,"
+            " row_number() OVER (PARTITION BY m.job_id ORDER BY m.at DESC, m.step DESC) AS back"
+            " FROM metrics m JOIN jobs j ON j.id = m.job_id AND j.attempt = m.attempt"
+            " WHERE m.stage = (SELECT x.stage FROM metrics x WHERE x.job_id = j.id AND x.attempt = j.attempt"
+            " ORDER BY x.at DESC LIMIT 1)) WHERE back <= ? ORDER BY job_id, step",
+            PACE_STEPS,
+        ),
+    }
+    moving = _moving(db)
+    credit = meta(db, "credit")
+    burn = sum(rate(row) for row in db.execute("SELECT * FROM leases WHERE state IN ('LIVE', 'LOST')"))
+    rows = db.execute("SELECT * FROM jobs WHERE ? IN (id, '') ORDER BY rowid DESC", (only,))
+    for row in rows:
+        of = {table: found.get(row["id"], []) for table, found in of_job.items()}
+        yield JobRows(
+            job=row,
+            leases=of["leases"],
+            operations=of["operations"],
+            downloads=of["downloads"],
+            download_began=of["began"][0] if of["began"] else None,
+            report=of["reports"][0] if of["reports"] else None,
+            metrics=of["metrics"],
+            receipt=of["receipts"][-1] if of["receipts"] else None,
+            moving=moving.get(row["id"]),
+            mirrored=of["mirrored"][0] if of["mirrored"] else None,
+            credit=credit,
+            burn=burn,
+            spec=json.loads(row["spec_json"]),
+        )
+
+
+def _moving(db: sqlite3.Connection) -> dict[str, dict[str, Any]]:
+    """By job: what the process that leads moves now, or moved when it died."""
+    leader = db.execute("SELECT epoch FROM leader").fetchone()
+    rows = db.execute("SELECT key, value FROM meta WHERE key GLOB 'moving.*'")
+    found = {row["key"].partition(".")[2]: json.loads(row["value"]) for row in rows}
+    return {job: each for job, each in found.items() if leader is not None and each["epoch"] == leader["epoch"]}
+
+
+def open_operations(db: sqlite3.Connection) -> list[sqlite3.Row]:
+    """Creates that are not resolved, and the destroys of leases that are not gone."""
+    return db.execute(
+        "SELECT o.* FROM operations o LEFT JOIN leases l ON l.id = o.lease_id"
+        " WHERE (o.kind = 'create' AND o.state IN ('INTENT', 'SENT', 'UNKNOWN'))"
+        " OR (o.kind = 'destroy' AND l.state IN ('LIVE', 'LOST')) ORDER BY o.id"
+    ).fetchall()
+
+
+def meta(db: sqlite3.Connection, key: str) -> int | None:
+    """What the reconcile loop noted last: `credit` in micro-dollars, `last_listing` in UTC milliseconds."""
+    row = db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+    return None if row is None else int(row["value"])
+
+
+def _by_job(db: sqlite3.Connection, query: str, *args: int) -> dict[Any, list[sqlite3.Row]]:
+    return _grouped(db.execute(query, args).fetchall())
+
+
+def _grouped(rows: Sequence[sqlite3.Row]) -> dict[Any, list[sqlite3.Row]]:
+    groups: dict[Any, list[sqlite3.Row]] = defaultdict(list)
+    for row in rows:
+        groups[row["job_id"]].append(row)
+    return groups
 
 
 def is_billing(lease: Row) -> bool:

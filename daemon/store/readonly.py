@@ -1,7 +1,8 @@
 """The read model: what the database says, for the API's routes and for `jobctl` when the daemon is down.
 
 Standard library sqlite3, opened read-only: nothing here can change a row, take the writer's lock or import SQLAlchemy.
-Every function is a few queries whatever the number of jobs; what the rows mean is decided in views.py.
+Every function is a few queries whatever the number of jobs: job_rows.py gathers what is stored of each, and views.py
+decides what it means.
 """
 
 from __future__ import annotations
@@ -9,19 +10,17 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 from daemon.domain import money, scores
 from daemon.domain.lifecycle import TERMINAL
 from daemon.errors import Damaged, NoSuchJob
 from daemon.store import attention, views
-from daemon.store.job_rows import JobRows, cost_so_far, is_billing, rate
+from daemon.store.job_rows import JobRows, cost_so_far, gather, is_billing, meta, open_operations, rate
 from daemon.store.shapes import (
     CURRENCY,
     UNSURE,
@@ -49,7 +48,6 @@ LOG_NAME = "log.txt"  # as on the box
 RECENT_EVENTS = 6
 DAY_MS = 86_400_000
 LOSS_POINTS = 40
-PACE_STEPS = 20  # the last steps whose pace gives the ETA
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ class ReadModel:
         """Every job, newest first."""
         with connection(self.database) as db:
             now = now_ms()
-            found = [views.job_view(rows, now) for rows in _job_rows(db)]
+            found = [views.job_view(rows, now) for rows in gather(db)]
             return Jobs(
                 schema="homeport.jobs/1",
                 jobs=found,
@@ -77,7 +75,7 @@ class ReadModel:
     def job(self, ref: str) -> JobPage:
         with connection(self.database) as db:
             now, job = now_ms(), resolve(db, ref)
-            (rows,) = _job_rows(db, job)
+            (rows,) = gather(db, job)
             view = views.job_view(rows, now)
             return JobPage(
                 schema="homeport.job/1",
@@ -117,7 +115,7 @@ class ReadModel:
         """Every machine ever rented that we know of: those that may bill first, then the newest."""
         with connection(self.database) as db:
             now = now_ms()
-            found = [views.job_view(rows, now) for rows in _job_rows(db)]
+            found = [views.job_view(rows, now) for rows in gather(db)]
             machines = _leases(db, now)
             needed = self._attention(db, found, machines, now)
             return Leases(
@@ -188,8 +186,8 @@ def money_strip(db: sqlite3.Connection, now: int) -> MoneyStrip:
     """How many machines may bill, what they cost by the hour and so far, and how long the credit lasts."""
     billing = [row for row in db.execute("SELECT * FROM leases") if is_billing(row)]
     burn = sum(rate(row) for row in billing)
-    credit, listed = _meta(db, "credit"), _meta(db, "last_listing")
-    creates = sum(op["kind"] == "create" for op in _open_operations(db))
+    credit, listed = meta(db, "credit"), meta(db, "last_listing")
+    creates = sum(op["kind"] == "create" for op in open_operations(db))
     return MoneyStrip(
         machines=len(billing),
         unsure=creates + len(_written_off(db, now)),
@@ -215,12 +213,6 @@ def integrity(path: Path) -> str:
         return str(error.__cause__)
 
 
-def _meta(db: sqlite3.Connection, key: str) -> int | None:
-    """What the reconcile loop noted last: `credit` in micro-dollars, `last_listing` in UTC milliseconds."""
-    row = db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
-    return None if row is None else int(row["value"])
-
-
 def _exported(db: sqlite3.Connection) -> list[Attention]:
     """Whether the jobs live elsewhere now (control/moving.py)."""
     noted = dict(db.execute("SELECT key, value FROM meta WHERE key IN ('moved', 'moved_to')").fetchall())
@@ -236,91 +228,16 @@ def _problem(db: sqlite3.Connection) -> str | None:
     return None if row is None else str(row["value"])
 
 
-def _job_rows(db: sqlite3.Connection, only: str = "") -> Iterator[JobRows]:
-    of_job = {
-        "leases": _by_job(db, "SELECT * FROM leases ORDER BY id"),
-        "reports": _by_job(db, "SELECT * FROM box_reports"),
-        "operations": _grouped(_open_operations(db)),
-        "downloads": _by_job(
-            db,
-            "SELECT d.* FROM downloads d JOIN jobs j ON j.id = d.job_id AND j.manifest_sha256 = d.manifest_sha256",
-        ),
-        "began": _by_job(
-            db,
-            "SELECT * FROM events WHERE id IN"
-            " (SELECT max(id) FROM events WHERE kind = 'download.started' GROUP BY job_id)",
-        ),
-        "receipts": _by_job(
-            db,
-            "SELECT r.* FROM receipts r JOIN jobs j ON j.id = r.job_id AND j.manifest_sha256 = r.manifest_sha256"
-            " AND j.attempt = r.attempt WHERE r.id NOT IN (SELECT receipt_id FROM supersessions) ORDER BY r.id",
-        ),
-        "mirrored": _by_job(
-            db,
-            "SELECT * FROM events WHERE id IN"
-            " (SELECT max(id) FROM events WHERE kind IN ('checkpoint.home', 'stage.home') GROUP BY job_id)",
-        ),
-        # The last steps of the stage that reported last.
-        "metrics": _by_job(
-            db,
-            "SELECT * FROM (SELECT m.job_id, m.stage, m.step, m.at, m.total, m.loss, m.lr, m.tok_s,"
-            " row_number() OVER (PARTITION BY m.job_id ORDER BY m.at DESC, m.step DESC) AS back"
-            " FROM metrics m JOIN jobs j ON j.id = m.job_id AND j.attempt = m.attempt"
-            " WHERE m.stage = (SELECT x.stage FROM metrics x WHERE x.job_id = j.id AND x.attempt = j.attempt"
-            " ORDER BY x.at DESC LIMIT 1)) WHERE back <= ? ORDER BY job_id, step",
-            PACE_STEPS,
-        ),
-    }
-    moving = _moving(db)
-    credit = _meta(db, "credit")
-    burn = sum(rate(row) for row in db.execute("SELECT * FROM leases WHERE state IN ('LIVE', 'LOST')"))
-    rows = db.execute("SELECT * FROM jobs WHERE ? IN (id, '') ORDER BY rowid DESC", (only,))
-    for row in rows:
-        of = {table: found.get(row["id"], []) for table, found in of_job.items()}
-        yield JobRows(
-            job=row,
-            leases=of["leases"],
-            operations=of["operations"],
-            downloads=of["downloads"],
-            download_began=of["began"][0] if of["began"] else None,
-            report=of["reports"][0] if of["reports"] else None,
-            metrics=of["metrics"],
-            receipt=of["receipts"][-1] if of["receipts"] else None,
-            moving=moving.get(row["id"]),
-            mirrored=of["mirrored"][0] if of["mirrored"] else None,
-            credit=credit,
-            burn=burn,
-            spec=json.loads(row["spec_json"]),
-        )
-
-
-def _moving(db: sqlite3.Connection) -> dict[str, dict[str, Any]]:
-    """By job: what the process that leads moves now, or moved when it died."""
-    leader = db.execute("SELECT epoch FROM leader").fetchone()
-    rows = db.execute("SELECT key, value FROM meta WHERE key GLOB 'moving.*'")
-    found = {row["key"].partition(".")[2]: json.loads(row["value"]) for row in rows}
-    return {job: each for job, each in found.items() if leader is not None and each["epoch"] == leader["epoch"]}
-
-
-def _open_operations(db: sqlite3.Connection) -> list[sqlite3.Row]:
-    """Creates that are not resolved, and the destroys of leases that are not gone."""
-    return db.execute(
-        "SELECT o.* FROM operations o LEFT JOIN leases l ON l.id = o.lease_id"
-        " WHERE (o.kind = 'create' AND o.state IN ('INTENT', 'SENT', 'UNKNOWN'))"
-        " OR (o.kind = 'destroy' AND l.state IN ('LIVE', 'LOST')) ORDER BY o.id"
-    ).fetchall()
-
-
 def _leases(db: sqlite3.Connection, now: int) -> list[LeaseView]:
     rows = db.execute("SELECT * FROM leases ORDER BY state IN ('LIVE', 'LOST') DESC, id DESC").fetchall()
-    operations = _open_operations(db)
+    operations = open_operations(db)
     return [views.lease_view(row, operations, now) for row in rows]
 
 
 def _written_off(db: sqlite3.Connection, now: int) -> list[LeaseView]:
     """Those that may bill still: until the market's listings have been without them for a day."""
     query = "SELECT * FROM leases WHERE state = 'WRITTEN_OFF' AND max(coalesce(last_seen, 0), gone_at) > ? ORDER BY id"
-    rows = db.execute(query, ((_meta(db, "last_listing") or 0) - DAY_MS,)).fetchall()
+    rows = db.execute(query, ((meta(db, "last_listing") or 0) - DAY_MS,)).fetchall()
     return [views.lease_view(row, (), now) for row in rows]
 
 
@@ -405,14 +322,3 @@ def _log_page(file: Path, offset: int) -> tuple[str, int]:
     if len(page) == LOG_PAGE:
         page = page[: page.rfind(b"\n") + 1] or page
     return page.decode("utf-8", "replace"), start + len(page)
-
-
-def _by_job(db: sqlite3.Connection, query: str, *args: int) -> dict[Any, list[sqlite3.Row]]:
-    return _grouped(db.execute(query, args).fetchall())
-
-
-def _grouped(rows: Sequence[sqlite3.Row]) -> dict[Any, list[sqlite3.Row]]:
-    groups: dict[Any, list[sqlite3.Row]] = defaultdict(list)
-    for row in rows:
-        groups[row["job_id"]].append(row)
-    return groups
