@@ -13,7 +13,7 @@ _BOTH = (
         "F6 F15",
         "decision",
         "a hold never stops its machine",
-        (PLAN, "    spent = waited >= s.rules.hold_limit\n", "    spent = False\n"),
+        (PLAN, "    spent = _hold_cost(s, lease) >= s.rules.hold_limit\n", "    spent = False\n"),
     ),
     mutant(
         "reserve is spent",
