@@ -6,22 +6,17 @@ acts on it. Every refusal names the next command to type.
 
 from __future__ import annotations
 
-import asyncio
-import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 
-from daemon.control import adapters, adoption, quotes
-from daemon.control.adapters import Adapter
+from daemon.control import adoption, quotes, submission
 from daemon.control.attempts import begin_again
 from daemon.control.byhand import ByHand
-from daemon.control.homecoming import base_identity
-from daemon.control.jobfile import hub_name, model_folder
 from daemon.control.mirror import Mirror
 from daemon.control.world import World
 from daemon.domain import ids
@@ -29,12 +24,9 @@ from daemon.domain.holds import HOLDS, HoldReason
 from daemon.domain.lifecycle import EDGES, JobState, Trigger
 from daemon.domain.money import decimal_string
 from daemon.domain.records import Job, Kind, Lease, LeaseState, Wish
-from daemon.domain.spec import JobSpec, parse
-from daemon.errors import NoSuchJob, Refused, SpecError, WorkstationUnfit
-from daemon.rows import canonical
-from daemon.rows.canonical import RowFile
+from daemon.domain.spec import JobSpec
+from daemon.errors import NoSuchJob, Refused, WorkstationUnfit
 from daemon.rows.findings import findings
-from daemon.rows.shapes import Kind as DataKind
 from daemon.store import artifacts, jobs, leases, operations, stages
 from daemon.store.database import Database
 
@@ -64,53 +56,22 @@ class Commands:
         if known is not None:
             self.changed(known.id)  # stored, and the answer lost before its driver was told
             return {"job": known.id, "name": known.name, "created": False, "plan": None}
-        spec = parse(text, source=source, base=Path(folder))
-        files = await asyncio.to_thread(self._read, spec, source, Path(folder))
-        earlier = await asyncio.to_thread(self._adapters, spec, source, Path(folder))
-        estimated = quotes.expected(spec, Path(folder), _rows(files))
-        objections = await quotes.objections(self.world, spec, Path(folder), estimated)
+        asked = await submission.read(self.world, text, source, Path(folder))
+        estimated = quotes.expected(asked.spec, asked.folder, asked.rows)
+        objections = await quotes.objections(self.world, asked.spec, asked.folder, estimated)
         if objections:
             raise WorkstationUnfit("\n".join(o.problem for o in objections), hint="; ".join(o.mend for o in objections))
-        revision = await self._revision(spec, Path(folder))
-        job = self._store(spec, self._row(spec, text, folder, request_id, files, earlier, revision))
+        revision = await asked.revision(self.world.settings)
+        job = self._store(asked.spec, asked.columns(request_id, revision))
         self.changed(job)
-        return {"job": job, "name": spec.name, "created": True, "plan": None}
-
-    def _read(self, spec: JobSpec, source: str, folder: Path) -> list[RowFile]:
-        """Read, check and convert every data set of the spec. Raises SpecError naming file and line."""
-        kinds: tuple[DataKind, ...] = ("sft", "dpo", "eval")
-        named = {kind: folder / Path(spec.data[kind]).expanduser() for kind in kinds if kind in spec.data}
-        files = [canonical.read(path, kind, self.world.settings.paths.data) for kind, path in named.items()]
-        problems = [problem for file in files for problem in file.problems]
-        counted = _rows(files)
-        for kind, expected in (("sft", spec.integration.sft_rows), ("dpo", spec.integration.dpo_rows)):
-            rows = counted.get(kind, 0)
-            if not problems and expected is not None and expected != rows:
-                problems.append(f"{source}: integration.{kind}_rows: {expected} expected, the data has {rows}")
-        if problems:
-            raise SpecError(problems, hint=f"jobctl data-check {source}")
-        return files
-
-    def _adapters(self, spec: JobSpec, source: str, folder: Path) -> dict[str, Adapter]:
-        """The earlier adapters that the spec names. Raises SpecError, NoSuchJob."""
-        local = model_folder(spec, folder)
-        return adapters.find(spec, source, folder, local.name if local else spec.model, self._database)
-
-    async def _revision(self, spec: JobSpec, folder: Path) -> str | None:
-        """The hub commit of the base model, its identity fetched now: verifying needs no network then."""
-        if model_folder(spec, folder) is not None:
-            return None
-        repo, revision = hub_name(spec.model)
-        return (await base_identity(repo, revision, self.world.settings)).revision
+        return {"job": job, "name": asked.spec.name, "created": True, "plan": None}
 
     async def adopt(self, instance: int, text: str, source: str, folder: str, by: str) -> dict[str, Any]:
         """Take a machine back whose job this database does not know; `text` is the job file it was submitted with."""
-        spec = parse(text, source=source, base=Path(folder))
-        files = await asyncio.to_thread(self._read, spec, source, Path(folder))
-        earlier = await asyncio.to_thread(self._adapters, spec, source, Path(folder))
-        revision = await self._revision(spec, Path(folder))
+        asked = await submission.read(self.world, text, source, Path(folder))
+        revision = await asked.revision(self.world.settings)
         lease, secret, proven, theirs, prepared = await adoption.look(self.world, instance)
-        row = self._row(spec, text, folder, f"adopt-{lease.label}", files, earlier, revision)
+        spec, row = asked.spec, asked.columns(f"adopt-{lease.label}", revision)
         with self._database.write() as c:
             _refuse_taken(c, spec.name)
             job = adoption.store(c, self.world, row, spec, lease, secret, proven, theirs, prepared, by)
@@ -129,35 +90,11 @@ class Commands:
             stages.begin_attempt(c, job, 1, spec.sha256, run, now, keep=[], fresh=True)
         return job
 
-    def _row(
-        self,
-        spec: JobSpec,
-        text: str,
-        folder: str,
-        request_id: str,
-        files: list[RowFile],
-        earlier: dict[str, Adapter],
-        revision: str | None,
-    ) -> dict[str, Any]:
-        """The columns of a job that its file decides."""
-        return {
-            "name": spec.name,
-            "request_id": request_id,
-            "spec_text": text,
-            "spec_json": spec.canonical_json(),
-            "spec_sha256": spec.sha256,
-            "spec_dir": folder,
-            "model_revision": revision,
-            "data_json": json.dumps({file.kind: _data_set(file) for file in files} | _kept(earlier)),
-        }
-
     async def plan(self, text: str, source: str, folder: str) -> dict[str, Any]:
         """What submit would do and cost. Nothing is stored, nothing is spent."""
-        spec = parse(text, source=source, base=Path(folder))
-        files = await asyncio.to_thread(self._read, spec, source, Path(folder))
-        await asyncio.to_thread(self._adapters, spec, source, Path(folder))
-        notes = [finding.text for finding in findings(files)]
-        return await quotes.plan(self.world, spec, Path(folder), _rows(files), notes)
+        asked = await submission.read(self.world, text, source, Path(folder))
+        notes = [finding.text for finding in findings(asked.files)]
+        return await quotes.plan(self.world, asked.spec, asked.folder, asked.rows, notes)
 
     async def offers(self, filters: dict[str, Any]) -> dict[str, Any]:
         return await quotes.offers(self.world, filters)
@@ -218,12 +155,12 @@ class Commands:
         if redo is None and len(kept) == len(runs):
             kept = kept[:-1]  # everything is done: what can be repeated is the conversion
         changes = begin_again(c, row, runs, self._now, keep=kept, fresh=fresh)
-        to = row.state if row.state is JobState.QUEUED else JobState.QUEUED
-        if to is row.state:
-            jobs.release(c, row, self._now, self._database.epoch, by=by)
-            jobs.change(c, jobs.get(c, row.id), self._now, self._database.epoch, **changes)
+        now, epoch = self._now, self._database.epoch
+        if row.state is JobState.QUEUED:
+            jobs.release(c, row, now, epoch, by=by)
+            jobs.change(c, jobs.get(c, row.id), now, epoch, **changes)
         else:
-            jobs.move(c, row, to, self._now, self._database.epoch, by=by, spoken_at=self._now, wish=None, **changes)
+            jobs.move(c, row, JobState.QUEUED, now, epoch, by=by, spoken_at=now, wish=None, **changes)
 
     async def cancel(self, job: str, by: str, discard: bool, confirm: int | None = None) -> dict[str, Any]:
         """End the job. What is not verified here is saved first and HELD, unless `discard` with the typed id."""
@@ -241,9 +178,10 @@ class Commands:
         with self._database.read() as c:
             row = jobs.get(c, job)
             _refuse_if_terminal(row)
-            held = [lease for lease in leases.of_job(c, job) if lease.is_held]
+            rented = leases.of_job(c, job)
             done = [run.stage for run in stages.of_attempt(c, row) if run.done_at]
-        spent = sum(lease.cost_at(self._now) for lease in leases_all(self._database, job))
+        held = [lease for lease in rented if lease.is_held]
+        spent = sum(lease.cost_at(self._now) for lease in rented)
         return {
             "job": job,
             "name": row.name,
@@ -357,33 +295,12 @@ class Commands:
         return {"job": job, "message": _what_now(row)}
 
 
-def _rows(files: list[RowFile]) -> dict[str, int]:
-    return {file.kind: file.survey.rows for file in files}
-
-
-def _data_set(file: RowFile) -> dict[str, Any]:
-    """As jobfile.DataSet reads it."""
-    if file.canonical is None:
-        raise ValueError(f"{file.path} was not written")
-    return {"sha256": file.canonical.sha256, "rows": file.canonical.rows, "original_sha256": file.sha256}
-
-
-def _kept(earlier: dict[str, Adapter]) -> dict[str, dict[str, Any]]:
-    """As adapters.stored reads it."""
-    return {key: asdict(adapter) for key, adapter in earlier.items()}
-
-
 def _what_now(row: Job) -> str:
     if row.wish:
         return f"{row.name}: {row.wish.value.lower()} asked; follow it with jobctl show {row.id}"
     if row.hold_reason:
         return f"{row.name} is held: {HOLDS[row.hold_reason].meaning}"
     return f"{row.name} goes on in {row.state}, attempt {row.attempt}"
-
-
-def leases_all(database: Database, job: str) -> list[Lease]:
-    with database.read() as c:
-        return leases.of_job(c, job)
 
 
 def _work_started(c: Connection, lease: Lease) -> bool:
