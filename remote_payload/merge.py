@@ -47,7 +47,7 @@ class Delta:
 
         It is made on the CPU in float64 and rounded once, so that neither a card nor the order in which a processor's
         library sums changes a bit of it. A few rows at a time, since what stays in the cache takes no longer than
-        float32 did. Raises MergeFailed for a delta of another shape.
+        in float32. Raises MergeFailed for a delta of another shape.
         """
         if (len(self.b), self.a.shape[1]) != weight.shape:
             shape = f"{len(self.b)}x{self.a.shape[1]}"

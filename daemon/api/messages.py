@@ -1,6 +1,6 @@
 """What travels between jobctl and jobd: the port behind the routes, and errors as JSON.
 
-Views of jobs, leases and events are those of store/readonly.py; this module adds what only the wire needs.
+Views of jobs, leases and events are those of store/shapes.py; this module adds what only the wire needs.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The one function that permits a destroy, and the one call that destroys.
+"""The one function that permits a destroy; the one call that takes its permit is in operate.py.
 
 Three facts can permit it (design: who may destroy): the receipt of the job's current artifact set, whose files were
 looked at again just now; a token that names the instance id, typed by the person; or that no stage was ever started on

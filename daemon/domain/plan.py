@@ -1,8 +1,8 @@
 """What to do next with one job: pure, time included in the snapshot.
 
-`plan` returns the first thing that has to happen. Doing it and writing it down belongs to control/driver.py, which then
-asks again. Every judgement is here: when a machine is ready, when it is given up, when doubt becomes a hold, when the
-machine may go. Nothing here destroys by elapsed time, by an exception or by silence.
+`plan` returns the first thing that has to happen. Doing it and writing it down belongs to control/acts.py, and
+control/driver.py then asks again. Every judgement is here: when a machine is ready, when it is given up, when doubt
+becomes a hold, when the machine may go. Nothing here destroys by elapsed time, by an exception or by silence.
 """
 
 from __future__ import annotations

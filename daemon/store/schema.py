@@ -213,7 +213,7 @@ supersessions = _table(
     _required("reason", TEXT),
 )
 
-# A person typed an instance id. Single use, for one job version, void after 15 minutes or any resume or retry.
+# A person typed an instance id. Single use, for one attempt, void after 15 minutes or any resume or retry.
 tokens = _table(
     "tokens",
     _id(),
