@@ -11,8 +11,8 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from snapshots import NOW, S, job, lease, snap
 from store import add_job, add_lease, opened
-from test_plan import NOW, S, job, lease, snap
 
 from daemon.box import onstart
 from daemon.control.link import Link

@@ -14,7 +14,7 @@ from daemon.cli.screens import jobs as jobs_screen
 from daemon.cli.screens import leases as leases_screen
 from daemon.cli.screens import metrics as metrics_screen
 from daemon.cli.screens import plan as plan_screen
-from daemon.cli.terminal import Column, Look, dollars, duration, size, table
+from daemon.cli.terminal import Look
 from daemon.domain.coverage import coverage
 from daemon.store.shapes import JobPage, Jobs, JobView, Leases, Metric
 from daemon.store.views import coverage_view
@@ -359,36 +359,6 @@ def test_plot_of_an_unknown_figure_names_the_known_ones() -> None:
     steps = [cast(Metric, {"attempt": 1, "stage": "SFT", "step": 1, "body": {"loss": 2.0, "grad_norm": 0.4}})]
 
     assert metrics_screen.plot(steps, "los", Look()) == "no step reports 'los'; there are: grad_norm, loss"
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0, "0s"), (59.6, "1m00s"), (246, "4m06s"), (9060, "2h31m"), (273_600, "3d4h"), (-5, "0s")],
-)
-def test_durations(seconds: float, text: str) -> None:
-    """Two units at most."""
-    assert duration(seconds) == text
-
-
-@pytest.mark.parametrize(
-    ("amount", "text"), [("0.00", "$0.00"), ("0.0012", "$0.0012"), ("1.064999", "$1.06"), ("12.3", "$12.30")]
-)
-def test_dollars(amount: str, text: str) -> None:
-    """Cents, and fractions of a cent only below one."""
-    assert dollars(amount) == text
-
-
-@pytest.mark.parametrize(("count", "text"), [(12, "12 B"), (6_200_000_000, "6.2 GB"), (5_000_000_000_000, "5000.0 GB")])
-def test_sizes(count: int, text: str) -> None:
-    """Decimal units, as disks and markets count."""
-    assert size(count) == text
-
-
-def test_a_table_clips_what_may_be_clipped() -> None:
-    """A cell that is too long ends in an ellipsis, and the others stay whole."""
-    lines = table([Column("ID", ["k7f3qd"]), Column("NAME", ["a-rather-long-name"], least=8)], Look(width=16))
-
-    assert lines == ["ID      NAME", "k7f3qd  a-rathe…"]
 
 
 STATUS = """\

@@ -13,7 +13,7 @@ from typing import Any, cast
 import pytest
 import store
 from scripted_market import ScriptedMarket
-from test_plan import NOW, job, lease
+from snapshots import NOW, job, lease
 
 from daemon import notify
 from daemon.artifacts.verify import verify

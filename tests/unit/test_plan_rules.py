@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_plan import NOW, RECEIPT, RULES, TOKEN, job, lease, op, report, runs
+from snapshots import NOW, RECEIPT, RULES, TOKEN, job, lease, op, report, runs
 
 from daemon.domain import actions
 from daemon.domain import plan as p
