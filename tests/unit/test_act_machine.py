@@ -20,7 +20,7 @@ from daemon.domain.holds import HoldReason
 from daemon.domain.lifecycle import Trigger
 from daemon.domain.market import Listing, Offer, OfferQuery
 from daemon.domain.records import Lease, LeaseState, OpState
-from daemon.errors import HomeportError, MarketUnreachable, NoCredit, OfferGone, RemoteFailed
+from daemon.errors import CredentialsRefused, HomeportError, MarketUnreachable, NoCredit, OfferGone, RemoteFailed
 from daemon.market.port import Reply
 from daemon.store import leases, machines
 
@@ -125,6 +125,14 @@ async def test_nothing_is_rented_while_the_listing_cannot_be_trusted(counter: Co
     await counter.do(Rent())
 
     assert counter.creates == [] and len(counter.pauses) == 1
+
+
+async def test_a_refused_key_does_not_wait_in_silence(counter: Counter) -> None:
+    """No listing can be trusted without a key that works: the job says so instead of looking for offers for ever."""
+    counter.desk.market.answers["account"] = CredentialsRefused("bad key")
+
+    with pytest.raises(CredentialsRefused):
+        await counter.do(Rent())
 
 
 async def test_a_machine_of_this_job_that_we_do_not_know_stops_the_renting(counter: Counter) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from store import NOW
 
 from daemon.box.box import BoxStatus
 from daemon.control.act_stage import STOP_LOOKS
+from daemon.control.permits import NoPermit
 from daemon.domain.actions import StartStage, StopStages
 from daemon.domain.holds import HoldReason
 from daemon.domain.lifecycle import JobState
@@ -94,6 +96,10 @@ async def test_a_start_without_an_answer_may_have_begun_the_stage(
     assert [op.state for op in counter.operations(Kind.STAGE_START)] == [left]
     assert s.lease is not None and s.work_started(s.lease) is (left is OpState.UNKNOWN)
     assert s.job.state is JobState.PROVISIONED
+    destroying = counter.desk.world.operator.destroy(s.job, s.lease, "nothing was started on it")
+    with pytest.raises(NoPermit) if left is OpState.UNKNOWN else nullcontext():
+        await destroying
+    assert bool(counter.desk.market.asked) is (left is OpState.REFUSED)
 
 
 async def test_a_machine_of_a_newer_attempt_than_the_database_holds_the_job(counter: Counter) -> None:

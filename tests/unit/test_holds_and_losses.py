@@ -1,4 +1,4 @@
-"""A hold never overrides what a person said meanwhile, and a model that was lost from the disk permits nothing."""
+"""What a hold rests on: what a person said, what came in which order, what was charged, what lies on the disk."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from desk import Counter
+from desk import SPEC, Counter
 from store import MANIFEST, NOW, start_stage
 
 from daemon.artifacts.receipt import ReceiptFile
 from daemon.domain import actions
 from daemon.domain.holds import HoldReason
 from daemon.domain.lifecycle import JobState
+from daemon.domain.market import Charge
+from daemon.domain.money import MICRO
 from daemon.domain.records import Kind, Lease, LeaseState, Wish
-from daemon.errors import LostRace
-from daemon.store import artifacts, downloads, jobs
+from daemon.errors import LostRace, MarketUnreachable
+from daemon.store import artifacts, downloads, events, jobs
 from daemon.store.downloads import DurableChunks
 
 
@@ -49,6 +51,62 @@ async def test_our_own_bookkeeping_is_nobodys_word(counter: Counter) -> None:
     counter.driver.acting.hold(before, HoldReason.TRANSFER_FAILED, "three wrong chunks")
 
     assert counter.held is HoldReason.TRANSFER_FAILED
+
+
+@pytest.mark.parametrize("back_ms", [0, 3_600_000])
+async def test_what_came_after_what_is_told_by_the_order_of_events(counter: Counter, back_ms: int) -> None:
+    """Saved and accepted in one hold, then the clock is set back: in the next hold neither was done yet."""
+    database, clock, job = counter.desk.database, counter.desk.clock, counter.job.id
+
+    def seen() -> tuple[bool, bool]:
+        s = counter.look()
+        return s.rescued, s.accepted
+
+    def write(*kinds: str) -> None:
+        clock.wall += 1000
+        with database.write() as c:
+            now, epoch = clock.wall_ms(), database.epoch
+            for kind in kinds:
+                row = jobs.get(c, job)
+                if kind == "held":
+                    jobs.hold(c, row, HoldReason.ASK_DESTROY, "", now, epoch)
+                elif kind == "released":
+                    jobs.release(c, row, now, epoch, by="me")
+                elif kind == "moved":
+                    jobs.move(c, row, JobState.PROVISIONED, now, epoch)
+                else:
+                    events.add(c, "job.saved", now, job=job)
+
+    assert seen() == (False, False)
+    write("held", "saved")
+    assert seen() == (True, False)
+    write("released")
+    assert seen() == (True, True)
+    clock.wall -= back_ms
+    write("moved", "held")
+    assert seen() == (False, False)
+
+
+@pytest.mark.parametrize(
+    ("charged", "held"), [(2 * MICRO, None), (9 * MICRO, HoldReason.BUDGET), (None, HoldReason.BUDGET)]
+)
+async def test_a_night_asleep_is_not_the_budget(tmp_path: Path, charged: int | None, held: HoldReason | None) -> None:
+    """Counted as if it had run for eight hours: the market is asked what it charged before the job is held for it."""
+    counter = await Counter.open(tmp_path, SPEC + "limits: {cost: $10}\n")
+    market, clock = counter.desk.market, counter.desk.clock
+    lease = counter.machine(price_per_hour=2 * MICRO, status="running")
+    began, clock.wall = clock.wall_ms(), clock.wall_ms() + 8 * 3_600_000
+    if charged is None:
+        market.answers["charges"] = MarketUnreachable("no network yet")
+    else:
+        market.billed = [Charge(lease.instance_id, None, charged, began, clock.wall_ms())]
+    assert counter.look().cost == 16 * MICRO
+
+    await counter.do(actions.HoldJob(HoldReason.BUDGET))
+
+    assert counter.held is held
+    assert counter.look().cost == (16 * MICRO if charged is None else charged)
+    counter.desk.database.close()
 
 
 def verified(counter: Counter, content: bytes) -> tuple[Lease, Path]:

@@ -4,55 +4,28 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from scripted_market import OFFER, ScriptedMarket, instance
 from store import INSTANCE, JOB, add_job, add_lease, opened, start_stage
 
-from daemon.artifacts.verify import verify
-from daemon.box.box import Box
 from daemon.clock import ManualClock
-from daemon.control import snapshot
-from daemon.control.acting import Acting
-from daemon.control.acts import act
-from daemon.control.bell import Bell
-from daemon.control.mirroring import Mirroring
 from daemon.control.operate import Operator, presume_work, recover
 from daemon.control.permits import NoPermit
-from daemon.control.rebuilding import Rebuilding
 from daemon.control.reconcile import Reconciler
-from daemon.control.world import World
-from daemon.domain import actions
 from daemon.domain.holds import HoldReason
-from daemon.domain.lifecycle import JobState
 from daemon.domain.market import Charge
 from daemon.domain.money import MICRO
 from daemon.domain.records import Job, Kind, Lease, LeaseState, Operation, OpState
-from daemon.domain.snapshot import Rules
-from daemon.domain.spec import JobSpec
-from daemon.errors import (
-    AccessDenied,
-    BoxError,
-    CredentialsRefused,
-    LinkLost,
-    LostRace,
-    MarketRefused,
-    MarketUnreachable,
-    RemoteFailed,
-)
+from daemon.errors import CredentialsRefused, LostRace, MarketRefused, MarketUnreachable
 from daemon.market.port import Reply
 from daemon.settings import Settings, load
-from daemon.store import events, jobs, leader, leases, operations, stages
+from daemon.store import jobs, leader, leases, operations
 from daemon.store.database import Database
 
 HOLD = 2 * MICRO
-RULES = Rules(
-    cost_limit=None, time_limit_s=None, hold_limit=HOLD, reserve=0, rescue_s=0, ask_before_destroy=True,
-    boot_patience_s=0, ssh_patience_s=0, offline_patience_s=0, start_patience_s=0, destroy_resend_s=0, offer_retry_s=0,
-    offer_patience_s=0,
-)  # fmt: skip
 
 
 @dataclass
@@ -282,67 +255,6 @@ async def test_a_stop_of_the_clocks_future_is_repeated_when_its_time_is_over(ben
     assert (at_once, bench.market.asked) == ([], [("stop", INSTANCE)])
 
 
-@pytest.mark.parametrize("back_ms", [0, 3_600_000])
-def test_what_came_after_what_is_told_by_the_order_of_events(bench: Bench, back_ms: int) -> None:
-    """Saved and accepted in one hold, then the clock is set back: in the next hold neither was done yet."""
-
-    def seen() -> tuple[bool, bool]:
-        s = snapshot.take(bench.database, bench.clock, JOB, RULES, snapshot.Memory())
-        return s.rescued, s.accepted
-
-    def write(*kinds: str) -> None:
-        bench.clock.wall += 1000
-        with bench.database.write() as c:
-            now, epoch = bench.clock.wall_ms(), bench.database.epoch
-            for kind in kinds:
-                job = jobs.get(c, JOB)
-                if kind == "held":
-                    jobs.hold(c, job, HoldReason.ASK_DESTROY, "", now, epoch)
-                elif kind == "released":
-                    jobs.release(c, job, now, epoch, by="me")
-                elif kind == "moved":
-                    jobs.move(c, job, JobState.PROVISIONED, now, epoch)
-                else:
-                    events.add(c, "job.saved", now, job=JOB)
-
-    assert seen() == (False, False)
-    write("held", "saved")
-    assert seen() == (True, False)
-    write("released")
-    assert seen() == (True, True)
-    bench.clock.wall -= back_ms
-    write("moved", "held")
-    assert seen() == (False, False)
-
-
-@pytest.mark.parametrize(
-    ("charged", "held"), [(2 * MICRO, None), (9 * MICRO, HoldReason.BUDGET), (None, HoldReason.BUDGET)]
-)
-async def test_a_night_asleep_is_not_the_budget(bench: Bench, charged: int | None, held: HoldReason | None) -> None:
-    """Counted as if it had run for eight hours: the market is asked what it charged before the job is held for it."""
-    lease = bench.rented(price_per_hour=2 * MICRO, status="running")
-    began, bench.clock.wall = bench.clock.wall_ms(), bench.clock.wall_ms() + 8 * 3_600_000
-    if charged is None:
-        bench.market.answers["charges"] = MarketUnreachable("no network yet")
-    else:
-        bench.market.billed = [Charge(INSTANCE, None, charged, began, bench.clock.wall_ms())]
-    rules = replace(RULES, cost_limit=10 * MICRO, reserve=MICRO)
-    s = snapshot.take(bench.database, bench.clock, JOB, rules, snapshot.Memory())
-    assert s.cost == 16 * MICRO
-
-    action = actions.HoldJob(HoldReason.BUDGET)
-    await act(acting_of(bench, DeadEnd(LinkLost("none"))), s, action)
-
-    assert bench.job.hold_reason is held
-    counted = leases_cost(bench, lease)
-    assert counted == (16 * MICRO if charged is None else charged)
-
-
-def leases_cost(bench: Bench, lease: Lease) -> int:
-    with bench.database.read() as c:
-        return leases.get(c, lease.id).cost_at(bench.clock.wall_ms())
-
-
 async def test_the_key_of_the_instance_is_not_kept(bench: Bench) -> None:
     """The create's reply is stored as it came, but for the key in it."""
     body = '{"success": true, "new_contract": 77, "instance_api_key": "very-secret"}'
@@ -393,65 +305,6 @@ async def test_a_machine_whose_answer_a_restored_database_lacks(bench: Bench) ->
     [lease] = bench.leases
     with pytest.raises(NoPermit):
         await bench.operator.destroy(bench.job, lease, "nothing was started on it")
-
-
-@dataclass
-class DeadEnd:
-    """A link to a box whose every stage start ends in `error`."""
-
-    error: BoxError
-
-    async def to(self, lease: Lease) -> DeadEnd:
-        return self
-
-    async def start_stage(self, nonce: str, env: dict[str, str]) -> None:
-        raise self.error
-
-
-def acting_of(bench: Bench, link: DeadEnd) -> Acting:
-    async def silent(title: str, text: str, again: bool) -> bool:
-        return True
-
-    world = World(bench.database, bench.operator, bench.clock, bench.operator.settings, silent, Box, verify)  # type: ignore[arg-type]
-    spec = JobSpec.model_validate({"version": 1, "name": "n", "model": "any/m", "sft": {"data": "-"}})
-    mirroring = Mirroring(world, JOB, None)
-    rebuilding = Rebuilding(world, JOB, spec, {}, mirroring)
-    return Acting(world, JOB, spec, {}, snapshot.Memory(), link, Bell(), mirroring, rebuilding)  # type: ignore[arg-type]
-
-
-async def test_a_refused_key_does_not_wait_in_silence(bench: Bench) -> None:
-    """No listing can be trusted without a key that works: the job says so instead of looking for offers for ever."""
-    bench.market.answers["account"] = CredentialsRefused("bad key")
-
-    with pytest.raises(CredentialsRefused):
-        await act(acting_of(bench, DeadEnd(LinkLost("none"))), None, actions.Rent())  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("error", "state", "unused"),
-    [
-        (RemoteFailed("run start: exit 1", exit_code_remote=1), OpState.UNKNOWN, False),
-        (AccessDenied("the key is not accepted"), OpState.REFUSED, True),
-    ],
-    ids=["failed after it was told", "never told"],
-)
-async def test_a_stage_start_that_failed(bench: Bench, error: BoxError, state: OpState, unused: bool) -> None:
-    """A box that was told to start may have started: its machine is not `unused` any more, whatever it answered."""
-    lease = bench.rented()
-    acting = acting_of(bench, DeadEnd(error))
-    with bench.database.read() as c:
-        run = stages.of_attempt(c, bench.job)[0]
-
-    with pytest.raises(type(error)):
-        await act(acting, None, actions.StartStage(lease, run))  # type: ignore[arg-type]
-
-    assert [op.state for op in bench.operations(Kind.STAGE_START)] == [state]
-    if unused:
-        await bench.operator.destroy(bench.job, lease, "nothing was started on it")
-    else:
-        with pytest.raises(NoPermit):
-            await bench.operator.destroy(bench.job, lease, "nothing was started on it")
-    assert bool(bench.market.asked) is unused
 
 
 async def test_a_high_water_file_that_cannot_be_written_costs_no_pass(bench: Bench) -> None:
