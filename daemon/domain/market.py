@@ -20,13 +20,9 @@ class Offer:
     num_gpus: int
     gpu_ram_mb: int  # per GPU
     price_per_hour: int
-    storage_per_gb_month: int
     inet_down_per_gb: int  # what the market bills for bytes that enter the box
     inet_up_per_gb: int
     disk_space_gb: float
-    cpu_ram_mb: int | None
-    cpu_cores_effective: float | None
-    inet_down_mbps: float
     inet_up_mbps: float
     reliability: float
     verified: bool
@@ -36,8 +32,6 @@ class Offer:
     duration_s: float | None  # rental time left
     end_date_ms: int | None
     geolocation: str
-    score: float = 0.0
-    raw: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -113,7 +107,6 @@ class CreateRequest:
 class Account:
     user_id: int
     credit: int
-    email: str = ""
 
 
 @dataclass(frozen=True)

@@ -207,13 +207,9 @@ def read_offer(raw: Json) -> Offer | None:
         num_gpus=_int(raw.get("num_gpus")) or 0,
         gpu_ram_mb=_int(raw.get("gpu_ram")) or 0,
         price_per_hour=price,
-        storage_per_gb_month=_money(raw.get("storage_cost")) or 0,
         inet_down_per_gb=_money(raw.get("inet_down_cost")) or 0,
         inet_up_per_gb=_money(raw.get("inet_up_cost")) or 0,
         disk_space_gb=_float(raw.get("disk_space")) or 0.0,
-        cpu_ram_mb=_own_cpu_ram_mb(raw),
-        cpu_cores_effective=_float(raw.get("cpu_cores_effective")),
-        inet_down_mbps=_float(raw.get("inet_down")) or 0.0,
         inet_up_mbps=_float(raw.get("inet_up")) or 0.0,
         reliability=_float(raw.get("reliability2")) or _float(raw.get("reliability")) or 0.0,
         verified=_text(raw.get("verification")) == "verified",
@@ -223,17 +219,7 @@ def read_offer(raw: Json) -> Offer | None:
         duration_s=_float(raw.get("duration")),
         end_date_ms=_ms(raw.get("end_date")),
         geolocation=_text(raw.get("geolocation")),
-        score=_float(raw.get("score")) or 0.0,
-        raw=raw,
     )
-
-
-def _own_cpu_ram_mb(raw: Json) -> int | None:
-    """The listing shows the whole machine's memory; an offer gets it in proportion to its cores."""
-    whole, cores, own = _float(raw.get("cpu_ram")), _float(raw.get("cpu_cores")), _float(raw.get("cpu_cores_effective"))
-    if whole is None:
-        return None
-    return round(whole * min(1.0, own / cores)) if cores and own else round(whole)
 
 
 def read_instance(raw: Any) -> Instance:
@@ -320,7 +306,7 @@ def read_account(reply: Json) -> Account:
     user, credit = _int(reply.get("id")), _money(reply.get("credit"))
     if user is None or credit is None:
         raise Unreadable("the account reply has no id or no credit")
-    return Account(user, credit, _text(reply.get("email")))
+    return Account(user, credit)
 
 
 def read_result_url(reply: Json) -> str:

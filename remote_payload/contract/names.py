@@ -90,5 +90,4 @@ class Exit(IntEnum):
     OUT_OF_DISK = 71
     RANK_LOST = 72  # another rank of the same step is gone or does not answer
     STOPPED = 75
-    LIMIT = 76
     INTERNAL = 80

@@ -11,8 +11,8 @@ from daemon.market.port import Reply
 
 OFFER = Offer(
     id=1, machine_id=5, host_id=6, gpu_name="H100", num_gpus=1, gpu_ram_mb=80_000, price_per_hour=2_000_000,
-    storage_per_gb_month=0, inet_down_per_gb=0, inet_up_per_gb=0, disk_space_gb=100.0, cpu_ram_mb=None,
-    cpu_cores_effective=None, inet_down_mbps=1.0, inet_up_mbps=1.0, reliability=0.99, verified=True, rentable=True,
+    inet_down_per_gb=0, inet_up_per_gb=0, disk_space_gb=100.0, inet_up_mbps=1.0, reliability=0.99, verified=True,
+    rentable=True,
     direct_port_count=1, cuda_max_good=13.0, duration_s=1e6, end_date_ms=None, geolocation="SE",
 )  # fmt: skip
 

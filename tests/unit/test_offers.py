@@ -30,8 +30,8 @@ SPEC = JobSpec(
 )
 OFFER = Offer(
     id=1, machine_id=11, host_id=1, gpu_name="H100 SXM", num_gpus=1, gpu_ram_mb=81_559, price_per_hour=2_100_000,
-    storage_per_gb_month=150_000, inet_down_per_gb=2_000, inet_up_per_gb=2_000, disk_space_gb=500.0, cpu_ram_mb=None,
-    cpu_cores_effective=None, inet_down_mbps=900.0, inet_up_mbps=900.0, reliability=0.99, verified=True, rentable=True,
+    inet_down_per_gb=2_000, inet_up_per_gb=2_000, disk_space_gb=500.0, inet_up_mbps=900.0, reliability=0.99,
+    verified=True, rentable=True,
     direct_port_count=10, cuda_max_good=12.8, duration_s=30 * 86_400.0, end_date_ms=NOW_MS + 30 * DAY_MS,
     geolocation="SE",
 )  # fmt: skip

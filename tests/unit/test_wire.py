@@ -88,15 +88,6 @@ def test_an_unknown_status_is_kept_as_it_came():
     assert wire.read_instance(ROW | {"actual_status": "hibernating"}).actual_status == "hibernating"
 
 
-def test_an_offer_shows_its_own_share_of_the_memory():
-    """The listing names the whole machine's memory; one of four GPUs has a quarter."""
-    raw = {"id": 1, "machine_id": 2, "dph_total": "1.5", "cpu_ram": 512_000, "cpu_cores": 64, "cpu_cores_effective": 16}
-
-    offer = wire.read_offer(raw)
-
-    assert (offer.cpu_ram_mb, offer.price_per_hour) == (128_000, 1_500_000)
-
-
 @pytest.mark.parametrize("missing", ["id", "machine_id", "dph_total"])
 def test_an_offer_that_cannot_be_rented_is_left_out(missing):
     """Without id, machine or price there is nothing to choose."""

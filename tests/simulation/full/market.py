@@ -26,9 +26,9 @@ CANARY = "canary-instance-key-5f1e"  # must be nowhere in the daemon's files
 LATE_S = (0.0, 5.0, 60.0, 600.0, 86_400.0)
 OFFER = Offer(
     id=1, machine_id=51, host_id=6, gpu_name="H100 SXM", num_gpus=1, gpu_ram_mb=80_000, price_per_hour=2_000_000,
-    storage_per_gb_month=0, inet_down_per_gb=1_000, inet_up_per_gb=1_000, disk_space_gb=500.0, cpu_ram_mb=64_000,
-    cpu_cores_effective=16.0, inet_down_mbps=1_000.0, inet_up_mbps=1_000.0, reliability=0.99, verified=True,
-    rentable=True, direct_port_count=4, cuda_max_good=13.2, duration_s=1e7, end_date_ms=None, geolocation="SE",
+    inet_down_per_gb=1_000, inet_up_per_gb=1_000, disk_space_gb=500.0, inet_up_mbps=1_000.0, reliability=0.99,
+    verified=True, rentable=True, direct_port_count=4, cuda_max_good=13.2, duration_s=1e7, end_date_ms=None,
+    geolocation="SE",
 )  # fmt: skip
 AWAY_LIMIT = re.compile(r"away\.py \S+ (\d+) >>")  # in a start script, seconds
 FOREIGN = (900, 901)  # instances that are none of ours: another install's, and one without label
