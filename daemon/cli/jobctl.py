@@ -30,7 +30,7 @@ VERBS: dict[str, Verb] = {
     "metrics": Verb("follow", "Loss, learning rate and speed, step by step."),
     "wait": Verb("follow", "Wait until a job reaches a state."),
     "verify": Verb("verify", "Verify a model on this disk again: a job's, a folder, or any GGUF."),
-    "hold": Verb("steer", "Stop before the next step; the machine is kept up to a price."),
+    "hold": Verb("steer", "Save what a job has, and wait for your word; the machine runs up to a price."),
     "resume": Verb("steer", "Let a held job go on."),
     "retry": Verb("steer", "Run a stage again, from its newest checkpoint or from another stage."),
     "accept": Verb("steer", "Say that a verified model is good: its machine is returned."),

@@ -17,7 +17,7 @@ _JOB = click.argument("job")
 @click.command(epilog=examples("jobctl hold k7f", "jobctl hold support-bot"))
 @_JOB
 def hold(job: str) -> None:
-    """Hold JOB: what is valuable is brought home, then the machine waits for at most limits.hold dollars."""
+    """Hold JOB: what is valuable is brought home; machine and training go on for at most limits.hold dollars."""
     _say(client().hold(job, _me()))
 
 
