@@ -43,13 +43,16 @@ class Acting:
     rebuilding: Rebuilding
 
     def hold(self, s: Snapshot, reason: HoldReason, detail: str) -> None:
-        """Raises LostRace when somebody spoke, or the job moved, since `s`. Our own permit changes nothing of that."""
+        """Raises LostRace when somebody spoke, or the job moved, since `s`. Our own permit changes nothing of that.
+
+        In the place of another hold it goes on with its price limit: nobody has spoken, so nobody knows of a new one.
+        """
         w = self.world
         with w.database.write() as c:
             job = jobs.get(c, self.job_id)
             if any(getattr(job, name) != getattr(s.job, name) for name in SPOKEN):
                 raise LostRace(f"job {job.id} changed since version {s.job.version}")
-            jobs.hold(c, job, reason, detail, w.clock.wall_ms(), w.database.epoch)
+            jobs.hold(c, job, reason, detail, w.clock.wall_ms(), w.database.epoch, since=job.hold_since)
         log.warning("job.held", job=self.job_id, reason=reason.value, detail=detail)
         w.news.set()
 

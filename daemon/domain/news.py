@@ -140,7 +140,7 @@ def _held(f: Facts, reason: HoldReason) -> Iterator[News]:
     said = ": ".join(part for part in (row.meaning, job.hold_detail) if part)
     home = f" The model is in {job.model_dir}." if reason is HoldReason.ASK_DESTROY else ""
     text = f"{said[:300]}.{home} {f.money} {f.next(*row.commands)}"
-    yield News(f"held {job.id} {job.hold_since} {days}", _titled(job, f"HELD: {reason.value}{since}"), text)
+    yield News(f"held {job.id} {reason} {job.hold_since} {days}", _titled(job, f"HELD: {reason.value}{since}"), text)
 
 
 def _titled(job: Job, what: str) -> str:

@@ -87,9 +87,19 @@ def move(
 
 
 def hold(
-    c: Connection, job: Job, reason: HoldReason, detail: str, now_ms: int, epoch: int | None, *, by: str = "daemon"
+    c: Connection,
+    job: Job,
+    reason: HoldReason,
+    detail: str,
+    now_ms: int,
+    epoch: int | None,
+    *,
+    by: str = "daemon",
+    since: int | None = None,
 ) -> None:
-    values: dict[str, Any] = {"hold_reason": reason.value, "hold_detail": detail, "hold_since": now_ms, "hold_by": by}
+    """Held from now on, or `since` then: that of the hold whose place, and price limit, this one takes."""
+    values: dict[str, Any] = {"hold_reason": reason.value, "hold_detail": detail, "hold_by": by}
+    values["hold_since"] = now_ms if since is None else since
     if reason in ANSWERS:
         values["wish"] = None
     elif job.hold_reason is HoldReason.CANCEL_WISH:  # whose answer that hold was, and this one is not

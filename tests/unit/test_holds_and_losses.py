@@ -109,6 +109,22 @@ async def test_a_night_asleep_is_not_the_budget(tmp_path: Path, charged: int | N
     counter.desk.database.close()
 
 
+@pytest.mark.parametrize("spoken", [False, True])
+async def test_a_hold_in_anothers_place_has_what_that_has_left(counter: Counter, spoken: bool) -> None:
+    """A box that fails now in one way and now in another would begin the price limit anew with each of them."""
+    counter.machine()
+    counter.driver.acting.hold(counter.look(), HoldReason.TRANSFER_FAILED, "three wrong chunks")
+    first = counter.look().job.hold_since
+    counter.desk.clock.advance(3600)
+    if spoken:
+        await counter.desk.commands.resume(counter.job.id, by="person")
+
+    counter.driver.acting.hold(counter.look(), HoldReason.HOST_KEY, "another key")
+
+    assert counter.held is HoldReason.HOST_KEY
+    assert first is not None and counter.look().job.hold_since == first + (3_600_000 if spoken else 0)
+
+
 def verified(counter: Counter, content: bytes) -> tuple[Lease, Path]:
     """The job's machine, on which it was trained, and its model: proven, and the machine not yet destroyed."""
     lease, job = counter.machine(), counter.job.id

@@ -138,6 +138,17 @@ def test_a_hold_is_told_daily_while_it_costs() -> None:
     assert key(3, [lease(**GONE)]) == "0"
 
 
+def test_a_hold_that_takes_anothers_place_is_told() -> None:
+    """It goes on with the time of the one before it, and is news all the same."""
+    keys = {
+        news.key
+        for reason in (HoldReason.TRANSFER_FAILED, HoldReason.HOST_KEY)
+        for news in of_job(facts(job=job(JobState.SFT, **HELD | {"hold_reason": reason})))
+    }
+
+    assert len(keys) == 2
+
+
 # -- told once
 
 

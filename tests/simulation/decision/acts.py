@@ -286,7 +286,7 @@ TABLE: dict[type[actions.Action], Callable[[World, Snapshot, Any], Act]] = {
 
 
 def hold(w: World, version: int, reason: HoldReason, detail: str) -> None:
-    w.store.hold(version, reason, detail, w.wall)
+    w.store.hold(version, reason, detail, w.wall, since=w.store.job.hold_since)
 
 
 def artifact_lost(w: World) -> None:

@@ -148,11 +148,14 @@ class Store:
         self.change(version, state=to, state_since=now, **values)
         self.note("moved")
 
-    def hold(self, version: int, reason: HoldReason, detail: str, now: int, by: str = "daemon") -> None:
+    def hold(
+        self, version: int, reason: HoldReason, detail: str, now: int, by: str = "daemon", since: int | None = None
+    ) -> None:
         answered: dict[str, Any] = {"wish": None} if reason in ANSWERS else {}
         if not answered and self.job.hold_reason is HoldReason.CANCEL_WISH:
             answered = {"wish": Wish.CANCEL}
-        self.change(version, hold_reason=reason, hold_detail=detail, hold_since=now, hold_by=by, **answered)
+        since = now if since is None else since
+        self.change(version, hold_reason=reason, hold_detail=detail, hold_since=since, hold_by=by, **answered)
         self.note("held")
 
     def release(self, version: int, now: int, by: str) -> None:

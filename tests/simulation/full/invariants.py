@@ -175,15 +175,16 @@ class Witness:
     # -- at every commit
 
     def committed(self) -> None:
-        for row in self.rows("SELECT id, state, hold_reason, hold_detail FROM jobs"):
+        for row in self.rows("SELECT id, state, hold_reason, hold_detail, hold_by FROM jobs"):
             job, state, reason = row["id"], row["state"], row["hold_reason"]
             was = self._known.get(job)
             if state != was:
                 self._moved(job, was, state)
                 self._known[job] = state
             if reason != self._held.get(job):
+                goes_on = bool(self._held.get(job) and reason) and row["hold_by"] == "daemon" and reason != "RESTORED"
                 self._held[job] = reason
-                self.spending.held(job, reason)
+                self.spending.held(job, reason, goes_on=goes_on)
                 if reason == "INTERNAL":
                     self._internal(row["hold_detail"])
                 if reason == "STAGE_FAILED":

@@ -43,10 +43,11 @@ class Spending:
         """An older database was put back."""
         self._counted.clear()
 
-    def held(self, job: str, reason: str | None) -> None:
-        """A hold began, took another's place, or ended."""
-        self._idle.pop(job, None)
-        if reason is not None:
+    def held(self, job: str, reason: str | None, *, goes_on: bool) -> None:
+        """A hold began, or ended. One that took another's place with nobody's word `goes_on` with its limit."""
+        if not goes_on:
+            self._idle.pop(job, None)
+        if reason is not None and not goes_on:
             self._idle[job] = {}
         if reason == "BUDGET":
             self._spent_out.add(job)
