@@ -104,6 +104,7 @@ class Commands:
     async def hold(self, job: str, by: str) -> dict[str, Any]:
         def act(c: Connection, row: Job) -> None:
             _refuse_if_letting_go(c, row)
+            artifacts.void_tokens(c, row.id, self._now)
             jobs.hold(c, row, HoldReason.BY_PERSON, "held by you", self._now, self._database.epoch, by=by)
 
         return self._change(job, act)
@@ -169,6 +170,7 @@ class Commands:
 
         def act(c: Connection, row: Job) -> None:
             _refuse_if_terminal(row)
+            artifacts.void_tokens(c, row.id, self._now)  # what an id was typed for before is saved now
             jobs.wish(c, row, Wish.CANCEL, self._now, self._database.epoch, by=by)
 
         return self._change(job, act)
@@ -197,7 +199,7 @@ class Commands:
         return await self._give_up(job, by, Wish.ABANDON, confirm)
 
     async def _give_up(self, job: str, by: str, wish: Wish, confirm: int | None) -> dict[str, Any]:
-        """The typed instance id becomes a token: single use, this attempt only, void after 15 minutes."""
+        """The typed instance id becomes a token: single use, this attempt, void after 15 minutes or another word."""
         life_ms = round(self.world.settings.timing.token_life * 1000)
 
         def act(c: Connection, row: Job) -> None:

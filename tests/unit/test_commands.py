@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from store import JOB, MANIFEST, NOW, add_job, add_lease, destroy, opened
+from store import INSTANCE, JOB, MANIFEST, NOW, add_job, add_lease, destroy, opened, start_stage
 
 from daemon.clock import ManualClock
 from daemon.control.commands import Commands
@@ -29,9 +29,12 @@ def database(tmp_path: Path) -> Iterator[Database]:
     database.close()
 
 
-def commands(database: Database) -> Commands:
+def commands(database: Database, **timing: float) -> Commands:
     world = SimpleNamespace(
-        database=database, clock=ManualClock(), mirror_folder=lambda job: database.path.with_name(job)
+        database=database,
+        clock=ManualClock(),
+        mirror_folder=lambda job: database.path.with_name(job),
+        settings=SimpleNamespace(timing=SimpleNamespace(**timing)),
     )
     return Commands(world, lambda job: None)  # type: ignore[arg-type]
 
@@ -125,6 +128,26 @@ async def test_the_destroy_of_a_late_machine_stands_in_nobodys_way(database: Dat
     await commands(database).hold(JOB, "me")
 
     assert job(database).hold_reason is HoldReason.BY_PERSON
+
+
+@pytest.mark.parametrize("word", ["hold", "cancel", "resume"])
+async def test_another_word_voids_what_was_typed(database: Database, word: str) -> None:
+    """A cancel saves what is there: no id that was typed before, for something else, lets the machine go unsaved."""
+    with database.write() as c:
+        start_stage(c, add_lease(c))
+    at = commands(database, token_life=900.0)
+    await at.abandon(JOB, "me", INSTANCE)
+    if word == "resume":
+        hold(database, HoldReason.CREDENTIALS)
+
+    await {
+        "hold": lambda: at.hold(JOB, "me"),
+        "cancel": lambda: at.cancel(JOB, "me", discard=False),
+        "resume": lambda: at.resume(JOB, "me"),
+    }[word]()
+
+    with database.read() as c:
+        assert artifacts.usable_token(c, jobs.get(c, JOB), INSTANCE, ManualClock().wall_ms()) is None
 
 
 NO_MEMORY = "L5 behaviour: m.gguf: not run: needs 10 GB of memory, 4 GB are free"

@@ -15,6 +15,7 @@ RETRY_STATES = frozenset(edge.source for edge in EDGES if edge.trigger is Trigge
 
 def hold(w: World) -> None:
     _refuse_if_letting_go(w)
+    _void(w)
     w.store.hold(w.store.job.version, HoldReason.BY_PERSON, "held by you", w.wall, by="me")
 
 
@@ -58,6 +59,7 @@ def _again(w: World, *, keep: bool, fresh: bool, redo: str | None = None) -> Non
 
 def cancel(w: World) -> None:
     _refuse_if_terminal(w)
+    _void(w)
     w.store.wish(w.store.job.version, Wish.CANCEL, w.wall, by="me")
 
 

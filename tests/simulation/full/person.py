@@ -87,7 +87,13 @@ class Person:
         self.retried += word.startswith("retry") or (word == "resume" and reason == "GONE")  # rents and begins anew
         if await self._say(ways[word]) is None:
             return
-        if word in ("resume", "retry", "retry gguf"):  # void from now on, but not what was typed meanwhile
+        if word in (
+            "resume",
+            "retry",
+            "retry gguf",
+            "hold",
+            "cancel",
+        ):  # void, but not what was typed meanwhile
             self.tokens = {n: [t for t in times if t not in before.get(n, [])] for n, times in self.tokens.items()}
         if word == "cancel":
             self.cancelled[job] = sim.witness.newest_event()

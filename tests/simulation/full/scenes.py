@@ -145,7 +145,7 @@ SCENES: tuple[Scene, ...] = (
     _scene(
         "a typed id, a hold, a resume and a cancel",
         "F13",
-        "a token is void after any resume or retry",
+        "a token is void after any other word",
         ("says abandon", S.SFT, "box status"),
         ("says hold", S.SFT, "box status"),
         ("says resume", S.SFT, "market listing"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from tests.simulation.mutants.mutant import (
     ARTIFACTS,
-    COMMANDS,
     FIRST_SCHEMA,
     PERMITS,
     PLAN,
@@ -129,11 +128,11 @@ MUTANTS: tuple[Mutant, ...] = (
         ),
     ),
     mutant(
-        "token outlives a resume",
+        "token outlives another word",
         "F13",
         "full",
-        "an id typed before a resume still permits after it",
-        (COMMANDS, "            artifacts.void_tokens(c, row.id, self._now)\n", ""),
+        "an id typed before a hold, a resume or a cancel still permits after it",
+        (ARTIFACTS, "values(void_at=now_ms)", "values(void_at=None)"),
     ),
     mutant(
         "cancel forgets the work",
