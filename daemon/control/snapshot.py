@@ -123,8 +123,8 @@ def _downloaded(c: Connection, job: Job) -> bool:
 
 
 def _rescued(c: Connection, job: Job) -> bool:
-    """Something was saved since the hold began, or, without one, since the job came into its state."""
-    return _last(c, job, "job.saved") > _last(c, job, "job.held" if job.hold_reason else "job.moved")
+    """Something was saved since the job was last held."""
+    return _last(c, job, "job.saved") > _last(c, job, "job.held")
 
 
 def _released(c: Connection, job: Job, reason: HoldReason) -> bool:

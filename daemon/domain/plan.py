@@ -298,7 +298,10 @@ def _let_go(s: Snapshot) -> Action:
 
 
 def _fulfil_wish(s: Snapshot) -> Action:
-    """Cancel, discard or abandon. Without work there is nothing to lose; with work only a typed id lets it go."""
+    """Cancel, discard or abandon. Without work there is nothing to lose; with work only a typed id lets it go.
+
+    What a cancel saves it saves in a hold, which has a price limit: a box that drips would be saved from for ever.
+    """
     wish = s.job.wish
     if s.job.state is JobState.VERIFIED:
         return _let_go(s)  # the model is safe: the shortest way to the end is the normal one
@@ -312,8 +315,6 @@ def _fulfil_wish(s: Snapshot) -> Action:
         return HoldJob(
             HoldReason.CANCEL_WISH, f"instance {lease.instance_id} is not confirmed, or no more: type its id"
         )
-    if not s.rescued and _reachable(s, lease):
-        return Save(lease)
     return HoldJob(HoldReason.CANCEL_WISH, "outputs exist that are not verified here")
 
 
@@ -369,10 +370,6 @@ def _hold_cost(s: Snapshot, lease: Lease) -> int:
 def _cost_since(s: Snapshot, lease: Lease, since_ms: int) -> int:
     """Micro-dollars that its time has cost since then, at its rate of now."""
     return lease.rate * max(0, s.now_ms - max(since_ms, lease.created_at)) // 3_600_000
-
-
-def _reachable(s: Snapshot, lease: Lease) -> bool:
-    return _is_proven(lease) and s.link_down_since_ms is None
 
 
 def _is_proven(lease: Lease) -> bool:

@@ -58,7 +58,7 @@ class Snapshot:
     report: BoxReport | None = None
     stage_failure: str | None = None  # the box's failed.json of the current stage, in words
     downloaded: bool = False  # every file of the manifest is complete here
-    rescued: bool = False  # what was worth saving since the hold or wish began is here
+    rescued: bool = False  # what was worth saving since the hold began is here
     asked_market_ms: int | None = None  # last search that found nothing
     nothing_fits_since_ms: int | None = None  # the first such search since a machine was rented
     accepted: bool = False  # the person released an ASK_DESTROY hold

@@ -391,8 +391,9 @@ CASES: dict[str, tuple[Snapshot, type[actions.Action] | actions.Action]] = {
     # wishes
     "cancel, nothing rented": (snap(job(wish=Wish.CANCEL)), actions.Move),
     "cancel, nothing started": (snap(job(wish=Wish.CANCEL), lease()), actions.Destroy),
-    "cancel, work exists": (training(row=job(JobState.SFT, wish=Wish.CANCEL)), actions.Save),
-    "cancel, work saved": (training(row=job(JobState.SFT, wish=Wish.CANCEL), rescued=True), actions.HoldJob),
+    "cancel, work exists: saved in a hold, which has a price limit": (
+        training(row=job(JobState.SFT, wish=Wish.CANCEL)), actions.HoldJob,
+    ),
     "discard, typed": (training(row=job(JobState.SFT, wish=Wish.DISCARD), token=TOKEN), actions.Destroy),
     "discard, token expired": (training(row=job(JobState.SFT, wish=Wish.DISCARD)), actions.HoldJob),
     "abandon, typed": (training(row=job(JobState.SFT, wish=Wish.ABANDON), token=TOKEN), actions.Destroy),

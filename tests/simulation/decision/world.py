@@ -101,7 +101,7 @@ class World:
             wall, job, self.rules, live, tuple(store.leases), tuple(store.operations), runs,
             store.current_receipt() if store.receipts else None, self._loss_ms(live, wall), token, store.report,
             failure, job.manifest_sha256 is not None and store.downloaded == job.manifest_sha256,
-            store.events["saved"] > store.events["held" if job.hold_reason else "moved"],
+            store.events["saved"] > store.events["held"],
             memory.asked_market_ms, memory.nothing_fits_since_ms,
             store.events["accepted"] > store.events["moved"], memory.link_down_since_ms, self.awake_since,
         )  # fmt: skip
