@@ -116,7 +116,8 @@ class Commands:
             _refuse_if_letting_go(c, row)
             if row.hold_reason is None:
                 raise Refused(f"job {row.id} is not held", hint=f"jobctl show {row.id}")
-            if row.hold_reason is HoldReason.BUDGET and row.state is not JobState.GGUF:
+            trains = any(run.done_at is None and run.stage != JobState.GGUF for run in stages.of_attempt(c, row))
+            if row.hold_reason is HoldReason.BUDGET and trains:
                 raise Refused(f"limits.cost of job {row.id} is spent", hint=f"jobctl cancel {row.id}")
             artifacts.void_tokens(c, row.id, self._now)
             # What a restored database calls not begun may have begun on a machine that it never knew: other nonces.

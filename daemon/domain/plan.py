@@ -142,8 +142,12 @@ def _ready_machine(s: Snapshot) -> Action | Lease:
         return _out_of_sight(s, lease)
     if lease.status in HALTED and (lease.running_ms > 0 or lease.intended == "stopped"):
         return _halted(s, lease)
-    if not s.work_started(lease) and _in_vain(s, lease.created_at, s.rules.boot_patience_s):
-        return _destroy(s, lease, f"not running after {s.rules.boot_patience_s:.0f} s ({lease.status or 'no status'})")
+    if not s.work_started(lease):
+        if _in_vain(s, lease.created_at, s.rules.boot_patience_s):
+            why = f"not running after {s.rules.boot_patience_s:.0f} s ({lease.status or 'no status'})"
+            return _destroy(s, lease, why)
+    elif _in_vain(s, lease.status_since, s.rules.boot_patience_s):
+        return HoldJob(HoldReason.HOST_STOPPED, f"instance {lease.instance_id} is {lease.status} and does not come up")
     return Wait(f"machine is {lease.status or 'being made'}")
 
 
@@ -269,11 +273,12 @@ def _over_limits(s: Snapshot) -> Action | None:
     The reserve is for the way home. Where that costs more (a slow line, a box that drips), a person decides, and resume
     gives it the reserve again.
     """
+    is_spent = s.rules.is_spent(s.cost, training=s.is_training)
+    if is_spent and s.is_training:  # without a machine, too: another would only be rented to be stopped
+        return HoldJob(HoldReason.BUDGET, "limits.cost minus what the way home needs is spent")
     if s.lease is None:
         return None
-    if s.rules.is_spent(s.cost, training=s.is_training):
-        if s.is_training:
-            return HoldJob(HoldReason.BUDGET, "limits.cost minus what the way home needs is spent")
+    if is_spent:
         again = min(s.rules.reserve, s.rules.cost_limit or 0)  # at a price that rose the reserve may be more than all
         if _cost_since(s, s.lease, s.job.spoken_at) >= again:
             return HoldJob(HoldReason.BUDGET, "limits.cost is spent and the model is not home")

@@ -91,8 +91,8 @@ class Snapshot:
 
     @property
     def is_training(self) -> bool:
-        """Or on the way there: what ends here can begin again from a checkpoint."""
-        return self.job.state in (JobState.QUEUED, JobState.PROVISIONED, JobState.SFT, JobState.DPO)
+        """Or on the way there: what ends here can begin again from a checkpoint. The state may be ahead, or behind."""
+        return self.stage is not None and self.stage.stage != JobState.GGUF
 
     @property
     def cost(self) -> int:

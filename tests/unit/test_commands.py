@@ -14,9 +14,10 @@ from daemon.clock import ManualClock
 from daemon.control.commands import Commands
 from daemon.control.operate import presume_work
 from daemon.domain.holds import HoldReason
+from daemon.domain.lifecycle import JobState
 from daemon.domain.records import Job, LeaseState, OpState, Wish
 from daemon.errors import Refused
-from daemon.store import artifacts, jobs, leases, operations
+from daemon.store import artifacts, jobs, leases, operations, stages
 from daemon.store.database import Database
 
 
@@ -148,6 +149,24 @@ async def test_another_word_voids_what_was_typed(database: Database, word: str) 
 
     with database.read() as c:
         assert artifacts.usable_token(c, jobs.get(c, JOB), INSTANCE, ManualClock().wall_ms()) is None
+
+
+@pytest.mark.parametrize(("trained", "resumed"), [(0, False), (1, False), (2, True)])
+async def test_who_may_resume_from_a_spent_limit(database: Database, trained: int, resumed: bool) -> None:
+    """Who has trained, and has only the way home before them. The state may be behind, or ahead, of that."""
+    with database.write() as c:
+        for run in stages.of_attempt(c, jobs.get(c, JOB))[:trained]:
+            stages.mark_done(c, run, "{}", NOW)
+        for state in (JobState.PROVISIONED, JobState.SFT, JobState.GGUF)[: 2 if trained == 2 else 3]:
+            jobs.move(c, jobs.get(c, JOB), state, NOW, 1)
+    hold(database, HoldReason.BUDGET)
+
+    try:
+        await commands(database).resume(JOB, "me")
+    except Refused:
+        assert not resumed
+
+    assert (job(database).hold_reason is None) is resumed
 
 
 NO_MEMORY = "L5 behaviour: m.gguf: not run: needs 10 GB of memory, 4 GB are free"

@@ -31,6 +31,7 @@ from daemon.domain.lifecycle import JobState, Trigger
 from daemon.domain.records import Kind, LeaseState, OpState, Wish
 from daemon.domain.snapshot import Snapshot
 
+TRAINED_OUT = "limits.cost minus what the way home needs is spent"
 NOT_HOME = "limits.cost is spent and the model is not home"
 NO_TIME = "less than twice the time that bringing the model home takes is left"
 
@@ -208,6 +209,25 @@ CASES: dict[str, tuple[Snapshot, type[actions.Action] | actions.Action]] = {
         training(live=lease(status="offline", provisioned=None, status_since=NOW - 2000 * S)), actions.MarkLost,
     ),
     "a machine was lost": (snap(job(JobState.SFT), None, LOST), actions.Rent),
+    "a machine was lost, and what training may cost is spent": (
+        snap(job(JobState.SFT), None, replace(LOST, cost=9_000_000), stages=runs()),
+        actions.HoldJob(H.BUDGET, TRAINED_OUT),
+    ),
+    "lost while it converted: it trains again, which may not touch the reserve": (
+        training(row=job(JobState.GGUF, attempt=2), live=lease(cost=9_200_000)), actions.HoldJob(H.BUDGET, TRAINED_OUT),
+    ),
+    "all was trained while nobody looked": (
+        training(stages=runs(2), live=lease(cost=9_200_000)), actions.StartStage,
+    ),
+    "a machine that worked comes up no more": (
+        training(live=lease(status="loading", running_ms=9, status_since=NOW - 1300 * S)), actions.HoldJob,
+    ),
+    "a machine that worked waits for its GPU": (
+        training(live=lease(status="scheduling", running_ms=9, status_since=NOW - 300 * S)), actions.Wait,
+    ),
+    "and waits for hours": (
+        training(live=lease(status="scheduling", running_ms=9, status_since=NOW - 9000 * S)), actions.HoldJob,
+    ),
     "a machine that nothing here can prove": (training(live=lease(host_key=None, challenge=None)), actions.MarkLost),
     "stopped by the host": (training(live=lease(status="exited", running_ms=9)), actions.StartMachine),
     "start asked": (

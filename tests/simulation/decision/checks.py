@@ -66,7 +66,7 @@ def _limit_is_kept(run: Run) -> None:
     strides = run.set_backs + sum(1 if lease is not None and lease.is_held else 2 for lease in leases)
     slack = strides * run.dearest * SLACK_MS / HOUR_MS
     spent = sum(m.cost for m in known)
-    if job.state is JobState.GGUF:
+    if not w.take().is_training:
         since_spoken = max((m.price for m in running), default=0) * max(0, w.wall - job.spoken_at) / HOUR_MS
         if running and min(spent - limit, since_spoken - w.rules.reserve) > slack:
             raise Violation(f"I11: the way home has spent {spent:.0f} of {limit}")

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from .invariants import Witness
 
 STRIDE_S = 60.0
-TRAINS = ("QUEUED", "PROVISIONED", "SFT", "DPO")
+JOBS = """
+    SELECT id, state, hold_reason IS NULL AND wish IS NULL AS free, EXISTS (
+        SELECT 1 FROM stages s WHERE s.job_id = j.id AND s.attempt = j.attempt AND s.done_at IS NULL AND stage <> 'GGUF'
+    ) AS trains FROM jobs j"""
 RESCUE_S = 1462.0  # of a model of 8e9 parameters, for which this tier's is taken, over a line of 50 Mbit/s
 WAY_HOME = RESERVE * OFFER.price_per_hour * RESCUE_S / 3600
 
@@ -65,11 +68,12 @@ class Spending:
             self._hold(begun, live.get(job))
         slept = self.sim.clock.boot() - self.sim.clock.mono()
         asleep, self._slept = slept > self._slept, slept
-        for row in self.witness.rows("SELECT id, state, hold_reason IS NULL AND wish IS NULL AS free FROM jobs"):
+        for row in self.witness.rows(JOBS):
             machines = known.get(row["id"], [])
             spent = sum(self._spent(machine, forgiven=asleep or not row["free"]) for machine in machines)
             if machines and row["id"] not in self._spent_out:
-                self._whole(row["state"], spent, max(machine.price for machine in machines), free=row["free"])
+                trains = bool(row["free"] and row["trains"])
+                self._whole(row["state"], spent, max(machine.price for machine in machines), trains=trains)
 
     def _never_falls(self) -> None:
         recounts = self.witness.rows("SELECT count(*) AS n FROM events WHERE kind = 'lease.recounted'")[0]["n"]
@@ -100,13 +104,13 @@ class Spending:
         self._billed[machine.id] = billed
         return billed - self._forgiven[machine.id]
 
-    def _whole(self, state: str, spent: float, price: int, *, free: bool) -> None:
+    def _whole(self, state: str, spent: float, price: int, *, trains: bool) -> None:
         if self.sim.sky.strokes["restored"]:  # what an older database forgot is counted by nobody
             return
         limit = self.sim.terms.cost * MICRO + self._stride(price)
         if spent > limit:
             self.witness.accuse("I11", f"limits.cost is spent in {state}")
-        elif free and state in TRAINS and spent > limit - WAY_HOME:
+        elif trains and spent > limit - WAY_HOME:
             self.witness.accuse("I11", f"what the way home needs is spent in {state}")
 
     def _stride(self, price: int) -> float:

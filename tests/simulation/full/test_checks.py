@@ -164,6 +164,7 @@ def _limit_overrun(w: Ended) -> None:
 
 
 def _reserve_spent(w: Ended) -> None:
+    w.spoil("UPDATE stages SET done_at = NULL")
     _runs_on(w, "state = 'SFT'", 5.5 * 3600.0)
 
 
