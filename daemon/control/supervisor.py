@@ -18,6 +18,7 @@ from daemon.control.unwritable import Unwritable
 from daemon.control.world import World
 from daemon.domain import money
 from daemon.domain.holds import HoldReason
+from daemon.domain.records import Job
 from daemon.domain.spec import from_canonical
 from daemon.errors import Fenced, LostRace, StoreError
 from daemon.store import jobs, leader, leases, operations, stages
@@ -82,10 +83,8 @@ class Supervisor:
         with self.world.database.read() as c:
             unfinished = jobs.unfinished(c)
         for job in unfinished:
-            if job.id not in self.drivers:
-                driver = Driver(self.world, job, from_canonical(job.spec_json))
-                self.drivers[job.id] = driver
-                self._tasks[job.id] = asyncio.create_task(self._keep(driver), name=f"job-{job.id}")
+            if job.id not in self._tasks:
+                self._tasks[job.id] = asyncio.create_task(self._keep(job), name=f"job-{job.id}")
 
     def changed(self, job: str) -> None:
         """A command changed the row of `job`, or added it."""
@@ -97,24 +96,26 @@ class Supervisor:
         """Reconcile now."""
         self.world.operator.acted.set()
 
-    async def _keep(self, driver: Driver) -> None:
-        """A defect in one job's driver holds that job and never touches another."""
+    async def _keep(self, job: Job) -> None:
+        """A defect in one job's driver, or in the making of it, holds that job and never touches another."""
         while True:
             try:
-                await driver.run()
+                if job.id not in self.drivers:
+                    self.drivers[job.id] = Driver(self.world, job, from_canonical(job.spec_json))
+                await self.drivers[job.id].run()
                 break
             except Fenced as error:
                 self._fenced = error
                 self._stopped.set()
                 return
             except StoreError as error:
-                log.error("store.unusable", job=driver.job_id, error=str(error))
+                log.error("store.unusable", job=job.id, error=str(error))
                 await asyncio.sleep(CRASH_PAUSE_S)
             except Exception as error:
-                log.exception("job.crashed", job=driver.job_id)
-                self._hold_crashed(driver.job_id, error)
+                log.exception("job.crashed", job=job.id)
+                self._hold_crashed(job.id, error)
                 await asyncio.sleep(CRASH_PAUSE_S)
-        del self.drivers[driver.job_id], self._tasks[driver.job_id]
+        del self.drivers[job.id], self._tasks[job.id]
 
     def _hold_crashed(self, job_id: str, error: Exception) -> None:
         w = self.world

@@ -197,10 +197,34 @@ async def test_a_defect_holds_its_job_alone(world: World, monkeypatch: pytest.Mo
     script = Script(ValueError("a defect"), ValueError("another"))
     one = kept(world, monkeypatch, script)
 
-    await one._keep(cast(Driver, script))
+    await one._keep(stored(world))
 
     assert (stored(world).hold_reason, stored(world).hold_detail) == ("INTERNAL", "ValueError: a defect")
     assert not script.errors and not one.drivers and not one._stopped.is_set()
+
+
+async def test_a_driver_that_cannot_be_made_holds_its_job_alone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that are a link to nowhere, a spec that only a newer version reads: the daemon starts all the same."""
+    made: list[Exception | Script] = [FileNotFoundError("model.safetensors"), Script()]
+
+    def make(*_: Any) -> Script:
+        if isinstance(found := made.pop(0), Exception):
+            raise found
+        return found
+
+    monkeypatch.setattr(supervising, "CRASH_PAUSE_S", 0.0)
+    monkeypatch.setattr(supervising, "from_canonical", lambda text: None)
+    monkeypatch.setattr(supervising, "Driver", make)
+    one = Supervisor(world, Reconciler(world.database, world.operator, world.clock, world.settings.timing))
+
+    one.adopt_jobs()
+    await one._tasks[store.JOB]
+
+    assert (stored(world).hold_reason, stored(world).hold_detail) == (
+        "INTERNAL",
+        "FileNotFoundError: model.safetensors",
+    )
+    assert not made and not one.drivers and not one._tasks
 
 
 async def test_the_end_comes_with_what_was_waited_for(world: World) -> None:
@@ -225,7 +249,7 @@ async def test_a_database_that_cannot_be_used_holds_nothing(world: World, monkey
     """A full disk under the database: tried again, nothing decided; not even a crash can be written then."""
     script = Script(StoreError("disk full"), StoreError("disk full"))
     one = kept(world, monkeypatch, script)
-    await one._keep(cast(Driver, script))
+    await one._keep(stored(world))
     assert stored(world).hold_reason is None
 
     def full(*_: Any, **__: Any) -> None:
@@ -275,7 +299,7 @@ async def test_a_newer_leader_ends_this_process(world: World, monkeypatch: pytes
     """Fenced in a driver: the whole daemon stops, and says why."""
     script = Script(Fenced("epoch 2"))
     one = kept(world, monkeypatch, script)
-    await one._keep(cast(Driver, script))
+    await one._keep(stored(world))
     assert one._stopped.is_set() and isinstance(one._fenced, Fenced)
 
 
