@@ -51,6 +51,7 @@ BROKEN_HOST = (
 )
 MACHINES_BEFORE_HOLD = 3  # returned unused in one attempt
 LINGERS = 15  # times the wait before a destroy is sent again: an accepted one may stay listed for ten minutes
+STARTS_ASKED = 15  # of one machine, none of which happened: a busy market may refuse for a quarter of an hour
 STARTS_BEFORE_HOLD = 5  # of one stage on one machine, since the person last spoke
 
 
@@ -205,10 +206,13 @@ def _halted(s: Snapshot, lease: Lease) -> Action:
         if _stop_failed(s, lease):
             return StopMachine(lease, "the start was only queued, and the stop of it did not happen")
         return Wait("starting")
-    if starts and starts[-1].created_at >= max(lease.status_since or 0, s.job.spoken_at):
+    tried = [op for op in starts if op.created_at >= max(lease.status_since or 0, s.job.spoken_at)]
+    if any(op.state is OpState.DONE for op in tried) or len(tried) >= STARTS_ASKED:
         if not s.work_started(lease):
             return _destroy(s, lease, "stopped, and does not start again")
         return HoldJob(HoldReason.HOST_STOPPED, f"instance {lease.instance_id} is {lease.status} and does not start")
+    if tried and not _longer(s, tried[-1].created_at, s.rules.destroy_resend_s):
+        return Wait("the start did not happen, and is asked for again")
     return StartMachine(lease)
 
 

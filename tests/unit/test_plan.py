@@ -248,6 +248,27 @@ CASES: dict[str, tuple[Snapshot, type[actions.Action] | actions.Action]] = {
         ),
         actions.StartMachine,
     ),
+    "a start that the market was too busy for": (
+        training(
+            live=lease(status="exited", running_ms=9, status_since=NOW - 900 * S),
+            operations=(STARTED, op(Kind.START, OpState.REFUSED, age_s=30)),
+        ),
+        actions.Wait,
+    ),
+    "a start that did not happen": (
+        training(
+            live=lease(status="exited", running_ms=9, status_since=NOW - 900 * S),
+            operations=(STARTED, op(Kind.START, OpState.ABSENT, age_s=90)),
+        ),
+        actions.StartMachine,
+    ),
+    "a start that did not happen, again and again": (
+        training(
+            live=lease(status="exited", running_ms=9, status_since=NOW - 900 * S),
+            operations=(STARTED, *15 * (op(Kind.START, OpState.ABSENT, age_s=90),)),
+        ),
+        actions.HoldJob,
+    ),
     "start asked, and no listing since": (
         training(
             live=lease(status="exited", running_ms=9, status_since=NOW - 900 * S, last_seen=NOW - 701 * S),
