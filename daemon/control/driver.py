@@ -60,9 +60,11 @@ class Driver:
         rows = {kind: data.rows for kind, data in data_sets(job).items()}
         with world.database.read() as c:
             line = downloads.measured_line(c)
+            report = reports.get(c, job.id)
         estimated = quotes.expected(spec, Path(job.spec_dir), rows, line=line)
         self.world, self.job_id = world, job.id
-        self.memory, self.link, self.bell = snapshot.Memory(), Link(world, spec.limits.hold), Bell()
+        self.memory = snapshot.Memory(link_down_since_ms=report.lost_since if report else None)
+        self.link, self.bell = Link(world, spec.limits.hold), Bell()
         mirroring = Mirroring(world, job.id, spec.limits.line)
         rebuilding = Rebuilding(world, job.id, spec, rows, mirroring)
         self.acting = Acting(world, job.id, spec, rows, self.memory, self.link, self.bell, mirroring, rebuilding)

@@ -46,6 +46,8 @@ class Teller:
         rented = tuple(leases.of_job(c, job.id))
         live = next((lease for lease in rented if lease.state == "LIVE"), None)
         report = reports.get(c, job.id)
+        lost_since = report.lost_since if report is not None else None
+        is_its = live is not None and lost_since is not None and lost_since >= live.created_at  # not an earlier one's
         spec = from_canonical(job.spec_json)
         return Facts(
             now_ms=now,
@@ -53,7 +55,7 @@ class Teller:
             leases=rented,
             cost_limit=spec.limits.cost,
             loss_ms=snapshot.loss_ms(c, live, now),
-            lost_since=report.lost_since if report is not None and live is not None else None,
+            lost_since=lost_since if is_its else None,
             silence_ms=round(self.world.settings.timing.silence * 1000),
             awake_since_ms=self.world.clock.awake_since_ms(),
             asks=spec.destroy == "ask",

@@ -74,7 +74,7 @@ def job_view(rows: JobRows, now: int) -> JobView:
         placement=status.get("placement"),
         checkpoint_step=status.get("checkpoint_step") or None,
         box_seen_at=iso(rows.report["seen_at"]) if rows.report else None,
-        out_of_contact_since=iso(rows.report["lost_since"]) if rows.report else None,
+        out_of_contact_since=iso(_out_of_contact_since(rows)),
         lease=lease_view(lease, rows.operations, now) if lease else None,
         cost=money.decimal_string(sum(cost_so_far(row, now) for row in rows.leases)),
         cost_limit=None if limit is None else money.decimal_string(limit),
@@ -167,7 +167,7 @@ def activity(rows: JobRows) -> Activity | None:
     rented = lease is not None and is_billing(lease)
     if lease is not None and rented and lease["status"] in ("exited", "stopped"):
         return Activity.STOPPED
-    if rented and rows.report and rows.report["lost_since"] is not None:
+    if rented and _out_of_contact_since(rows) is not None:
         return Activity.OUT_OF_CONTACT
     if job["hold_reason"] is not None:
         return None
@@ -178,6 +178,12 @@ def activity(rows: JobRows) -> Activity | None:
     if state is JobState.GGUF and job["manifest_sha256"]:
         return Activity.DOWNLOADING
     return _BY_STATE.get(state)
+
+
+def _out_of_contact_since(rows: JobRows) -> int | None:
+    """Contact that was lost with an earlier machine is nothing of this one."""
+    lease, since = current_lease(rows.leases), rows.report["lost_since"] if rows.report else None
+    return since if lease is not None and since is not None and since >= lease["created_at"] else None
 
 
 def progress(rows: JobRows, status: Mapping[str, Any]) -> Progress | None:

@@ -94,6 +94,17 @@ def test_out_of_contact_is_said_with_its_time(model: ReadModel, stored: Stored) 
     assert [item["kind"] for item in model.jobs()["attention"]] == ["OUT_OF_CONTACT"]
 
 
+def test_contact_lost_with_an_earlier_machine_is_nothing_of_this_one(model: ReadModel, stored: Stored) -> None:
+    """A new machine boots after one that was lost."""
+    stored.job("k7f3qd", state="SFT")
+    stored.lease("k7f3qd")
+    stored.insert("box_reports", job_id="k7f3qd", attempt=1, seen_at=NOW - 2 * HOUR, lost_since=NOW - 2 * HOUR)
+
+    view = the_job(model)
+
+    assert (view["activity"], view["out_of_contact_since"]) == (None, None)
+
+
 def test_the_model_is_safe_only_by_a_receipt_whose_files_are_there(
     model: ReadModel, stored: Stored, tmp_path: Path
 ) -> None:

@@ -22,7 +22,7 @@ from daemon.domain.holds import HoldReason
 from daemon.domain.spec import JobSpec
 from daemon.errors import AccessDenied, BoxError, Fenced, HostKeyChanged, LinkLost, StoreError
 from daemon.settings import Paths, Settings
-from daemon.store import jobs, leader, leases
+from daemon.store import jobs, leader, leases, reports
 from daemon.store.database import Database
 
 SPEC = JobSpec.model_validate({"version": 1, "name": "n", "model": "any/m", "sft": {"data": "-"}})
@@ -89,6 +89,29 @@ async def test_who_was_overtaken_asks_the_market_for_nothing(driven: tuple[Drive
         await one.acting.attach_key(seen)
 
     assert market.asked == []
+
+
+async def test_an_earlier_process_lost_contact_and_this_one_has_it(
+    driven: tuple[Driver, ScriptedMarket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A download that goes on after a restart: the person is not told that nobody reaches the machine."""
+    world = driven[0].world
+    with world.database.write() as c:
+        reports.put(c, store.JOB, 1, lost_since=store.NOW - 60_000)
+        job = jobs.get(c, store.JOB)
+    one = Driver(world, job, SPEC)
+    seen = one._look()
+    assert seen.lease is not None
+
+    async def works(*_: Any) -> None:
+        one.link._box = cast(Any, object())
+
+    monkeypatch.setattr(driver, "act", works)
+    await one._guarded(seen, Download(seen.lease))
+
+    with world.database.read() as c:
+        report = reports.get(c, store.JOB)
+    assert report is not None and report.lost_since is None
 
 
 @pytest.mark.parametrize(("decided", "ends"), [(HoldJob(HoldReason.BUDGET), True), (Wait("host offline"), False)])

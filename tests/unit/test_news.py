@@ -27,7 +27,7 @@ from daemon.domain.news import DAY_MS, Facts, of_job
 from daemon.domain.records import LeaseState
 from daemon.domain.spec import JobSpec
 from daemon.settings import Paths, Settings
-from daemon.store import artifacts, jobs, leases
+from daemon.store import artifacts, jobs, leases, reports
 
 SPEC = JobSpec.model_validate({"version": 1, "name": "n", "model": "any/m", "sft": {"data": "-"}}).canonical_json()
 MINUTE = 60_000
@@ -230,6 +230,23 @@ async def test_a_job_that_asks_is_not_told_to_go(world: World, phone: Phone) -> 
     await Teller(world).run_once()
 
     assert [title for title, _ in phone.messages] == ["going (going): the model is home and verified"]
+
+
+@pytest.mark.parametrize(("before_s", "told"), [(60, False), (-60, True)])
+async def test_contact_lost_with_an_earlier_machine_is_not_told_of_this_one(
+    world: World, phone: Phone, before_s: int, told: bool
+) -> None:
+    """A new machine is not silent because one before it was lost."""
+    now = world.clock.wall_ms()
+    began = now - 3_600_000
+    with world.database.write() as c:
+        store.add_job(c, spec_json=SPEC)
+        leases.change(c, store.add_lease(c), created_at=began)
+        reports.put(c, store.JOB, 1, lost_since=began - before_s * 1000)
+
+    await Teller(world).run_once()
+
+    assert [title.endswith("out of contact") for title, _ in phone.messages] == [True] * told
 
 
 async def test_what_did_not_arrive_is_told_again(world: World, phone: Phone) -> None:
