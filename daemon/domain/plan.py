@@ -7,6 +7,8 @@ becomes a hold, when the machine may go. Nothing here destroys by elapsed time, 
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from daemon.domain.actions import (
     Action,
     Destroy,
@@ -207,13 +209,25 @@ def _halted(s: Snapshot, lease: Lease) -> Action:
             return StopMachine(lease, "the start was only queued, and the stop of it did not happen")
         return Wait("starting")
     tried = [op for op in starts if op.created_at >= max(lease.status_since or 0, s.job.spoken_at)]
-    if any(op.state is OpState.DONE for op in tried) or len(tried) >= STARTS_ASKED:
+    if _only_queued(s, lease) or any(op.state is OpState.DONE for op in tried) or len(tried) >= STARTS_ASKED:
         if not s.work_started(lease):
             return _destroy(s, lease, "stopped, and does not start again")
         return HoldJob(HoldReason.HOST_STOPPED, f"instance {lease.instance_id} is {lease.status} and does not start")
     if tried and not _longer(s, tried[-1].created_at, s.rules.destroy_resend_s):
         return Wait("the start did not happen, and is asked for again")
     return StartMachine(lease)
+
+
+def _only_queued(s: Snapshot, lease: Lease) -> bool:
+    """A start since the person last spoke was stopped at once. Listings may have seen both, as a change of its status.
+
+    Nothing else stops a machine whose job is not held.
+    """
+    asked = [op for op in s.operations if op.kind in (Kind.START, Kind.STOP) and op.lease_id == lease.id]
+    return any(
+        start.kind is Kind.START and then.kind is Kind.STOP and start.created_at >= s.job.spoken_at
+        for start, then in pairwise(asked)
+    )
 
 
 def _stop_failed(s: Snapshot, lease: Lease) -> bool:

@@ -297,6 +297,21 @@ CASES: dict[str, tuple[Snapshot, type[actions.Action] | actions.Action]] = {
         ),
         actions.Wait,
     ),
+    "a queued start that was stopped, and a listing saw both": (
+        training(
+            live=replace(QUEUED_START, intended="stopped", status_since=NOW - 690 * S),
+            operations=(STARTED, op(Kind.START, age_s=700), op(Kind.STOP, age_s=699)),
+        ),
+        actions.HoldJob,
+    ),
+    "the same, and the person said to go on": (
+        training(
+            row=job(JobState.SFT, spoken_at=NOW - 5 * S),
+            live=replace(QUEUED_START, intended="stopped", status_since=NOW - 690 * S),
+            operations=(STARTED, op(Kind.START, age_s=700), op(Kind.STOP, age_s=699)),
+        ),
+        actions.StartMachine,
+    ),
     # money and time
     "budget": (training(live=lease(cost=9_200_000)), actions.HoldJob),
     "contract ends soon": (training(loss_ms=NOW + 1000 * S), actions.HoldJob),
