@@ -92,13 +92,13 @@ def test_cancel_before_any_work(desk: Home, job_file: MakeJob) -> None:
 
 
 def test_cancel_saves_and_discard_asks(desk: Home, job_file: MakeJob) -> None:
-    """Cancel with outputs saves them and holds; only --discard with the right id lets the machine go."""
+    """Cancel with outputs holds and saves them; only --discard with the right id lets the machine go."""
     job = in_dpo(desk, job_file, "cancelled")
 
     desk.jobctl("cancel", job)
     view = desk.reach(job, "HELD")
     assert view["hold"]["reason"] == "CANCEL_WISH"
-    assert desk.events(job, "job.saved")
+    until(lambda: desk.events(job, "job.saved"), "the SFT adapter is saved")
     machine = instance(desk, job)["id"]
     desk.jobctl("cancel", job, "--discard", check=2)
     desk.jobctl("cancel", job, "--discard", "--confirm", str(machine + 1), check=1)
