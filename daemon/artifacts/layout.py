@@ -9,8 +9,8 @@ from remote_payload.contract import OUT_DIR, RUN_DIR, ContractError, checked_pat
 
 OUT = PurePosixPath(RUN_DIR) / OUT_DIR
 
-# Nothing that some program would unpickle or execute.
-SUFFIXES = frozenset({".gguf", ".safetensors", ".json", ".jsonl", ".txt", ".jinja", ".md"})
+# Nothing that some program would unpickle or execute. A tokenizer.model is SentencePiece's, a protocol buffer.
+SUFFIXES = frozenset({".gguf", ".safetensors", ".json", ".jsonl", ".txt", ".jinja", ".md", ".model"})
 
 # What TensorBoard's writer calls its files: time, host, process, number. They are read by that program alone.
 TENSORBOARD = re.compile(r"tensorboard/[a-z]+/events\.out\.tfevents\.[A-Za-z0-9._-]+\.[0-9]+")

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from payload_box import REPOSITORY, Box
 
+from daemon.artifacts.layout import local_name
 from remote_payload import contract, gpu, hashes, manifest, outbox
 from remote_payload.contract import CHUNK_SIZE, Exit, Manifest, Role, Stage, StagePlan
 from remote_payload.progress import Events, read_from
@@ -129,6 +130,12 @@ def test_a_life_that_ended_in_the_outbox(make_box: MakeBox) -> None:
     outbox.fill(box.layout, box.job, box.layout.adapter(Stage.SFT))
 
     assert manifest.write_manifest(box.layout, box.job, Events(box.layout.events)) is Exit.OK
+
+
+@pytest.mark.parametrize("name", outbox.TOKENIZER)
+def test_every_file_of_a_tokenizer_is_taken_at_home(name: str) -> None:
+    """One that is not would refuse the model of each base that has it, and no second try would help."""
+    assert str(local_name(f"run/out/tokenizer/{name}")) == f"tokenizer/{name}"
 
 
 def test_stranger_among_the_artifacts(make_box: MakeBox) -> None:
