@@ -17,11 +17,11 @@ from daemon.control.transfers import told
 from daemon.control.world import World
 from daemon.domain.records import BoxReport, StageRun
 from daemon.errors import BoxError, LinkLost
-from daemon.store import events, leases
+from daemon.store import downloads, events, leases
 from remote_payload.contract import ContractError, Status, load
 
 log = structlog.get_logger()
-MEASURABLE_S, MEASURABLE_BYTES = 5.0, 20_000_000  # they are counted once a second; less is mostly round trips
+MEASURABLE_S = 5.0  # bytes are counted once a second
 SHARE = 0.5  # of limits.line, while somebody may use the line for other things
 
 
@@ -74,7 +74,7 @@ class Mirroring:
         before, began = self._bytes_down(), self.world.clock.mono()
         yield
         took_s, came = self.world.clock.mono() - began, self._bytes_down() - before
-        if pace is None and took_s >= MEASURABLE_S and came >= MEASURABLE_BYTES:
+        if pace is None and took_s >= MEASURABLE_S and came >= downloads.MEASURABLE_BYTES:
             self._note("line.measured", mbps=round(came * 8 / 1e6 / took_s, 1))
 
     def _bytes_down(self) -> int:

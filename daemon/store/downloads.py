@@ -10,6 +10,7 @@ from daemon.store import schema
 from daemon.store.database import Database
 
 _D = schema.downloads.c
+MEASURABLE_BYTES = 20_000_000  # less is mostly round trips
 
 
 class DurableChunks:
@@ -56,16 +57,17 @@ class DurableChunks:
 
 
 def measured_line(c: Connection) -> float | None:
-    """Mbit/s of the last run of the last model's way home; None before any, or when that run fetched nothing.
+    """Mbit/s of the last run of a model's way home that tells; None before any.
 
-    A model that was rebuilt here does not count: what was left to fetch took less time than reading it all back.
+    What fetched little tells of round trips, and what fetched less than was here of this disk, from which that is read
+    back meanwhile; so does a model that was rebuilt here. Believed, it would price every other job beyond its limits.
     """
     began, over = schema.events.alias("began").c, schema.events.alias("over").c
     size = select(func.sum(_D.size)).where(_D.job_id == over.job_id, _D.complete == 1).scalar_subquery()
     rebuilt = select(schema.events.c.id).where(
         schema.events.c.kind == "rebuild.compared", schema.events.c.job_id == over.job_id
     )
-    row = c.execute(
+    runs = c.execute(
         select(  # in SQLite the columns beside max() are of the row that has it
             size.label("size"),
             func.max(began.at).label("began"),
@@ -77,10 +79,10 @@ def measured_line(c: Connection) -> float | None:
         .where(~rebuilt.exists())
         .group_by(over.id)
         .order_by(over.id.desc())
-        .limit(1)
-    ).one_or_none()
-    fetched = (row.size or 0) - row.here if row else 0
-    return float(fetched * 8 / 1e3 / (row.over - row.began)) if row and fetched > 0 else None
+    )
+    fetched = ((run, (run.size or 0) - run.here) for run in runs)
+    telling = ((run, size) for run, size in fetched if size >= max(MEASURABLE_BYTES, run.here))
+    return next((float(size * 8 / 1e3 / (run.over - run.began)) for run, size in telling), None)
 
 
 def bytes_here(c: Connection, job: str) -> int:

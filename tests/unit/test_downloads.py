@@ -46,7 +46,28 @@ def test_days_between_two_runs_are_no_slow_line(tmp_path: Path):
         assert downloads.measured_line(c) == pytest.approx(8.0)
         events.add(c, "download.started", NOW + 2 * week, job=JOB, here=100 * MEGABYTE)
         events.add(c, "job.moved", NOW + 2 * week + 1000, job=JOB, was="GGUF", to="DOWNLOADED")
-        assert downloads.measured_line(c) is None
+        assert downloads.measured_line(c) == pytest.approx(8.0)
+
+
+def test_a_small_model_is_no_slow_line(tmp_path: Path):
+    """Connecting took the most of it; the next job's sixteen gigabytes would be priced beyond every limit."""
+    database = opened(tmp_path)
+    with database.write() as c:
+        came_home(c, JOB, 100 * MEGABYTE, NOW, NOW + 100_000)
+        came_home(c, "def456", MEGABYTE, NOW + 200_000, NOW + 204_000)
+
+        assert downloads.measured_line(c) == pytest.approx(8.0)
+
+
+def test_the_last_chunk_of_a_model_is_no_slow_line(tmp_path: Path):
+    """The daemon was started again when nearly all was here: what took the time was reading that back."""
+    database = opened(tmp_path)
+    with database.write() as c:
+        came_home(c, JOB, 100 * MEGABYTE, NOW, NOW + 100_000)
+        events.add(c, "download.started", NOW + 200_000, job=JOB, here=75 * MEGABYTE)
+        events.add(c, "job.moved", NOW + 300_000, job=JOB, was="GGUF", to="DOWNLOADED")
+
+        assert downloads.measured_line(c) == pytest.approx(8.0)
 
 
 def test_a_rebuilt_model_says_nothing_about_the_line(tmp_path: Path):
