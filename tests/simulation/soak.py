@@ -26,7 +26,7 @@ from tests.simulation import coverage
 from tests.simulation.decision import __main__ as decision
 from tests.simulation.full import __main__ as full
 from tests.simulation.full import cells as full_cells
-from tests.simulation.full.seeds import aimed
+from tests.simulation.full.seeds import aimed, twins
 from tests.simulation.portion import Portion, portions
 
 LEDGER = Path(__file__).with_name("ledger.jsonl")
@@ -45,6 +45,9 @@ TIERS = {
     "decision": Tier(decision.run_range, decision.PORTION, coverage.cells),
     "full": Tier(full.run_range, full.PORTION, full_cells.cells),
     "aimed": Tier(partial(full.run_range, run=aimed), full.PORTION, full_cells.cells),  # the full tier, cell by cell
+    "twins": Tier(
+        partial(full.run_range, run=twins), full.PORTION, full_cells.cells
+    ),  # the full tier, two jobs at once
 }
 
 

@@ -1,4 +1,4 @@
-"""By hand: `python -m tests.simulation.full --seed 7`, `--seeds 0:500 --jobs 2`, `--aimed`, `--sweep`, `--pairs`."""
+"""By hand: `python -m tests.simulation.full --seed 7`, `--seeds 0:500 --jobs 2`, `--aimed`, `--twins`, `--sweep` ..."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.simulation.portion import Portion, portions, workers
 
 from .cells import report
 from .faults import FAULTS
-from .seeds import aimed, simulate
+from .seeds import aimed, simulate, twins
 from .simulation import Result
 from .sweep import Case, happy_path, objections, pairs, singles, step_pairs
 
@@ -27,6 +27,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--first", action="store_true", help="end at the first seed that violates an invariant")
     parser.add_argument("--aimed", action="store_true", help="every seed goes for one cell of the table of coverage")
+    parser.add_argument("--twins", action="store_true", help="every seed has two jobs at once")
     parser.add_argument("--family", nargs="+", default=(), help="every sky holds a fault of these, as F1 F13")
     parser.add_argument("--sweep", action="store_true", help="every boundary of the short job, each in every way")
     parser.add_argument("--pairs", type=int, default=0, help="so many pairs of boundaries, drawn by --draw")
@@ -39,13 +40,13 @@ def main() -> int:
         drawn = pairs(happy, asked.pairs, asked.draw) if asked.pairs else []
         each = [*(singles(happy) if asked.sweep else ()), *(step_pairs(happy) if asked.step_pairs else ())]
         return _sweep(happy, [*each[:: asked.every], *drawn], asked.jobs)
-    run = aimed if asked.aimed else partial(simulate, families=asked.family)
+    run = aimed if asked.aimed else partial(twins if asked.twins else simulate, families=asked.family)
     if asked.seed is not None:
         return _one(run(asked.seed))
     first, last = (int(part) for part in asked.seeds.split(":"))
     if asked.first:
         return _until_one(range(first, last), run)
-    return _many(range(first, last), asked.jobs, run)
+    return _many(range(first, last), asked.jobs, run, table=not asked.twins)
 
 
 def _one(result: Result) -> int:
@@ -78,16 +79,18 @@ def run_range(seeds: range, run: Run = simulate) -> Portion:
     return portion
 
 
-def _many(seeds: range, processes: int, run: Run) -> int:
+def _many(seeds: range, processes: int, run: Run, *, table: bool) -> int:
+    """With the table of cells; of two jobs nobody says whose boundary it was."""
     began, whole = time.monotonic(), Portion()
     for portion in portions(partial(run_range, run=run), seeds, PORTION, processes):
         whole.add(portion)
         for seed, problem in portion.violations:
             print(f"seed {seed}: {problem}", flush=True)
     took = time.monotonic() - began
-    print(report(whole.cells))
-    silent = [fault for fault in FAULTS if not any(cell.fault == fault for cell in whole.cells)]
-    print(f"faults that never struck: {silent}")
+    if table:
+        print(report(whole.cells))
+        silent = [fault for fault in FAULTS if not any(cell.fault == fault for cell in whole.cells)]
+        print(f"faults that never struck: {silent}")
     print(f"{len(seeds)} seeds, {len(whole.violations)} bad, {took:.1f} s, {len(seeds) / took:.2f} seeds/s")
     return 1 if whole.violations else 0
 

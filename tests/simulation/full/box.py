@@ -142,6 +142,7 @@ class FakeBox:
                 content = file.local.read_bytes()
                 if sha256(content) != file.sha256:
                     raise TransferFailed(f"{file.remote} hashed wrong")
+                self.sim.witness.wire.brought(disk.machine, file.remote, content)
                 disk.take(file.remote, content)
 
         await self._ask("upload", take)
@@ -149,6 +150,7 @@ class FakeBox:
 
     async def write_job(self, job: JobFile) -> None:
         def write(disk: BoxDisk) -> None:
+            self.sim.witness.wire.written(disk.machine, job.job)
             disk.job = job
 
         await self._ask("write_job", write)

@@ -20,8 +20,8 @@ PASS_S = 60.0  # by how much the clock was set back is known from the last pass,
 
 def look(w: Witness) -> None:
     """I4, I5, I9, I10, I13, I23 for a job that is forgotten, and I22 for what nobody heard of."""
-    if not set(w.sim.job_ids) <= w.states().keys() and not w.sim.sky.strokes["restored"]:
-        w.accuse("I23", "a job that was accepted is in no database")
+    if not w.sim.jobs.items() <= w.names().items() and not w.sim.sky.strokes["restored"]:
+        w.accuse("I23", "a job that was accepted is in no database, or under another name")
     _no_machine_forgotten(w)
     _replayed(w)
     _costs(w)
@@ -36,9 +36,10 @@ def look(w: Witness) -> None:
 def ledger(w: Witness) -> tuple[str, ...]:
     """What must be equal whatever happened on the way (I24): jobs, machines, files."""
     left = [m.id for m in w.sim.market.machines.values() if m.id >= 1000 and m.is_there]
+    models = w.sim.settings.paths.models
     files = sorted(
-        f"{path.name} {sha256(path.read_bytes())}"
-        for path in w.sim.settings.paths.models.rglob("*")
+        f"{path.relative_to(models).parts[0]} {path.name} {sha256(path.read_bytes())}"
+        for path in models.rglob("*")
         if path.suffix in (".gguf", ".safetensors") and path.parent.name.startswith(("v", "adapter"))
     )
     return (*sorted(w.states().values()), f"left: {left}", *files)

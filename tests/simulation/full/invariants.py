@@ -35,7 +35,7 @@ CHECKED: dict[str, str] = {
     "I3": "commit and listing: two LIVE leases or open creates of one job; a LOST machine that runs on",
     "I4": "end: a machine with our label that no lease knows",
     "I5": "commit and end: a job that ended while a machine of it that can be seen still bills",
-    "I6": "wire: a create whose label is not in the database file",
+    "I6": "wire: a create whose label is not in the database file, for the job that it names",
     "I7": "wire: a label sent twice",
     "I8": "commit: a state that went backwards without the person or a lost artifact",
     "I9": "end: events that do not yield the row",
@@ -43,11 +43,11 @@ CHECKED: dict[str, str] = {
     "I11": "listing: a start only queued and left so; commit: a hold, the whole job or training that cost too much",
     "I12": "wire and commit: a life that was overtaken; start: a job of a restored database that is not held",
     "I13": "end: a key of an instance in the daemon's files",
-    "I14": "wire: a nonce sent to two machines, or a stage of one attempt under two nonces",
+    "I14": "wire: a nonce sent to two machines, a stage under two nonces in one attempt; work on another job's machine",
     "I15": "commit: a stage that is done here and not on any box, or failed here and not there",
     "I16": "commit: a machine GONE or LOST, a create ABSENT or REFUSED, by too little evidence",
     "I17": "commit: absences counted that no trusted listing showed",
-    "I18": "wire: a request about a machine that is not ours",
+    "I18": "wire: a request about a machine that is not ours, or that no operation of its own job asks for",
     "I19": "wire and commit: a cancel that was lost, or that ended with work and without a word",
     "I20": "death and end: a file under its own name that is not whole",
     "I22": "anything: a process that ends by a defect, a job held INTERNAL without a fault",
@@ -114,6 +114,9 @@ class Witness:
             self._connection.close()
             self._connection = None
 
+    def names(self) -> dict[str, str]:
+        return {row["id"]: row["name"] for row in self.rows("SELECT id, name FROM jobs")}
+
     def states(self) -> dict[str, str]:
         return {row["id"]: row["state"] for row in self.rows("SELECT id, state FROM jobs")}
 
@@ -133,11 +136,13 @@ class Witness:
         held = self.holds()
         return all(state in TERMINAL or job in held for job, state in self.states().items())
 
-    def is_whole(self, folder: Path) -> bool:
-        return all(self._is_true(folder / name, name) for name in FILES)
+    def is_whole(self, folder: Path, job: str) -> bool:
+        """It is the model that training makes of that job."""
+        name = self.names().get(job, "")
+        return all(self._is_true(folder / file, file, name) for file in FILES)
 
-    def _is_true(self, path: Path, name: str) -> bool:
-        return path.is_file() and sha256(path.read_bytes()) == sha256(made("tiny", name))
+    def _is_true(self, path: Path, file: str, name: str) -> bool:
+        return path.is_file() and sha256(path.read_bytes()) == sha256(made(name, file))
 
     def let_go(self, instance: int) -> bool:
         return instance in self.sim.person.written_off
@@ -197,11 +202,11 @@ class Witness:
         self.spending.look()
 
     def _moved(self, job: str, was: str | None, state: str) -> None:
-        self.sim.say("job", f"{was} > {state}")
+        self.sim.say("job", self.sim.scrub(f"{job} {was} > {state}"))
         order = [str(s) for s in MAIN_LINE]
         if was in order and state in order and order.index(state) < order.index(was):
             lost = (was, state) == ("VERIFIED", "GGUF")
-            if not lost and not self.sim.person.retried:
+            if not lost and job not in self.sim.person.retried:
                 self.accuse("I8", f"{was} > {state}")
         if (was, state) == ("GGUF", "DOWNLOADED"):
             self._here(job)
@@ -210,9 +215,9 @@ class Witness:
                 seen = machine.is_listed(0.0)
                 if machine.label and job in machine.label and machine.is_there and seen and not self.let_go(machine.id):
                     self.accuse("I5", f"{state} while {machine.id} still bills")
-        if state == "CANCELLED" and not self.sim.person.typed:
+        if state == "CANCELLED" and job not in self.sim.person.typed:
             for disk in self.sim.boxes.disks.values():
-                if disk.worked and disk.job is not None and disk.job.job == job and not self._excused(disk.machine.id):
+                if disk.worked and disk.machine.job == job and not self._excused(disk.machine.id):
                     self.accuse("I19", "CANCELLED with work that was not verified, and nobody typed the id")
 
     def _excused(self, instance: int) -> bool:
@@ -227,7 +232,7 @@ class Witness:
 
     def _failed(self, job: str) -> None:
         """Only the box can say that: in its failed.json, or by a runner that ends again and again."""
-        disks = [disk for disk in self.sim.boxes.disks.values() if disk.job is not None and disk.job.job == job]
+        disks = [disk for disk in self.sim.boxes.disks.values() if disk.machine.job == job]
         died = any(starts >= STARTS_BEFORE_HOLD for disk in disks for starts in disk.claimed.values())
         if not died and not any(disk.failed for disk in disks):
             self.accuse("I15", "held for a stage that failed, and none did")
@@ -236,7 +241,7 @@ class Witness:
         """Every file, whole and durable; in its final place if an earlier life came so far."""
         models = self.sim.settings.paths.models
         folders = [models / f".incoming-{job}", *models.glob(f"*/v*-{job}")]
-        if not any(self.is_whole(folder) and self._is_durable(folder, FILES) for folder in folders):
+        if not any(self.is_whole(folder, job) and self._is_durable(folder, FILES) for folder in folders):
             self.accuse("I2", "DOWNLOADED, and not every file is here, whole and durable")
 
     def _is_durable(self, folder: Path, files: Iterable[str]) -> bool:
@@ -248,10 +253,10 @@ class Witness:
         if count == self._receipts:
             return
         self._receipts = count
-        for row in self.rows("SELECT folder, files FROM receipts ORDER BY id DESC LIMIT 1"):
+        for row in self.rows("SELECT job_id, folder, files FROM receipts ORDER BY id DESC LIMIT 1"):
             folder, files = Path(row["folder"]), [file["path"] for file in json.loads(row["files"])]
             for file in files:
-                if not self._is_true(folder / file, file):
+                if not self._is_true(folder / file, file, self.names()[row["job_id"]]):
                     self.accuse("I2", f"a receipt for {file}, which is not what the box made")
             if not self._is_durable(folder, files):
                 self.accuse("I2", "a receipt for files that a power cut would take back")
@@ -275,10 +280,11 @@ class Witness:
                 self.accuse("I3", f"{row['n']} machines or open creates")
 
     def _stages_true(self) -> None:
-        true = {n for disk in self.sim.boxes.disks.values() for n, e in disk.ends.items() if isinstance(e, Done)}
-        for row in self.rows("SELECT stage, nonce FROM stages WHERE done_at IS NOT NULL"):
-            if row["nonce"] not in true:
-                self.accuse("I15", f"{row['stage']} is done here, and on no box")
+        disks = self.sim.boxes.disks.values()
+        true = {(disk.machine.job, n) for disk in disks for n, e in disk.ends.items() if isinstance(e, Done)}
+        for row in self.rows("SELECT job_id, stage, nonce FROM stages WHERE done_at IS NOT NULL"):
+            if (row["job_id"], row["nonce"]) not in true:
+                self.accuse("I15", f"{row['stage']} is done here, and on no box of its job")
 
     # -- now and then
 
@@ -312,7 +318,7 @@ class Witness:
         for folder in self.sim.settings.paths.models.glob("*/v*"):
             for name in FILES:
                 path = folder / name
-                if path.exists() and not self._is_true(path, name):
+                if path.exists() and not self._is_true(path, name, folder.parent.name):
                     self.accuse("I20", f"{name} lies under its own name and is not whole")
 
     def at_the_end(self) -> None:

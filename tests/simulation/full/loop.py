@@ -79,7 +79,7 @@ class SimulatedClock:
 class VirtualLoop(base_events.BaseEventLoop):
     """`time()` is the simulation's monotonic clock. `limit` steps end a simulation that makes no progress."""
 
-    def __init__(self, clock: SimulatedClock, limit: int = 250_000) -> None:
+    def __init__(self, clock: SimulatedClock, limit: int) -> None:
         super().__init__()
         self.clock = clock
         self.steps = 0

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from daemon.domain.ids import label_job
 from daemon.domain.market import Instance, Offer
 
 if TYPE_CHECKING:
@@ -42,13 +43,14 @@ class Machine:
     challenge: dict[str, str] = field(default_factory=dict)
     touched: list[str] = field(default_factory=list)  # changing calls that reached it
     history: list[tuple[float, str, str]] = field(default_factory=list)  # (since, actual, intended)
+    job: str | None = None  # for which it was rented: a label may be edited, this stays
     _bill: float = 0.0
     _idle: float = 0.0  # of it, at the full price while nothing ran
     _billed_to: float = 0.0
     _ready_at: float = 0.0
 
     def __post_init__(self) -> None:
-        self.price = self.offer.price_per_hour
+        self.price, self.job = self.offer.price_per_hour, label_job(self.label)
         self.created = self._billed_to = self.sim.clock.boot()
         self._ready_at = self.created + self.ready_s
         self._note()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import re
 from collections.abc import Callable
@@ -64,7 +65,7 @@ class FakeMarket:
 
     async def search(self, query: OfferQuery) -> list[Offer]:
         def look() -> list[Offer]:
-            taken = {m.offer.machine_id for m in self.machines.values() if m.is_there}
+            taken = self._taken()
             offers = [
                 replace(OFFER, id=n, machine_id=50 + n, price_per_hour=OFFER.price_per_hour + 10_000 * n)
                 for n in range(1, 9)
@@ -110,6 +111,10 @@ class FakeMarket:
         self.creates[request.label] = self.creates.get(request.label, 0) + 1
         sky, offer = self.sim.sky, replace(OFFER, id=request.offer_id, machine_id=50 + request.offer_id)
 
+        def refuse_taken() -> None:
+            if offer.machine_id in self._taken():
+                raise OfferGone("taken", status=404)
+
         def rent(late_s: float = 0.0) -> Machine:
             number, self.next_id = self.next_id, self.next_id + 1
             price = offer.price_per_hour + 10_000 * request.offer_id
@@ -125,6 +130,7 @@ class FakeMarket:
             return machine
 
         def normal() -> Reply:
+            refuse_taken()
             if sky.strikes("create refused"):
                 raise OfferGone("taken", status=404)
             if self.credit <= 0:
@@ -139,10 +145,15 @@ class FakeMarket:
                 raise MarketRefused("no", status=400, body='{"success": false}')
             return Reply(200, f'{{"instance_api_key": "{CANARY}"}}', instance_id=rent().id)
 
+        def unheard() -> None:
+            with contextlib.suppress(OfferGone):
+                refuse_taken()
+                rent(self._late_s())
+
         try:
             return await self._change(
                 "create", normal, lost_before="create lost before", lost_after="create lost after",
-                unheard=lambda: rent(self._late_s()),
+                unheard=unheard,
             )  # fmt: skip
         except (MarketRefused, RateLimited, CredentialsRefused, OfferGone, NoCredit):
             self.refused.add(request.label)
@@ -213,6 +224,13 @@ class FakeMarket:
         clock = self.sim.clock
         until = clock.boot() if machine.ended_at is None else machine.ended_at
         return clock.true_ms_at(machine.created), clock.true_ms_at(until)
+
+    def _taken(self) -> set[int]:
+        return {m.offer.machine_id for m in self.machines.values() if m.is_there}
+
+    def is_of(self, job: str, instance: int) -> bool:
+        """It was rented for that job."""
+        return instance in self.machines and self.machines[instance].job == job
 
     # -- how a call can go
 

@@ -80,22 +80,25 @@ def restored(sim: Simulation) -> None:
     copy = {p: p.read_bytes() for p in (path, Path(f"{path}-wal")) if p.exists()}
 
     def put_back() -> None:
+        sim.copies -= 1
         if sim.over or sim.healing:
             return
         _end_all(sim)
         sim.say("person", "puts an older database back")
         sim.loop.call_soon(_swap, sim, copy, context=Context())
 
+    sim.copies += 1
     sim.loop.call_later(sim.chance.choice((30.0, 200.0, 600.0)), put_back, context=Context())
 
 
 def _swap(sim: Simulation, copy: dict[Path, bytes]) -> None:
     sim.put_back(copy)
     sim.witness.after_restore()
+    sim.will_submit(sim.person.submit_forgotten)
 
 
 def person(sim: Simulation) -> None:
-    if sim.job_ids:
+    if sim.jobs:
         sim.hear(sim.chance.choice(WORDS))
 
 

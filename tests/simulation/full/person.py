@@ -11,34 +11,52 @@ from typing import TYPE_CHECKING, Any
 from daemon.control.commands import Commands
 from daemon.errors import HomeportError
 
+from .template import NAMES
+
 if TYPE_CHECKING:
     from .simulation import Simulation
 
 TOKEN_S = 900.0 + 60.0  # and the moments from the intent of a destroy until it is on the wire
+MIXED_UP = 0.1
 WORDS = ("cancel", "discard", "hold", "resume", "retry", "retry gguf", "abandon", "write-off", "accept")
 
 
 @dataclass
 class Person:
     sim: Simulation
-    typed: set[int] = field(default_factory=set)  # instance ids typed to give up what lies there
+    typed: set[str] = field(default_factory=set)  # jobs for which an instance id was typed to give up what lies there
     tokens: dict[int, list[float]] = field(default_factory=dict)  # when, as far as each still permits a destroy
     written_off: set[int] = field(default_factory=set)
-    retried: int = 0
+    retried: set[str] = field(default_factory=set)  # jobs
     deleted_at: float = -math.inf  # the model
     cancelled: dict[str, int] = field(default_factory=dict)  # jobs, since nothing else was said of them: at which event
-    at: int = 0
 
     async def submit(self) -> None:
+        await self._submit(1)
+
+    async def submit_twin(self) -> None:
+        """The second job, if there is to be one; later than the first by the time that its terms say."""
+        if (twin := self.sim.terms.twin) is not None:
+            await asyncio.sleep(twin.after_s)
+            await self._submit(2)
+
+    async def submit_forgotten(self) -> None:
+        """What a database that was put back does not know; its machine is nobody's then, and may train on."""
+        lost = set(self.sim.jobs.values()) - set(self.sim.witness.names().values())
+        for number, name in enumerate(NAMES, 1):
+            if name in lost:
+                await self._submit(number)
+
+    async def _submit(self, number: int) -> None:
         """Until it is accepted: the same request, as jobctl would repeat it."""
-        sim = self.sim
-        text = sim.terms.spec(dpo=sim.dpo)
+        sim, name, twin = self.sim, NAMES[number - 1], self.sim.terms.twin
+        dpo = twin.dpo if twin is not None and number == 2 else sim.dpo
+        text = sim.terms.spec(name, dpo=dpo)
         folder = str(sim.root / "work")
         while True:
-            found = await self._say(lambda c: c.submit(text, "job.yaml", folder, "request-1"))
+            found = await self._say(lambda c: c.submit(text, "job.yaml", folder, f"request-{number}"))
             if found is not None:
-                if found["job"] not in sim.job_ids:
-                    sim.job_ids.append(found["job"])
+                sim.jobs[found["job"]] = name
                 return
             await asyncio.sleep(2.0)
 
@@ -61,12 +79,11 @@ class Person:
             return None
         return task.result()
 
-    async def command(self, word: str) -> None:
-        """One word about the job; `by` is always us."""
-        sim, job = self.sim, self.sim.job_ids[0]
-        newest = next((m.id for m in reversed(sim.market.machines.values()) if m.label and job in m.label), 0)
-        instance = next(iter(sim.witness.held_instances(job)), newest)  # as jobctl names it
-        sim.say("person", f"{word} {instance or ''}")
+    async def command(self, word: str, job: str = "") -> None:
+        """One word about a job, any of ours where none is named; `by` is always us."""
+        sim, job = self.sim, job or self._any_job()
+        instance = self._instance(self._mixed_up(job) if word in ("discard", "abandon") else job)
+        sim.say("person", sim.scrub(f"{word} {job} {instance or ''}".rstrip()))
         ways: dict[str, Callable[[Commands], Awaitable[dict[str, Any]]]] = {
             "cancel": lambda c: c.cancel(job, "me", False),
             "discard": lambda c: c.cancel(job, "me", True, instance),
@@ -80,33 +97,46 @@ class Person:
         }
         # What a typed id permits holds from the moment it is sent, whether or not the answer comes.
         if word in ("discard", "abandon"):
-            self.types(instance)
+            self.types(job, instance)
         before = {number: list(times) for number, times in self.tokens.items()}
         self.written_off |= {instance} if word == "write-off" else set()
         reason = sim.witness.holds().get(job)
-        self.retried += word.startswith("retry") or (word == "resume" and reason == "GONE")  # rents and begins anew
+        if word.startswith("retry") or (word == "resume" and reason == "GONE"):  # rents and begins anew
+            self.retried.add(job)
         if await self._say(ways[word]) is None:
             return
-        if word in (
-            "resume",
-            "retry",
-            "retry gguf",
-            "hold",
-            "cancel",
-        ):  # void, but not what was typed meanwhile
-            self.tokens = {n: [t for t in times if t not in before.get(n, [])] for n, times in self.tokens.items()}
+        if word in ("hold", "cancel", "resume", "retry", "retry gguf"):  # void, but not what was typed meanwhile
+            void = {number: times for number, times in before.items() if sim.market.is_of(job, number)}
+            self.tokens = {n: [t for t in times if t not in void.get(n, [])] for n, times in self.tokens.items()}
         if word == "cancel":
             self.cancelled[job] = sim.witness.newest_event()
         elif word in ("hold", "retry", "retry gguf") or (word == "resume" and reason in ("CANCEL_WISH", "BY_PERSON")):
             self.cancelled.pop(job, None)
 
+    def _any_job(self) -> str:
+        ours = list(self.sim.jobs)
+        return ours[0] if len(ours) == 1 else self.sim.chance.choice(ours)
+
+    def _instance(self, job: str) -> int:
+        """As jobctl names it; 0: none."""
+        machines = reversed(self.sim.market.machines.values())
+        newest = next((m.id for m in machines if m.label and job in m.label), 0)
+        return next(iter(self.sim.witness.held_instances(job)), newest)
+
+    def _mixed_up(self, job: str) -> str:
+        """Now and then they type the instance id of the other job."""
+        others = [other for other in self.sim.jobs if other != job]
+        return others[0] if others and self.sim.chance.random() < MIXED_UP else job
+
     def is_forgotten(self, newest: int) -> None:
         """An older database was put back, which knows the events up to `newest`, and no later cancel."""
         self.cancelled = {job: said for job, said in self.cancelled.items() if said <= newest}
 
-    def types(self, instance: int) -> None:
-        self.typed.add(instance)
-        self.tokens.setdefault(instance, []).append(self.sim.clock.boot())
+    def types(self, job: str, instance: int) -> None:
+        """The id of another job's machine permits nothing."""
+        if instance == 0 or self.sim.market.is_of(job, instance):
+            self.typed.add(job)
+            self.tokens.setdefault(instance, []).append(self.sim.clock.boot())
 
     def permits(self, instance: int) -> bool:
         """A destroy by a typed id; it permits one, and for a quarter of an hour."""
@@ -122,10 +152,10 @@ class Person:
             if how == "resume" and reason not in ("BUDGET",):
                 retry = reason in ("STAGE_FAILED", "VERIFY_FAILED", "TRANSFER_FAILED", "DATA", "INTEGRATION")
                 word = "retry" if retry and self.sim.witness.states()[job] != "QUEUED" else "resume"
-                await self.command(word)
+                await self.command(word, job)
                 continue
             held = self.sim.witness.held_instances(job)
             for instance in held or [0]:
-                self.types(instance)
+                self.types(job, instance)
                 self.sim.say("person", f"abandon {instance}")
                 await self._say(lambda c, job=job, instance=instance: c.abandon(job, "me", instance or None))

@@ -12,13 +12,13 @@ from .cells import Cell, Strike, cells, road
 from .faults import FAULTS, Sky
 from .scenes import SCENES
 from .simulation import Result, Simulation
-from .template import AWAY, SCARCE, USUAL, Terms
+from .template import AWAY, SCARCE, USUAL, Terms, Twin
 
 
-def simulate(seed: int, families: Collection[str] = ()) -> Result:
+def simulate(seed: int, families: Collection[str] = (), twin: Twin | None = None) -> Result:
     """The whole of one seed. With `families` its sky holds a fault of theirs, and every other one has a way of theirs.
 
-    Of the seeds without, every third one has a way: to a cell of the table, or through a scene.
+    Of the seeds without, every third one has a way: to a cell of the table, or through a scene. `twin`: a second job.
     """
     chance = Random(seed)
     sky = Sky.of_seed(chance, families)
@@ -26,7 +26,13 @@ def simulate(seed: int, families: Collection[str] = ()) -> Result:
     terms = _terms(seed)
     if chance.random() < (0.5 if families else 0.33):
         way, terms = _way(chance, families, terms)
-    return Simulation(seed, sky, way=way, dpo=_with_dpo(chance, way), terms=terms).run()
+    return Simulation(seed, sky, way=way, dpo=_with_dpo(chance, way), terms=replace(terms, twin=twin)).run()
+
+
+def twins(seed: int, families: Collection[str] = ()) -> Result:
+    """The same with a second job beside the first, by a chance of its own."""
+    own = Random(f"{seed} twin")
+    return simulate(seed, families, Twin(own.choice((0.0, 0.0, 20.0, 150.0, 500.0)), dpo=own.random() < 0.5))
 
 
 def _terms(seed: int) -> Terms:

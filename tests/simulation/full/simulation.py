@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 from random import Random
+from unittest import mock
 
 import structlog
 
@@ -43,6 +44,7 @@ from .template import USUAL, Terms, on_memory, paths_below, template
 
 HEALED_WITHIN_S = 3 * 3600.0  # of a clear sky, until every job has ended or is held
 RESTART_S = 3.0
+STEPS = 250_000  # of the loop, in which the life of one job comes to its end
 WAY_S = 1.5 * 3600.0  # a run with nothing but a way waits so long for its last strike
 
 
@@ -65,12 +67,12 @@ class Simulation:
         self, seed: int, sky: Sky | None = None, plan: dict[int, str] | None = None, way: Sequence[Strike] = (), *,
         dpo: bool = True, terms: Terms = USUAL,
     ) -> None:  # fmt: skip
-        self.chance = Random(seed)
+        self.chance, self._draw = Random(seed), Random(f"{seed} ids")
         self.sky = sky if sky is not None else Sky(Random(seed))
         self.plan, self.way, self.dpo, self.terms = plan or {}, list(way), dpo, terms
         self.aimed = bool(way) and not self.sky.active
         self.clock = SimulatedClock()
-        self.loop = VirtualLoop(self.clock)
+        self.loop = VirtualLoop(self.clock, STEPS if terms.twin is None else 2 * STEPS)
         self.lives: list[Life] = []
         self.daemons: dict[int, Daemon] = {}
         self.trace: list[str] = []
@@ -79,7 +81,9 @@ class Simulation:
         self.cells: set[Cell] = set()
         self.healing = False
         self.over = False
-        self.job_ids: list[str] = []
+        self.copies = 0  # of the database, that somebody will put back
+        self.submitting: list[asyncio.Task[None]] = []
+        self.jobs: dict[str, str] = {}  # their names by id, as their person knows them
         self.root = on_memory("hp-sim-")
         self.settings = Settings(paths_below(self.root))
         shutil.copytree(template(), self.root, dirs_exist_ok=True)
@@ -104,9 +108,10 @@ class Simulation:
     def open(self) -> Iterator[None]:
         """While it is open the hooks tell this simulation; afterwards nothing is left of its files and processes."""
         boundaries.enter(self)
-        kept = structlog.get_config()
+        kept, drawn = structlog.get_config(), mock.patch.object(ids, "job_id", self._job_id)
         structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
         self.sky.struck = self.strike
+        drawn.start()
         try:
             yield
         finally:
@@ -118,6 +123,7 @@ class Simulation:
             for life in self.lives:
                 Context().run(LIFE.set, life)
                 bury(life)
+            drawn.stop()
             boundaries.enter(None)
             self.witness.close()
             for daemon in self.daemons.values():
@@ -136,6 +142,7 @@ class Simulation:
     async def _main(self) -> None:
         self.begin_life()
         await self.person.submit()
+        self.will_submit(self.person.submit_twin)
         ends_at = self.loop.time() + (WAY_S if self.aimed else self.chance.choice((400.0, 900.0, 2400.0)))
         for name in sorted(self.sky.active):
             if (mishap := MISHAPS.get(name)) is not None:
@@ -145,11 +152,12 @@ class Simulation:
         while self.loop.time() < ends_at and not self._has_struck():  # noqa: ASYNC110
             await asyncio.sleep(20.0)  # simulated time costs nothing
         self._heal()
+        await asyncio.gather(*self.submitting)
         await self._settle()
 
     def _has_struck(self) -> bool:
         """Nothing more is to come: every strike of the way came, or there was none and the job is over."""
-        return not self.way and not self.sky.active and (self.aimed or self.witness.all_over())
+        return not self.way and not self.copies and not self.sky.active and (self.aimed or self.witness.all_over())
 
     def _befall(self, name: str, mishap: Callable[[Simulation], bool | None], at: str = "") -> None:
         if self.healing or self.over:
@@ -304,6 +312,10 @@ class Simulation:
         if (life := LIFE.get()) is not None and life.dead:
             raise Crash
 
+    def will_submit(self, submit: Callable[[], Coroutine[object, object, None]]) -> None:
+        """The person does, in their own time; before that is done no job can be said to have ended."""
+        self.submitting.append(self.loop.create_task(submit(), context=Context()))
+
     def hear(self, word: str) -> None:
         """The person says it, in a moment of their own."""
         self.loop.create_task(self.person.command(word), context=Context())
@@ -346,15 +358,23 @@ class Simulation:
 
     def scrub(self, text: str) -> str:
         """Without what differs from run to run: ids that the daemon draws, and our process number."""
-        for number, job in enumerate(self.job_ids, 1):
+        for number, job in enumerate(self.jobs, 1):
             text = text.replace(job, f"JOB{number}")
         text = re.sub(rf"{os.getpid()}(-\d+)?", "PID", text)
         return re.sub(rf"(?<=[-/])[{ids.ALPHABET}]{{10}}\b", "NONCE", text)
 
+    def _job_id(self) -> str:
+        """Drawn by the seed: what is listed by job comes in the order of their ids."""
+        return self._draw.choice(ids.LETTERS) + "".join(self._draw.choices(ids.ALPHABET, k=5))
+
     def strike(self, name: str, at: str = "") -> None:
-        """It did strike; where the task that met it stands, or `at` that boundary."""
+        """It did strike; where the task that met it stands, or `at` that boundary.
+
+        Whose boundary that was of two jobs nobody says: it counts where both are in one state.
+        """
         self.sky.strokes[name] += 1
-        self.cells |= {Cell(state, name, at or AT.get()) for state in self.witness.states().values()}
+        if len(states := set(self.witness.states().values())) == 1:
+            self.cells.add(Cell(states.pop(), name, at or AT.get()))
         here = next((n for n, strike in enumerate(self.way) if strike.fault == name), None)
         if here is not None and self.way[here].boundary == self.way[0].boundary:
             del self.way[here]

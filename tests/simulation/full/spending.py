@@ -40,7 +40,7 @@ class Spending:
         self._slept = 0.0
         self._spent_out: set[str] = set()  # jobs that were held for their limit
         self._counted: dict[int, int] = {}  # micro-dollars, by lease
-        self._recounts = 0
+        self._recounts: dict[int, int] = {}  # events, by lease
 
     def forget(self) -> None:
         """An older database was put back."""
@@ -76,9 +76,13 @@ class Spending:
                 self._whole(row["state"], spent, max(machine.price for machine in machines), trains=trains)
 
     def _never_falls(self) -> None:
-        recounts = self.witness.rows("SELECT count(*) AS n FROM events WHERE kind = 'lease.recounted'")[0]["n"]
+        found = self.witness.rows(
+            "SELECT lease_id, count(*) AS n FROM events WHERE kind = 'lease.recounted' GROUP BY lease_id"
+        )
+        recounts = {row["lease_id"]: row["n"] for row in found}
         for row in self.witness.rows("SELECT id, instance_id, cost FROM leases"):
-            if row["cost"] < self._counted.get(row["id"], 0) and recounts == self._recounts:
+            known = recounts.get(row["id"], 0) == self._recounts.get(row["id"], 0)
+            if row["cost"] < self._counted.get(row["id"], 0) and known:
                 self.witness.accuse("I10", f"what was counted of {row['instance_id']} fell, and no charge says so")
             self._counted[row["id"]] = row["cost"]
         self._recounts = recounts

@@ -24,10 +24,21 @@ destroy: {destroy}
 """
 
 
+NAMES = ("tiny", "other")  # of the jobs, in the order in which they are submitted
+
+
+@dataclass(frozen=True)
+class Twin:
+    """A second job beside the first: how many seconds later it is submitted, and whether it has DPO."""
+
+    after_s: float
+    dpo: bool
+
+
 @dataclass(frozen=True)
 class Terms:
-    """What differs beside the faults: the job file's money and end, how many seconds its person lets a hold wait, and
-    what the market's charges tell.
+    """What differs beside the faults: the job file's money and end, how many seconds its person lets a hold wait, what
+    the market's charges tell, and whether there is a second job.
     """
 
     cost: float = 12.0
@@ -35,10 +46,11 @@ class Terms:
     ask: bool = False
     answers_after: float = 90.0
     timed: bool = True  # the market's charges say from when to when
+    twin: Twin | None = None
 
-    def spec(self, *, dpo: bool) -> str:
+    def spec(self, name: str, *, dpo: bool) -> str:
         return SPEC.format(
-            name="tiny", dpo="dpo: {data: dpo.jsonl}\n" if dpo else "", cost=self.cost, hold=self.hold,
+            name=name, dpo="dpo: {data: dpo.jsonl}\n" if dpo else "", cost=self.cost, hold=self.hold,
             destroy="ask" if self.ask else "auto",
         )  # fmt: skip
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from .box_disk import made
 from .invariants import CHECKED, Witness
 from .loop import LIFE, Life
 from .machine import Machine
@@ -90,9 +91,21 @@ def _destroy_by_another_set(w: Ended) -> None:
 
 def _typed_once_destroyed_twice(w: Ended) -> None:
     w.model().unlink()
-    w.sim.person.types(RENTED)
+    w.sim.person.types(next(iter(w.sim.jobs)), RENTED)
+    w.spoil("UPDATE operations SET state = 'SENT' WHERE kind = 'destroy'")
     w.send("destroy")
     assert not w.sim.witness.violations
+    w.send("destroy")
+
+
+def _typed_for_another_job(w: Ended) -> None:
+    w.model().unlink()
+    w.sim.person.types("another", RENTED)
+    w.send("destroy")
+
+
+def _receipt_of_another_job(w: Ended) -> None:
+    w.model().parent.rename(w.model().parent.with_name("v1-another"))
     w.send("destroy")
 
 
@@ -216,6 +229,11 @@ def _backwards(w: Ended) -> None:
     w.sim.witness.committed()
 
 
+def _backwards_by_a_retry_of_another_job(w: Ended) -> None:
+    w.sim.person.retried.add("another")
+    _backwards(w)
+
+
 def _events_say_otherwise(w: Ended) -> None:
     w.spoil("UPDATE jobs SET attempt = 7")
     w.sim.witness.at_the_end()
@@ -224,6 +242,13 @@ def _events_say_otherwise(w: Ended) -> None:
 def _too_cheap(w: Ended) -> None:
     w.spoil("UPDATE leases SET cost = 0, running_ms = 0, idle_ms = 0")
     w.sim.witness.at_the_end()
+
+
+def _cost_falls_as_another_is_recounted(w: Ended) -> None:
+    w.sim.witness.committed()
+    w.spoil("UPDATE leases SET cost = cost - 1")
+    w.once_more("events", kind="lease.recounted", lease_id=99)
+    w.sim.witness.committed()
 
 
 def _cost_falls(w: Ended) -> None:
@@ -275,8 +300,25 @@ def _two_nonces_of_a_stage(w: Ended) -> None:
     w.send("stage_start", nonce="n2")
 
 
+def _stage_of_another_job(w: Ended) -> None:
+    w.spoil("UPDATE stages SET nonce = 'n1', job_id = 'another' WHERE stage = 'SFT'")
+    w.send("stage_start", nonce="n1")
+
+
+def _training_of_another_job(w: Ended) -> None:
+    path = "run/sft/adapter.safetensors"
+    w.sim.witness.wire.brought(w.machines[RENTED], path, made("tiny", path))
+    assert not w.sim.witness.violations
+    w.sim.witness.wire.brought(w.machines[RENTED], path, made("other", path))
+
+
 def _done_nowhere(w: Ended) -> None:
     w.sim.boxes.disks.clear()
+    w.sim.witness.committed()
+
+
+def _done_for_another_job(w: Ended) -> None:
+    w.spoil("UPDATE stages SET job_id = 'another'")
     w.sim.witness.committed()
 
 
@@ -333,7 +375,7 @@ def _missed_unseen(w: Ended) -> None:
 
 
 def _rents_for_a_cancelled_job(w: Ended) -> None:
-    w.sim.person.cancelled[w.sim.job_ids[0]] = 0
+    w.sim.person.cancelled[next(iter(w.sim.jobs))] = 0
     w.send("stage_start", nonce="n1")
 
 
@@ -341,6 +383,11 @@ def _cancelled_with_its_work(w: Ended) -> None:
     w.comes_back()
     w.spoil("UPDATE jobs SET state = 'CANCELLED'")
     w.sim.witness.committed()
+
+
+def _cancelled_and_another_typed(w: Ended) -> None:
+    w.sim.person.types("another", RENTED)
+    _cancelled_with_its_work(w)
 
 
 def _held_by_a_defect(w: Ended) -> None:
@@ -353,6 +400,11 @@ def _stands_still(w: Ended) -> None:
     w.sim.follow(w.sim._settle)
 
 
+def _under_another_name(w: Ended) -> None:
+    w.spoil("UPDATE jobs SET name = 'other'")
+    w.sim.witness.at_the_end()
+
+
 def _forgotten(w: Ended) -> None:
     w.spoil("UPDATE jobs SET id = 'another'")
     w.sim.witness.at_the_end()
@@ -363,6 +415,8 @@ FIRES: tuple[tuple[str, Callable[[Ended], None]], ...] = (
     ("I1", _destroy_by_another_set),
     ("I1", _typed_once_destroyed_twice),
     ("I1", _typed_long_ago),
+    ("I1", _typed_for_another_job),
+    ("I1", _receipt_of_another_job),
     ("I2", _receipt_of_other_bytes),
     ("I2", _receipt_before_the_sync),
     ("I2", _downloaded_and_not_here),
@@ -376,9 +430,11 @@ FIRES: tuple[tuple[str, Callable[[Ended], None]], ...] = (
     ("I6", lambda w: w.send("create", 0, label="hp-never-written")),
     ("I7", _label_sent_twice),
     ("I8", _backwards),
+    ("I8", _backwards_by_a_retry_of_another_job),
     ("I9", _events_say_otherwise),
     ("I10", _too_cheap),
     ("I10", _cost_falls),
+    ("I10", _cost_falls_as_another_is_recounted),
     ("I11", _start_left_queued),
     ("I11", _hold_without_an_end),
     ("I11", _limit_overrun),
@@ -389,7 +445,11 @@ FIRES: tuple[tuple[str, Callable[[Ended], None]], ...] = (
     ("I13", _key_in_a_file),
     ("I14", _nonce_on_two_machines),
     ("I14", _two_nonces_of_a_stage),
+    ("I14", _stage_of_another_job),
+    ("I14", _training_of_another_job),
+    ("I14", lambda w: w.sim.witness.wire.written(w.machines[RENTED], "another")),
     ("I15", _done_nowhere),
+    ("I15", _done_for_another_job),
     ("I15", _failed_nowhere),
     ("I16", _gone_too_soon),
     ("I16", _gone_and_shown),
@@ -399,12 +459,15 @@ FIRES: tuple[tuple[str, Callable[[Ended], None]], ...] = (
     ("I16", _refused_by_nobody),
     ("I17", _missed_unseen),
     ("I18", lambda w: w.send("stop", FOREIGN[0])),
+    ("I18", lambda w: w.send("stop")),
     ("I19", _rents_for_a_cancelled_job),
     ("I19", _cancelled_with_its_work),
+    ("I19", _cancelled_and_another_typed),
     ("I20", _torn_file),
     ("I22", _held_by_a_defect),
     ("I23", _stands_still),
     ("I23", _forgotten),
+    ("I23", _under_another_name),
 )
 
 
@@ -432,6 +495,7 @@ def test_a_good_run_offends_nobody(world: Ended) -> None:
     """Looked at in every way, the run that the table spoils hurts no invariant."""
     world.sim.witness.committed()
     world.sim.witness.after_death()
+    world.spoil("UPDATE operations SET state = 'SENT' WHERE kind = 'destroy'")
     world.send("destroy")
     world.sim.witness.at_the_end()
 

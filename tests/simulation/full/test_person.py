@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from .mishaps import MISHAPS
 from .person import WORDS
 from .simulation import Simulation
-from .template import USUAL
+from .template import USUAL, Twin
 
 CONSOLE = ("console destroys", "console stops", "label edited", "vanishes", "model deleted")
 # Without a database of examples and without chance, so that every run of the tests draws the same.
@@ -22,25 +22,28 @@ DRAWN = settings(derandomize=True, database=None, deadline=None, suppress_health
 
 
 class AnyPerson(RuleBasedStateMachine):
-    """One job from its submission to its end; whatever is said on the way, no invariant may be violated."""
+    """One job or two, from submission to the end; whatever is said on the way, no invariant may be violated."""
 
     def __init__(self) -> None:
         super().__init__()
         self.opened = ExitStack()
 
-    @initialize(ask=st.booleans())
-    def submit(self, ask: bool) -> None:
-        """With `ask` the machine waits in VERIFIED for the word `accept`."""
-        self.sim = Simulation(1, dpo=False, terms=replace(USUAL, ask=ask))
+    @initialize(ask=st.booleans(), after_s=st.sampled_from((None, 0.0, 100.0)))
+    def submit(self, ask: bool, after_s: float | None) -> None:
+        """With `ask` the machine waits in VERIFIED for the word `accept`; `after_s` is that of a second job."""
+        twin = None if after_s is None else Twin(after_s, dpo=False)
+        self.sim = Simulation(1, dpo=False, terms=replace(USUAL, ask=ask, twin=twin))
         self.opened.enter_context(self.sim.open())
         self.sim.begin_life()
         self.sim.follow(self.sim.person.submit)
+        self.sim.follow(self.sim.person.submit_twin)
+        self.submitted = len(self.sim.jobs)
 
     @rule()
     def submit_again(self) -> None:
         """The same request once more: it is the same job."""
         self.sim.follow(self.sim.person.submit)
-        assert len(self.sim.job_ids) == 1
+        assert len(self.sim.jobs) == self.submitted
 
     @rule(seconds=st.sampled_from((5.0, 60.0, 300.0, 3000.0)))
     def wait(self, seconds: float) -> None:
