@@ -188,7 +188,7 @@ class Reconciler:
         """
         lease = adopt(c, create.id, instance, LeaseState.LOST, now)
         leases.change(c, lease.id, cost=max(amount, lease.time_cost_at(now)), observed_ms=now)
-        if jobs.get(c, create.job_id or "").hold_reason is HoldReason.RESTORED:
+        if _is_forgotten(c, jobs.get(c, create.job_id or ""), create):
             presume_work(c, lease, now, self.database.epoch)
         events.add(c, "lease.charged", now, job=create.job_id, lease=lease.id, instance=instance)
 
@@ -243,10 +243,15 @@ def _recognise(c: Connection, instance: Instance, create: Operation | None, now:
         if wanted and job.hold_reason is None:
             why = f"instance {instance.id} is this job's, but this database does not know what was done on it"
             jobs.hold(c, job, HoldReason.RESTORED, why, now, epoch)
-    if create is None or job.hold_reason is HoldReason.RESTORED:
+    if create is None or _is_forgotten(c, job, create):
         presume_work(c, lease, now, epoch)
     events.add(c, "lease.adopted" if wanted else "lease.late", now, job=job.id, lease=lease.id, instance=instance.id)
     return lease
+
+
+def _is_forgotten(c: Connection, job: Job, create: Operation) -> bool:
+    """What was done on its machine may be in no row, whether or not the person has resumed since."""
+    return job.hold_reason is HoldReason.RESTORED or events.restored_since(c, create.id)
 
 
 def _place(c: Connection, job: Job, create: Operation | None) -> LeaseState:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, func, insert, select
 
 from daemon.store import schema
 
@@ -43,6 +43,15 @@ def newest(c: Connection, job: str, kinds: Sequence[str]) -> Noted | None:
     asked = select(e.id, e.kind, e.body).where(e.job_id == job, e.kind.in_(kinds)).order_by(e.id.desc()).limit(1)
     row = c.execute(asked).one_or_none()
     return Noted(row.id, row.kind, json.loads(row.body)) if row else None
+
+
+def restored_since(c: Connection, operation: int) -> bool:
+    """The database was put back after the operation was intended."""
+    e = schema.events.c
+    of = func.json_extract(e.body, "$.operation") == operation
+    intended = select(func.min(e.id)).where(of).scalar_subquery()
+    found = select(e.id).where(e.kind == "daemon.restored", e.id > intended).limit(1)
+    return c.execute(found).one_or_none() is not None
 
 
 def replay(c: Connection, job: str) -> dict[str, Any]:

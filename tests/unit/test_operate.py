@@ -22,7 +22,7 @@ from daemon.domain.records import Job, Kind, Lease, LeaseState, Operation, OpSta
 from daemon.errors import CredentialsRefused, LostRace, MarketRefused, MarketUnreachable
 from daemon.market.port import Reply
 from daemon.settings import Settings, load
-from daemon.store import jobs, leader, leases, operations
+from daemon.store import events, jobs, leader, leases, operations
 from daemon.store.database import Database
 
 HOLD = 2 * MICRO
@@ -291,13 +291,18 @@ async def test_a_machine_that_a_restored_database_forgot(bench: Bench) -> None:
         await bench.operator.destroy(bench.job, lease, "nothing was started on it")
 
 
-async def test_a_machine_whose_answer_a_restored_database_lacks(bench: Bench) -> None:
+@pytest.mark.parametrize("resumed", [False, True])
+async def test_a_machine_whose_answer_a_restored_database_lacks(bench: Bench, resumed: bool) -> None:
     """The backup was made while the create was out: what was started on the machine since is in no row."""
     bench.market.answers["create"] = MarketUnreachable("timed out")
     await bench.operator.rent(bench.job, OFFER, 10, HOLD)
     [create] = bench.operations(Kind.CREATE)
     with bench.database.write() as c:
+        events.add(c, "daemon.restored", bench.clock.wall_ms(), why="restored")
         jobs.hold(c, bench.job, HoldReason.RESTORED, "restored", bench.clock.wall_ms(), 1)
+    if resumed:
+        with bench.database.write() as c:
+            jobs.release(c, bench.job, bench.clock.wall_ms(), 1, by="me")
     bench.market.instances = [instance(INSTANCE, create.label)]
 
     await bench.reconciler.run_once()
