@@ -13,7 +13,7 @@ from typing import Any
 
 import structlog
 
-from daemon.box.box import Box
+from daemon.box.box import Box, LineFile
 from daemon.box.lines import clean_line
 from daemon.clock import Clock
 from daemon.domain.records import Job, StageRun
@@ -24,7 +24,9 @@ from remote_payload.contract import Done, Failed, Stage, dump
 
 log = structlog.get_logger()
 CALL_S = 30.0  # between calls that only say that we are here
-READ_LIMIT = 1 << 20  # bytes of events or log a look
+READ_LIMIT = 1 << 20  # bytes of events or log at a time
+LOOK_BLOCKS = 16  # of these a look takes of each: a box that writes faster than we read must not make a look endless
+MOST_BYTES = 256 << 20  # of each that is ever taken: nor may it fill this disk
 MAX_EVENT_BYTES = 64 << 10
 STEP_KEYS = ("t", "step")
 LARGEST_NUMBER = 2**53  # where a JSON number is not exact any more; other numbers may be words, as a loss of "nan" is
@@ -103,16 +105,22 @@ def _check(done: Done, run: StageRun) -> None:
         raise TransferFailed(f"done.json of {run.stage} names {done.stage} {done.nonce}, expected {run.nonce}")
 
 
-async def _read_events(box: Box, job: Job, database: Database, offset: int) -> None:
-    while True:
-        chunk, after = await box.read_lines("events", offset, READ_LIMIT)
-        if after == offset:
+async def _blocks(box: Box, name: LineFile, offset: int) -> AsyncIterator[tuple[bytes, int]]:
+    """Whole lines from `offset` on, each block with the offset behind it, as far as one look goes."""
+    for _ in range(LOOK_BLOCKS):
+        chunk, after = await box.read_lines(name, offset, READ_LIMIT)
+        if after == offset or after > MOST_BYTES:
             return
+        yield chunk, after
+        offset = after
+
+
+async def _read_events(box: Box, job: Job, database: Database, offset: int) -> None:
+    async for chunk, after in _blocks(box, "events", offset):
         steps = [e for line in chunk.splitlines() if (e := _event(line)) is not None and e.get("kind") == "step"]
         with database.write() as c:
             reports.add_steps(c, job.id, job.attempt, steps)
             reports.put(c, job.id, job.attempt, events_offset=after)
-        offset = after
 
 
 def _event(line: bytes) -> dict[str, Any] | None:
@@ -135,14 +143,10 @@ def _is_step(event: dict[str, Any]) -> bool:
 
 
 async def _read_log(box: Box, job: Job, database: Database, offset: int, log_file: Path) -> None:
-    while True:
-        chunk, after = await box.read_lines("log", offset, READ_LIMIT)
-        if after == offset:
-            return
+    async for chunk, after in _blocks(box, "log", offset):
         _append(log_file, chunk)
         with database.write() as c:
             reports.put(c, job.id, job.attempt, log_offset=after)
-        offset = after
 
 
 def _append(log_file: Path, chunk: bytes) -> None:

@@ -13,6 +13,7 @@ from store import JOB, NOW, add_job, opened
 
 from daemon.box.box import BoxStatus
 from daemon.clock import ManualClock
+from daemon.control import watch
 from daemon.control.watch import MAX_EVENT_BYTES, Seen, look
 from daemon.domain.records import Job, StageRun
 from daemon.errors import TransferFailed
@@ -154,3 +155,29 @@ async def test_a_runner_that_is_gone_without_a_marker_died(looker: Looker, alive
     """It is the plan that starts the stage again; a runner that lives is waited for."""
     assert await looker.at(Box(alive=alive)) == Seen()
     assert looker.is_alive is alive
+
+
+@dataclass
+class Flood(Box):
+    """Its log grows whenever it is read, so that no reader ever reaches the end."""
+
+    async def read_lines(self, name: str, offset: int, limit: int) -> tuple[bytes, int]:
+        if name == "events":
+            return b"", offset
+        self.asked.append((name, offset))
+        assert len(self.asked) < 1000, "the look does not end"
+        return b"spam\n", offset + limit
+
+
+async def test_a_log_without_end_holds_up_no_look(looker: Looker) -> None:
+    """While a look lasts nothing is decided, so no limit of money or time would hold. The next one goes on from there,
+    and in the end no more of it is taken: it would fill this disk."""
+    box = Flood(end=Done(Stage.SFT, looker.run.nonce, 1, [], 1.0))
+
+    assert (await looker.at(box)).ended
+    assert len(looker.log_file.read_text().splitlines()) == watch.LOOK_BLOCKS
+    for _ in range(2 * watch.MOST_BYTES // (watch.LOOK_BLOCKS * watch.READ_LIMIT)):
+        box.asked.clear()
+        await looker.at(box)
+
+    assert len(looker.log_file.read_text().splitlines()) == watch.MOST_BYTES // watch.READ_LIMIT
