@@ -15,7 +15,7 @@ import asyncssh
 from daemon.box import challenge
 from daemon.box.address import BoxAddress
 from daemon.box.command import Reply
-from daemon.box.link import Link, connect, translated
+from daemon.box.link import Link, connect, translated, within
 from daemon.box.meter import CountBytes
 from daemon.errors import HostKeyChanged, LinkLost, RemoteFailed, TransferFailed
 from remote_payload import contract
@@ -24,6 +24,7 @@ from remote_payload.contract import ContractError, Output
 REPLY_BYTES = 1 << 20  # no script answers with more
 ANSWER_S = 60.0  # for commands that only look or touch
 HASH_S = 1_800.0  # hashing reads whole files
+FILE_S = 300.0  # for one small file or folder: an SFTP server on a disk that hangs says nothing, while sshd lives on
 _CALLED = f"{contract.RUN_DIR}/{contract.CALLED_FILE}"
 
 
@@ -140,7 +141,7 @@ class Contact:
         """At most `limit` bytes of a file under the root; None when it is not there."""
         link = await self.link()
         sftp = await link.sftp()
-        with translated(f"{self.name}: read {path}"):
+        with translated(f"{self.name}: read {path}"), within(link, FILE_S):
             try:
                 async with sftp.open(f"{self.address.root}/{path}", "rb", encoding=None) as file:
                     content = cast(bytes, await file.read(limit, offset))
@@ -163,7 +164,7 @@ class Contact:
         sftp = await link.sftp()
         final = f"{self.address.root}/{path}"
         beside = f"{final}.{secrets.token_hex(4)}.new"
-        with translated(f"{self.name}: write {path}"):
+        with translated(f"{self.name}: write {path}"), within(link, FILE_S):
             await sftp.makedirs(final.rpartition("/")[0], exist_ok=True)
             async with sftp.open(beside, "wb", encoding=None) as file:
                 await file.write(content)

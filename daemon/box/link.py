@@ -50,6 +50,16 @@ def translated(doing: str) -> Iterator[None]:
         raise LinkLost(f"{doing}: {error}") from error
 
 
+@contextmanager
+def within(link: Link, seconds: float) -> Iterator[None]:
+    """Drop `link` when what is done over it takes longer. A cancel would not do: closing a file waits for an answer."""
+    timer = asyncio.get_running_loop().call_later(seconds, link.abort)
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 class _AnyHostKey(asyncssh.SSHClient):
     """For the one connection that proves the host key: every key is taken, nothing is sent before the challenge."""
 

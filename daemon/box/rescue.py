@@ -17,9 +17,9 @@ from pathlib import Path, PurePosixPath
 import asyncssh
 
 from daemon import platform
-from daemon.box.contact import Contact
+from daemon.box.contact import FILE_S, Contact
 from daemon.box.lanes import BATCH_BLOCKS, BLOCK_BYTES, MAX_LANES, READS, Lane, Traffic, lanes_for, spans
-from daemon.box.link import translated
+from daemon.box.link import translated, within
 from daemon.box.pace import Pace
 from daemon.box.part import part_of
 from daemon.box.progress import Follow, Tally, nobody
@@ -131,14 +131,16 @@ async def _list(contact: Contact, remote: str, only: tuple[str, ...]) -> list[_W
     folders = deque([PurePosixPath()])
     while folders:
         here = folders.popleft()
-        with translated(f"{contact.name}: list {remote}/{here}"):
+        entries: list[asyncssh.SFTPName] = []
+        with translated(f"{contact.name}: list {remote}/{here}"), within(link, FILE_S):
             try:
-                entries = await sftp.readdir(f"{contact.address.root}/{remote}/{here}")
+                async for entry in sftp.scandir(f"{contact.address.root}/{remote}/{here}"):
+                    entries.append(entry)
+                    seen += 1
+                    if seen > contract.MAX_FILES:
+                        raise TransferFailed(f"{contact.name}: {remote} has more than {contract.MAX_FILES} entries")
             except asyncssh.SFTPNoSuchFile:
                 continue  # rotated away since it was named
-        seen += len(entries)
-        if seen > contract.MAX_FILES:
-            raise TransferFailed(f"{contact.name}: {remote} has more than {contract.MAX_FILES} entries")
         files: dict[str, int] = {}
         below: list[PurePosixPath] = []
         for entry in entries:

@@ -110,14 +110,14 @@ async def test_a_checkpoint_that_is_rotated_away_meanwhile_is_left_out(
     async with proven(tmp_path) as (there, box):
         rotated = save_checkpoint(there, 100)
         save_checkpoint(there, 200)
-        listed = asyncssh.SFTPClient.readdir
+        listed = asyncssh.SFTPClient.scandir
 
-        async def rotating(sftp: asyncssh.SFTPClient, path: str) -> object:
-            found = await listed(sftp, path)
+        async def rotating(sftp: asyncssh.SFTPClient, path: str) -> AsyncIterator[asyncssh.SFTPName]:
+            async for entry in listed(sftp, path):
+                yield entry
             shutil.rmtree(rotated, ignore_errors=True)
-            return found
 
-        monkeypatch.setattr(asyncssh.SFTPClient, "readdir", rotating)
+        monkeypatch.setattr(asyncssh.SFTPClient, "scandir", rotating)
         brought = await box.fetch_folder("run/sft", tmp_path / "home")
 
         assert {Path(output.path).parent.name for output in brought} == {"checkpoint-200"}
