@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 TAIL = 64 << 10  # bytes; more than any one line
+LONGEST = 4 << 10  # characters of one text in a line; an exception may list every tensor of a model
 
 
 @dataclass(frozen=True)
@@ -39,14 +40,15 @@ class Events:
             end = size - len(tail) + len(whole)
             if end < size:
                 os.ftruncate(fd, end)
-            line["seq"] = json.loads(whole.splitlines()[-1])["seq"] + 1 if whole else 1
+            last = next(filter(None, map(_parsed, reversed(whole.splitlines()))), {"seq": 0})
+            line["seq"] = last["seq"] + 1
             os.pwrite(fd, json.dumps(line, ensure_ascii=False, allow_nan=False).encode() + b"\n", end)
         finally:
             os.close(fd)
 
 
 def read_from(path: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
-    """The whole lines after byte `offset`, and the offset to go on from."""
+    """The whole lines after byte `offset`, and the offset to go on from. What a power cut left of others is no line."""
     try:
         with open(path, "rb") as f:
             f.seek(offset)
@@ -54,11 +56,20 @@ def read_from(path: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
     except FileNotFoundError:  # nothing was written yet
         return [], offset
     end = text.rfind(b"\n") + 1
-    return [json.loads(line) for line in text[:end].splitlines()], offset + end
+    return list(filter(None, map(_parsed, text[:end].splitlines()))), offset + end
+
+
+def _parsed(text: bytes) -> dict[str, Any] | None:
+    """The line as an object; None where the disk kept only a part of it, or zeros in its place."""
+    try:
+        line = json.loads(text)
+    except ValueError:  # as promised
+        return None
+    return line if isinstance(line, dict) and line.keys() >= {"seq", "kind", "nonce"} else None
 
 
 def _plain(value: Any) -> Any:
     """JSON knows no NaN or infinity; they travel as words, so that a diverged loss is seen and not lost."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
-    return value
+    return value[:LONGEST] if isinstance(value, str) else value

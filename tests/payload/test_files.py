@@ -37,6 +37,31 @@ def test_torn_line_is_cut_off(tmp_path: Path) -> None:
     assert later[0]["step"] == 2
 
 
+def test_what_a_power_cut_left_of_a_line_is_passed_over(tmp_path: Path) -> None:
+    """Lines are not synced: zeros may lie where some were. A chain that stumbled over them would at every start."""
+    events = Events(tmp_path / "events.jsonl", "SFT", "n")
+    events.emit("step", step=1)
+    with open(events.path, "ab") as f:
+        f.write(b"\0" * 40 + b'"step": 2}\n' + b"[1]\n")
+
+    events.emit("step", step=3)
+
+    lines, _ = read_from(events.path, 0)
+    assert [(line["seq"], line["step"]) for line in lines] == [(1, 1), (2, 3)]
+
+
+def test_a_text_without_measure_is_cut(tmp_path: Path) -> None:
+    """Only the end of the file is looked at for the last number: a longer line would stop every later one."""
+    events = Events(tmp_path / "events.jsonl")
+    events.emit("error", msg="size mismatch for layer " * 10_000)
+
+    events.emit("stage_start")
+
+    lines, _ = read_from(events.path, 0)
+    assert [line["seq"] for line in lines] == [1, 2]
+    assert len(lines[0]["msg"]) == 4096
+
+
 def test_writers_never_share_a_number(tmp_path: Path) -> None:
     """Many writers at once leave whole lines, numbered without gap or repetition."""
     events = Events(tmp_path / "events.jsonl")
