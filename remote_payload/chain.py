@@ -16,8 +16,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from remote_payload import away, contract, gpu, hashes, manifest, placement, reporting
-from remote_payload.contract import Done, Exit, Failed, JobFile, Phase, Stage, StagePlan, Started, Status
+from remote_payload import away, checkpoints, contract, gpu, hashes, manifest, placement, reporting
+from remote_payload.contract import Done, Exit, Failed, JobFile, Output, Phase, Stage, StagePlan, Started, Status
 from remote_payload.layout import Layout
 from remote_payload.placement import Placed
 from remote_payload.processes import Identity, boot_id, start_ticks
@@ -149,8 +149,16 @@ class Chain:
             outputs = manifest.outputs(self.layout)
         else:
             outputs = [hashes.output(self.layout.root, path) for path in result["outputs"]]
+        self._settle(outputs)
         steps, metrics = result.get("steps", 0), result.get("metrics", {})
         return Done(plan.stage, plan.nonce, self.job.attempt, outputs, seconds, steps, metrics)
+
+    def _settle(self, outputs: list[Output]) -> None:
+        """What done.json will name is on the disk before it is: after a power cut nobody looks at it again."""
+        files = {self.layout.root / output.path for output in outputs}
+        folders = {folder for file in files for folder in (file.parent, file.parent.parent)}
+        for path in files | folders:
+            checkpoints.sync(path)
 
     def failure(self, plan: StagePlan, code: int, log_began: int) -> Failed:
         """What the stage itself said last, else what its exit code means; with the end of its log."""

@@ -23,14 +23,14 @@ def seal(folder: Path, stage: Stage, step: int, fingerprint: Fingerprint) -> Che
     """Sync and hash every file of `folder`, then write its manifest. From here on a power cut leaves it whole."""
     files = []
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != CHECKPOINT_MANIFEST):
-        _sync(path)
+        sync(path)
         name = path.relative_to(folder).as_posix()
         files.append(Output(name, path.stat().st_size, hashes.sha256(path)))
     for directory in {folder, *(p for p in folder.rglob("*") if p.is_dir())}:
-        _sync(directory)
+        sync(directory)
     checkpoint = Checkpoint(stage, step, fingerprint.digest, files, dict(fingerprint.parts))
     contract.write_whole(folder / CHECKPOINT_MANIFEST, contract.dump(checkpoint))
-    _sync(folder.parent)
+    sync(folder.parent)
     return checkpoint
 
 
@@ -61,16 +61,16 @@ def whole(folder: Path) -> Checkpoint | None:
     """The manifest of `folder` if every file in it is there as recorded, else None."""
     try:
         checkpoint = contract.load(Checkpoint, (folder / CHECKPOINT_MANIFEST).read_bytes())
-        files = {output.path: folder / contract.checked_path(output.path) for output in checkpoint.files}
-    except (FileNotFoundError, ContractError):  # cut short while being written: not whole
+        right = all(_is_right(folder / contract.checked_path(output.path), output) for output in checkpoint.files)
+    except (OSError, ContractError):  # cut short while being written, or the disk gives it back no more: not whole
         return None
-    for output in checkpoint.files:
-        path = files[output.path]
-        if not path.is_file() or path.is_symlink() or path.stat().st_size != output.size:
-            return None
-        if hashes.sha256(path) != output.sha256:
-            return None
-    return checkpoint
+    return checkpoint if right else None
+
+
+def _is_right(path: Path, output: Output) -> bool:
+    if not path.is_file() or path.is_symlink() or path.stat().st_size != output.size:
+        return False
+    return hashes.sha256(path) == output.sha256
 
 
 def prune(stage_folder: Path, keep: int) -> None:
@@ -93,7 +93,8 @@ def _set_aside(folder: Path) -> Path:
     return folder.rename(aside)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have the file or folder on the disk."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from remote_payload import checkpoints, fingerprint
+from remote_payload import checkpoints, fingerprint, hashes
 from remote_payload.contract import (
     CHECKPOINT_MANIFEST,
     Exit,
@@ -81,6 +83,23 @@ def test_damaged_is_set_aside(tmp_path: Path, damage: Callable[[Path], None]) ->
     assert found == older
     assert damaged == [tmp_path / "bad-checkpoint-10-1"]
     assert damaged[0].is_dir() and not newer.exists()
+
+
+def test_one_that_the_disk_does_not_give_back_is_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bad block in the newest does not hide the one before."""
+    before, newest = sealed(tmp_path, 100), sealed(tmp_path, 200)
+    right = hashes.sha256
+
+    def unreadable(path: Path) -> str:
+        if newest in path.parents:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return right(path)
+
+    monkeypatch.setattr(hashes, "sha256", unreadable)
+
+    found, damaged = checkpoints.newest_whole(tmp_path, MARK)
+
+    assert (found, [folder.name for folder in damaged]) == (before, ["bad-checkpoint-200-1"])
 
 
 def test_a_second_damaged_one_gets_its_own_name(tmp_path: Path) -> None:

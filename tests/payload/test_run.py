@@ -327,6 +327,23 @@ def test_the_heartbeat_says_how_busy_the_cards_are(tmp_path: Path, monkeypatch: 
     assert told.updated_at > STATUS.updated_at
 
 
+def test_what_a_done_stage_names_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A power cut after done.json must not take the adapter: the stage would never run again, and the next would train
+    on what was left of it."""
+    layout = Layout(tmp_path)
+    adapter = layout.adapter(Stage.SFT) / "adapter_model.safetensors"
+    adapter.parent.mkdir(parents=True)
+    adapter.write_bytes(b"weights")
+    layout.result(Stage.SFT).write_text(json.dumps({"outputs": ["run/sft/adapter/adapter_model.safetensors"]}))
+    synced: set[int] = set()
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.add(os.fstat(fd).st_ino))
+
+    done = Chain(layout, JOB, -1, STATUS).success(StagePlan(Stage.SFT, "mine"), 1.0)
+
+    assert [output.size for output in done.outputs] == [7]
+    assert {path.stat().st_ino for path in (adapter, adapter.parent, layout.stage(Stage.SFT))} <= synced
+
+
 @pytest.mark.parametrize(("key", "mode"), [({"WANDB_API_KEY": "secret"}, "online"), ({}, "offline")])
 def test_a_board_is_told_where_and_as_what(key: dict[str, str], mode: str) -> None:
     """W&B is online only with the key of this start, which is not repeated; TensorBoard's files are the stage's own."""
