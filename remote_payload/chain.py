@@ -222,12 +222,17 @@ def advance(status: Status, line: dict[str, Any]) -> Status:
 
 
 def claim(layout: Layout, plan: StagePlan, markers: Path) -> None:
-    """Make the nonce's folder. The first claim of a fresh stage sets aside what earlier nonces left of it."""
-    folder = layout.stage(plan.stage)
-    if plan.fresh and folder.exists() and not markers.exists():
-        folder.rename(folder.with_name(f"{folder.name}.before-{plan.nonce}"))
+    """Make the nonce's folder. The first claim of a fresh stage sets aside what earlier nonces left of it.
+
+    And of the stages that build on it, which would go on from checkpoints of another adapter: the attempt that finds
+    them need not be the one that was to begin afresh.
+    """
+    if plan.fresh and not markers.exists():
+        for stage in list(STEPS)[list(STEPS).index(plan.stage) :]:
+            if (folder := layout.stage(stage)).exists():
+                folder.rename(folder.with_name(f"{folder.name}.before-{plan.nonce}"))
     markers.mkdir(parents=True, exist_ok=True)
-    folder.mkdir(exist_ok=True)
+    layout.stage(plan.stage).mkdir(exist_ok=True)
     layout.result(plan.stage).unlink(missing_ok=True)
 
 

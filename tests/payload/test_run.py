@@ -19,7 +19,7 @@ import pytest
 from payload_box import Box, launcher, ready, wait_for, warm
 
 from remote_payload import contract, reporting
-from remote_payload.chain import Chain, advance
+from remote_payload.chain import Chain, advance, claim
 from remote_payload.contract import Exit, Integration, JobFile, Lora, ModelSource, Phase, Stage, StagePlan, Status
 from remote_payload.layout import Layout
 from remote_payload.processes import Identity, boot_id, start_ticks
@@ -325,6 +325,23 @@ def test_the_heartbeat_says_how_busy_the_cards_are(tmp_path: Path, monkeypatch: 
     told = contract.load(Status, layout.status.read_bytes())
     assert (told.phase, told.gpu_util, told.gpu_memory) == (Phase.RUNNING, 97.0, 75.0)
     assert told.updated_at > STATUS.updated_at
+
+
+def test_what_builds_on_a_fresh_stage_is_set_aside_with_it(tmp_path: Path) -> None:
+    """SFT afresh, then a failure and a plain retry: DPO's plan says nothing of fresh any more, and its old checkpoints
+    are of another adapter, which only a person's word would have got past."""
+    layout = Layout(tmp_path)
+    for stage in (Stage.SFT, Stage.DPO):
+        (layout.stage(stage) / "checkpoint-9").mkdir(parents=True)
+
+    claim(layout, StagePlan(Stage.SFT, "second", fresh=True), layout.markers("second"))
+    (layout.stage(Stage.SFT) / "checkpoint-3").mkdir()
+    for plan in (StagePlan(Stage.SFT, "third"), StagePlan(Stage.DPO, "third-dpo")):
+        claim(layout, plan, layout.markers(plan.nonce))
+
+    assert [path.name for path in layout.stage(Stage.SFT).iterdir()] == ["checkpoint-3"]
+    assert list(layout.stage(Stage.DPO).iterdir()) == []
+    assert (layout.run / "dpo.before-second/checkpoint-9").is_dir()
 
 
 def test_what_a_done_stage_names_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
