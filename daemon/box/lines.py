@@ -8,11 +8,12 @@ import re
 _ESCAPE = re.compile(
     r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[PX^_][^\x1b]*(?:\x1b\\)?|[ -/]*[0-~])"
 )
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def clean_line(text: str) -> str:
-    """`text` without terminal escapes, control and direction-changing characters; tabs stay.
+    """`text` without terminal escapes, control and direction-changing characters; tabs stay. Nor half characters,
+    which no database takes.
 
     Of a progress bar that redraws itself with carriage returns, the last drawing is kept.
     """

@@ -5,13 +5,22 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import types
 import typing
 from enum import IntEnum, StrEnum
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-from remote_payload.contract.names import CHUNK_SIZE, CONTRACT, LARGEST_FLOAT, MAX_FILE_SIZE, MAX_FILES, MAX_JSON_BYTES
+from remote_payload.contract.names import (
+    CHUNK_SIZE,
+    CONTRACT,
+    LARGEST_FLOAT,
+    LARGEST_INTEGER,
+    MAX_FILE_SIZE,
+    MAX_FILES,
+    MAX_JSON_BYTES,
+)
 
 
 class ContractError(ValueError):
@@ -19,6 +28,7 @@ class ContractError(ValueError):
 
 
 _T = TypeVar("_T")
+HALF = re.compile("[\ud800-\udfff]")  # of a character: JSON may name it, no encoding has it
 
 
 def dump(value: Any) -> str:
@@ -62,7 +72,7 @@ def _build(kind: Any, raw: Any, where: str) -> Any:
         if not isinstance(raw, dict) or len(raw) > MAX_FILES:
             raise ContractError(f"{where}: expected an object")
         _, inner = typing.get_args(kind)
-        return {str(k): _build(inner, v, f"{where}.{k}") for k, v in raw.items()}
+        return {_build(str, k, where): _build(inner, v, f"{where}.{k}") for k, v in raw.items()}
     if dataclasses.is_dataclass(kind):
         if not isinstance(raw, dict):
             raise ContractError(f"{where}: expected an object")
@@ -84,6 +94,10 @@ def _build(kind: Any, raw: Any, where: str) -> Any:
         except ValueError as error:
             raise ContractError(f"{where}: {raw!r} is not one of {[str(m) for m in kind]}") from error
     if isinstance(kind, type) and type(raw) is kind:
+        if isinstance(raw, int) and not abs(raw) <= LARGEST_INTEGER:
+            raise ContractError(f"{where}: beyond all measure")
+        if isinstance(raw, str) and HALF.search(raw):
+            raise ContractError(f"{where}: half a character")
         return raw
     raise ContractError(f"{where}: expected {getattr(kind, '__name__', kind)}, got {type(raw).__name__}")
 
@@ -99,7 +113,7 @@ def checked_path(path: str) -> PurePosixPath:
         or pure.is_absolute()
         or any(c in path for c in '\\:*?"<>|')
         or any(ord(c) < 32 or ord(c) == 127 for c in path)
-        or any(0xD800 <= ord(c) < 0xE000 for c in path)  # half a character: no file system takes it
+        or HALF.search(path)  # no file system takes it
         or any(part in ("..", ".") or len(part.encode()) > 255 for part in path.split("/"))
         or len(path) > 1024
     )

@@ -38,7 +38,7 @@ def of_contract(kind: type) -> Target:
 
     def read(content: bytes) -> None:
         value = contract.load(kind, content)
-        assert contract.load(kind, contract.dump(value)) == value
+        assert contract.load(kind, contract.dump(value).encode()) == value
 
     return Target(read, (ContractError,))
 

@@ -69,3 +69,8 @@ def test_output_and_code_come_out_of_the_frame_unchanged() -> None:
 
     assert reply is not None
     assert (reply.code, reply.output) == (7, "a\n\n")
+
+
+def test_half_a_character_is_left_out() -> None:
+    """JSON may name one, as in a preflight's detail; a hold with it could not be stored."""
+    assert clean_line("disk: \ud800full") == "disk: full"

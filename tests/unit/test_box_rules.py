@@ -13,6 +13,7 @@ import pytest
 import daemon.box
 from daemon.box import challenge
 from daemon.box.keys import own_key
+from remote_payload.contract import ContractError, Phase, Status, dump, load
 
 
 def test_host_keys_are_always_checked() -> None:
@@ -61,3 +62,12 @@ def test_an_answer_is_bound_to_nonce_key_and_secret() -> None:
     assert not challenge.is_right(answer, "secret", challenge.question("nonce", "ssh-ed25519 BBBB"))
     assert not challenge.is_right(answer, "another", asked)
     assert not challenge.is_right("", "secret", asked)
+
+
+@pytest.mark.parametrize(("said", "instead"), [('"boot"', '"\\ud800"'), ('"pid":1', f'"pid":1,"step":{10**400}')])
+def test_what_no_database_takes_is_refused(said: str, instead: str) -> None:
+    """Half a character has no bytes, and no number is that large: it would end the job with an error of ours."""
+    text = dump(Status("j", 1, Phase.RUNNING, None, None, 0.0, "boot", 1)).replace(',"step":0', "")
+
+    with pytest.raises(ContractError):
+        load(Status, text.replace(said, instead))
