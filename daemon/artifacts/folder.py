@@ -48,7 +48,7 @@ def settle(
 
     The manifest stays in the folder as it came, and the receipt names its sha256: the set can be verified again from
     the folder alone. `base` and `accepted` are as in the receipt. May be repeated. Raises Refused for a name that is no
-    folder name, ValueError for a report that did not pass.
+    folder name, ValueError for a report that did not pass, receipt.Changed for files that are not those it read.
     """
     manifest, manifest_sha256 = load(Manifest, manifest_text), hashlib.sha256(manifest_text.encode()).hexdigest()
     done = settled(models, name=name, job=manifest.job, manifest_sha256=manifest_sha256)
@@ -76,8 +76,12 @@ def settled(models: Path, *, name: str, job: str, manifest_sha256: str) -> recei
     """
     for folder in _home(models, name).glob(f"v*-{job}"):
         try:
-            found = receipt.load((folder / RECEIPT).read_text(encoding="utf-8"))
-        except (FileNotFoundError, ContractError):  # a folder without a receipt of ours is not the one sought
+            found = receipt.load((folder / RECEIPT).read_bytes())
+        except (
+            FileNotFoundError,
+            NotADirectoryError,
+            ContractError,
+        ):  # a folder without a receipt of ours is not the one sought
             continue
         same = found.manifest_sha256 == manifest_sha256 and found.folder == str(folder)
         if same and receipt.recheck(found) is None:

@@ -16,9 +16,14 @@ from typing import Any
 from daemon.artifacts import hashing
 from daemon.artifacts.layout import local_name
 from daemon.artifacts.verify import Depth, Report
+from daemon.errors import HomeportError
 from remote_payload.contract import ContractError, Manifest, checked_path
 
 SCHEMA = "homeport.receipt/1"
+
+
+class Changed(HomeportError):
+    """What was verified is not what lies there now."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,8 @@ def take(
 ) -> Receipt:
     """The receipt for a passed `report` over files that lie under `at` now and will lie under `final`.
 
-    Renaming the folder changes nothing of what is kept. Raises ValueError for a report that did not pass.
+    Renaming the folder changes nothing of what is kept. Raises ValueError for a report that did not pass, Changed for
+    files that are not those which it read: it may have waited for the database since.
     """
     if not report.passed:
         raise ValueError(f"no receipt for an artifact set that failed: {report.problem}")
@@ -70,6 +76,8 @@ def take(
         status = (at / name).lstat()
         seen = status.st_size, status.st_mtime_ns, status.st_ino
         files.append(ReceiptFile(str(name), *seen, promised.sha256, hashing.ends(at / name)))
+    if report.hashed and report.hashed != tuple((file.inode, file.size, file.mtime_ns) for file in files):
+        raise Changed(f"a file in {at} was changed after it was hashed")
     levels, scores = (
         tuple(json.loads(json.dumps([asdict(one) for one in many])))  # as it will be read back
         for many in (report.levels, manifest.scores)
@@ -99,7 +107,7 @@ def dump(receipt: Receipt, job: str, attempt: int) -> str:
     return json.dumps({"schema": SCHEMA, "job": job, "attempt": attempt} | asdict(receipt), indent=1) + "\n"
 
 
-def load(text: str) -> Receipt:
+def load(text: str | bytes) -> Receipt:
     """Parse what `dump` wrote. Raises ContractError for anything else."""
     try:
         raw = json.loads(text)

@@ -40,13 +40,14 @@ Say = Callable[[Level], None]
 class Report:
     """What was concluded. Below depth "full" `passed` does not claim what did not run, and `levels` says so.
 
-    `sample` is greedy text of the first file.
+    `sample` is greedy text of the first file; `hashed` what the files were when they were read (`_Run.stamps`).
     """
 
     passed: bool
     depth: Depth
     levels: tuple[Level, ...]
     sample: str = ""
+    hashed: tuple[tuple[int, int, int], ...] = ()
 
     @property
     def problem(self) -> str:
@@ -86,7 +87,7 @@ async def verify(folder: Path, manifest: Manifest, base: BaseIdentity | None, de
     say(last)
     levels.append(last)
     reached: Depth = "full" if all(level.passed for level in levels) else depth
-    return Report(_good(last, depth), reached, tuple(levels), sample)
+    return Report(_good(last, depth), reached, tuple(levels), sample, tuple(run.hashed))
 
 
 class _Run:

@@ -74,6 +74,7 @@ class PartFile:
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.final.exists():
+            self.final.chmod(0o600)  # a model folder that was not finished is read-only already
             self.final.replace(self.path)
         with self._descriptor() as fd:
             os.ftruncate(fd, min(os.fstat(fd).st_size, self.file.size))

@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict
 
 from daemon.artifacts.levels import Level
-from daemon.artifacts.receipt import Receipt
+from daemon.artifacts.receipt import Changed, Receipt
 from daemon.control.acting import Acting
 from daemon.control.transfers import told
 from daemon.control.watch import calling
@@ -80,7 +80,11 @@ async def verify(a: Acting, s: Snapshot, action: actions.Verify) -> None:
         a.hold(s, HoldReason.NOT_VERIFIED if report.stopped_short else HoldReason.VERIFY_FAILED, report.problem)
         return
     log_file = w.job_folder(a.job_id) / "log.txt"
-    receipt = await asyncio.to_thread(home.settle_in, report, log_file, accepted)
+    try:
+        receipt = await asyncio.to_thread(home.settle_in, report, log_file, accepted)
+    except Changed as error:
+        a.hold(s, HoldReason.VERIFY_FAILED, str(error))
+        return
     _verified(a, s, receipt)
 
 

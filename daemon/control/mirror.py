@@ -91,7 +91,7 @@ class Mirror:
         if status is None or status.nonce != run.nonce or not status.checkpoint:
             return None
         path = PurePosixPath(status.checkpoint)
-        if not re.fullmatch(rf"{RUN_DIR}/{run.stage.lower()}/{CHECKPOINT}[0-9]+", str(path)):
+        if not re.fullmatch(rf"{RUN_DIR}/{run.stage.lower()}/{CHECKPOINT}[0-9]{{1,9}}", str(path)):
             return None  # no path of a checkpoint: nothing to ask for
         here = self._of(run.stage, run.nonce) / path / CHECKPOINT_MANIFEST
         return None if here.is_file() else path

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -112,3 +113,14 @@ async def test_a_model_that_is_not_proven_holds_the_job(counter: Counter, report
     assert s.job.hold_detail is not None and report.levels[-1].problem in s.job.hold_detail
     assert counter.driver.acting.home(s).incoming.is_dir()
     assert [level["name"] for level in told(counter, "verify.level")] == [level.name for level in report.levels]
+
+
+async def test_a_file_changed_since_its_proof_holds_the_job(counter: Counter) -> None:
+    """Between the proof and the receipt somebody wrote to it: what lies there was never read."""
+    Proofs(counter, replace(PASSED, hashed=((1, len(WEIGHTS), 1),)))
+
+    await counter.do(Verify())
+
+    s = counter.look()
+    assert (s.job.state, s.job.hold_reason, s.receipt) == (JobState.DOWNLOADED, HoldReason.VERIFY_FAILED, None)
+    assert counter.driver.acting.home(s).incoming.is_dir()

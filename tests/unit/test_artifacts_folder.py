@@ -395,3 +395,30 @@ def test_names_that_come_home() -> None:
             local_name(f"run/out/{refused}")
     with pytest.raises(ContractError, match="needs for itself"):
         local_name("run/out/logs/Daemon.txt")
+
+
+def test_a_file_changed_between_verification_and_receipt_gets_none(models: Path) -> None:
+    """The report waited for the database; what lies there now nobody has read."""
+    incoming = models / ".incoming-abc123"
+    stamps = [(s.st_ino, s.st_size, s.st_mtime_ns) for s in ((incoming / name).stat() for name in FILES)]
+    report = dataclasses.replace(REPORT, hashed=tuple(stamps))
+    (incoming / "m-Q8_0.gguf").write_bytes(b"WEIGHTS" * 1000)
+
+    with pytest.raises(receipt.Changed, match="after it was hashed"):
+        settle(models, report=report)
+
+    assert incoming.is_dir()
+
+
+@pytest.mark.parametrize("damaged", [b"\xff\xfe{", None])
+def test_an_earlier_folder_that_is_damaged_is_in_nobodys_way(models: Path, damaged: bytes | None) -> None:
+    """Its receipt is no text any more, or a file bears the folder's name: the new model comes home all the same."""
+    earlier = models / "forex/v1-abc123"
+    earlier.parent.mkdir()
+    if damaged is None:
+        earlier.touch()
+    else:
+        earlier.mkdir()
+        (earlier / "receipt.json").write_bytes(damaged)
+
+    assert settle(models).folder == str(models / "forex/v2-abc123")

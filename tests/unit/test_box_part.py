@@ -94,6 +94,17 @@ def test_written_and_never_recorded_is_claimed(tmp_path: Path) -> None:
     assert part.read_back() == [] and part.missing == [0, 2]
 
 
+def test_a_file_that_was_frozen_already_can_be_written_again(tmp_path: Path) -> None:
+    """The move to the model folder failed after its files were made read-only, and the person had it converted anew."""
+    (tmp_path / "m.gguf").write_bytes(b"a" * CHUNK)
+    (tmp_path / "m.gguf").chmod(0o444)
+
+    part = part_of(tmp_path, b"b" * CHUNK)
+    part.open(b"")
+
+    assert part.path.stat().st_mode & 0o777 == 0o600
+
+
 def test_another_file_of_the_name_is_fetched_whole(tmp_path: Path) -> None:
     """Chunks that an older manifest put there are kept where they are equal, and only there."""
     old = part_of(tmp_path, b"a" * CHUNK + b"b" * CHUNK + b"c" * CHUNK)

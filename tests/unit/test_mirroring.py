@@ -14,7 +14,7 @@ from store import add_job, add_lease, opened
 from daemon.artifacts.verify import verify
 from daemon.box.pace import Pace
 from daemon.clock import ManualClock
-from daemon.control.mirror import CheckpointGone
+from daemon.control.mirror import CheckpointGone, Mirror
 from daemon.control.mirroring import Mirroring
 from daemon.control.operate import Operator
 from daemon.control.telling import Teller
@@ -143,3 +143,13 @@ async def test_a_checkpoint_that_is_gone_meanwhile_did_not_come_home(desk: Desk,
 
     with desk.world.database.read() as c:
         assert events.newest(c, "job", ("checkpoint.home", "mirror.failed")) is None
+
+
+def test_a_checkpoint_by_a_name_that_no_file_can_have_is_none(tmp_path: Path) -> None:
+    """What the box says of its newest is not trusted: asked of this disk, such a name is an error of ours."""
+    (tmp_path / "SFT-one/run/sft").mkdir(parents=True)
+    said = Status(
+        "job", 1, Phase.RUNNING, Stage.SFT, "one", 0.0, "boot", 1, checkpoint="run/sft/checkpoint-" + "9" * 300
+    )
+
+    assert Mirror(tmp_path).lacks_checkpoint(RUN, said) is None
