@@ -82,6 +82,8 @@ async def watch(a: Acting, s: Snapshot, action: actions.Watch) -> None:
     a.mirroring.follow(box, s.stages, s.report)
     a.rebuilding.follow(s, action.lease)
     known, a.memory.failure = a.memory.failure, (action.run.nonce, seen.failure) if seen.failure else None
+    if not seen.ended:
+        a.memory.looked_ms = w.clock.wall_ms()
     learned = seen.ended or a.memory.failure != known
     if not learned:  # a failure that is known is no reason to look again at once
         await a.bell.wait(max(w.settings.timing.poll_every, LOOK_S))

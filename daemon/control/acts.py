@@ -11,7 +11,7 @@ from typing import Any
 
 import structlog
 
-from daemon.control import act_home, act_machine, act_stage
+from daemon.control import act_home, act_machine, act_stage, snapshot
 from daemon.control.acting import Acting
 from daemon.control.bell import PAUSE_S
 from daemon.domain import actions
@@ -20,6 +20,7 @@ from daemon.domain.holds import HoldReason
 from daemon.domain.lifecycle import JobState
 from daemon.domain.machine import fire
 from daemon.domain.market import Charge
+from daemon.domain.plan import plan
 from daemon.domain.snapshot import Snapshot
 from daemon.errors import CredentialsRefused, MarketError
 from daemon.store import events, jobs, leases
@@ -74,12 +75,13 @@ async def _settle(a: Acting, s: Snapshot) -> None:
 
 
 async def _hold_job(a: Acting, s: Snapshot, action: actions.HoldJob) -> None:
-    if action.reason is not HoldReason.BUDGET or await _is_spent(a, s):
-        a.hold(s, action.reason, action.detail)
+    if action.reason is HoldReason.BUDGET and not await _is_held_all_the_same(a, s, action):
+        return  # it is decided again
+    a.hold(s, action.reason, action.detail)
 
 
-async def _is_spent(a: Acting, s: Snapshot) -> bool:
-    """Whether it is by the market's own charges too: what we did not see, as in a sleep, is counted in full."""
+async def _is_held_all_the_same(a: Acting, s: Snapshot, action: actions.HoldJob) -> bool:
+    """By the market's own charges too: what we did not see, as in a sleep, is counted in full."""
     w = a.world
     charges = await _charges(a, s)
     if charges is None:
@@ -88,8 +90,8 @@ async def _is_spent(a: Acting, s: Snapshot) -> bool:
     with w.database.write() as c:
         for lease in leases.of_job(c, a.job_id):
             leases.recount(c, lease, by_charges(lease, charges, now), now)
-        cost = sum(lease.cost_at(now) for lease in leases.of_job(c, a.job_id))
-    return s.rules.is_spent(cost, training=s.is_training)
+    again = plan(snapshot.take(w.database, w.clock, a.job_id, s.rules, a.memory))
+    return isinstance(again, actions.HoldJob) and again.reason is action.reason
 
 
 async def _charges(a: Acting, s: Snapshot) -> list[Charge] | None:

@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 
-from daemon.control import adoption, quotes, submission
+from daemon.control import adoption, quotes, snapshot, submission
 from daemon.control.attempts import begin_again
 from daemon.control.byhand import ByHand
 from daemon.control.mirror import Mirror
@@ -117,7 +117,10 @@ class Commands:
             if row.hold_reason is None:
                 raise Refused(f"job {row.id} is not held", hint=f"jobctl show {row.id}")
             trains = any(run.done_at is None and run.stage != JobState.GGUF for run in stages.of_attempt(c, row))
-            if row.hold_reason is HoldReason.BUDGET and trains:
+            was_asked = leases.live(c, row.id) is None or snapshot.rescued(
+                c, row
+            )  # else the training may be over there
+            if row.hold_reason is HoldReason.BUDGET and trains and was_asked:
                 raise Refused(f"limits.cost of job {row.id} is spent", hint=f"jobctl cancel {row.id}")
             artifacts.void_tokens(c, row.id, self._now)
             # What a restored database calls not begun may have begun on a machine that it never knew: other nonces.

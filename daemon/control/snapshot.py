@@ -38,10 +38,11 @@ class Memory:
     asked_market_ms: int | None = None
     nothing_fits_since_ms: int | None = None
     failure: tuple[str, str] | None = None  # nonce, the box's words
+    looked_ms: int | None = None  # when the box last said that the current stage has not ended
 
     def not_after(self, now_ms: int) -> None:
         """The wall clock was set back: what it remembers of a time ahead was at the latest now."""
-        for name in ("link_down_since_ms", "asked_market_ms", "nothing_fits_since_ms"):
+        for name in ("link_down_since_ms", "asked_market_ms", "nothing_fits_since_ms", "looked_ms"):
             if (at := getattr(self, name)) is not None and at > now_ms:
                 setattr(self, name, now_ms)
 
@@ -74,11 +75,12 @@ def take(database: Database, clock: DaemonClock, job_id: str, rules: Rules, memo
             report=reports.get(c, job_id),
             stage_failure=words if current is not None and current.nonce == nonce else None,
             downloaded=_downloaded(c, job),
-            rescued=_rescued(c, job),
+            rescued=rescued(c, job),
             asked_market_ms=memory.asked_market_ms,
             nothing_fits_since_ms=memory.nothing_fits_since_ms,
             accepted=_released(c, job, HoldReason.ASK_DESTROY),
             link_down_since_ms=memory.link_down_since_ms,
+            looked_ms=memory.looked_ms,
         )
 
 
@@ -122,7 +124,7 @@ def _downloaded(c: Connection, job: Job) -> bool:
 # What came after what is told by the order of events: the clock may have been set in between.
 
 
-def _rescued(c: Connection, job: Job) -> bool:
+def rescued(c: Connection, job: Job) -> bool:
     """Something was saved since the job was last held."""
     return _last(c, job, "job.saved") > _last(c, job, "job.held")
 

@@ -129,8 +129,9 @@ HOLDS: dict[HoldReason, Hold] = {
         "the cost limit is reached",
         W,
         Release.STOP_NOW,
-        "what it has is saved here; the limit holds, so submit again with a higher limits.cost. Once the training is "
-        "done, jobctl resume spends on the way home what was kept for it once more",
+        "what could be reached is saved here; the limit holds, so submit again with a higher limits.cost. Once the "
+        "training is done, jobctl resume spends on the way home what was kept for it once more; and where the machine "
+        "had stopped before anything was saved, it is asked whether that is so",
         (_CANCEL, _ABANDON),
     ),
     HoldReason.TIME: Hold(

@@ -71,12 +71,15 @@ def plan(s: Snapshot) -> Action:
         return _let_go(s)
     if s.job.state is JobState.DOWNLOADED:
         return Verify()
-    if over := _over_limits(s):
+    over = _over_limits(s)
+    if over and not _may_have_ended(s):
         return over
     if s.job.manifest_sha256 and s.downloaded:
         return Move(Trigger.DOWNLOAD)
     ready = _ready_machine(s)
-    return _work(s, ready) if isinstance(ready, Lease) else ready
+    if not isinstance(ready, Lease):
+        return ready
+    return Watch(ready, s.stage) if over and s.stage else _work(s, ready)
 
 
 def _pending_destroy(s: Snapshot) -> Action | None:
@@ -306,6 +309,21 @@ def _over_limits(s: Snapshot) -> Action | None:
     if s.rules.time_limit_s is not None and s.is_training and _longer(s, begun, s.rules.time_limit_s):
         return HoldJob(HoldReason.TIME, "limits.time is over")
     return None
+
+
+def _may_have_ended(s: Snapshot) -> bool:
+    """The training under way may be over since a time when nobody looked: the box is asked before a limit holds it.
+
+    A machine that stopped itself meanwhile is started for that, and what it costs is of the reserve for the way home,
+    which a model that is finished has still before it.
+    """
+    lease, nonces = s.lease, {run.nonce for run in s.stages}
+    if lease is None or not s.is_training or s.rules.is_spent(s.cost, training=False):
+        return False
+    if s.looked_ms is not None and s.looked_ms >= s.awake_since_ms:
+        return False
+    begun = any(op.may_have_begun_work and op.lease_id == lease.id and op.nonce in nonces for op in s.operations)
+    return begun and not _in_vain(s, s.link_down_since_ms, s.rules.ssh_patience_s)
 
 
 def _let_go(s: Snapshot) -> Action:

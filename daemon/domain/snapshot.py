@@ -63,6 +63,7 @@ class Snapshot:
     nothing_fits_since_ms: int | None = None  # the first such search since a machine was rented
     accepted: bool = False  # the person released an ASK_DESTROY hold
     link_down_since_ms: int | None = None
+    looked_ms: int | None = None  # the box last said then that the current stage has not ended
     awake_since_ms: int = 0  # this daemon has been running, and this computer awake, since then
 
     def open(self, *kinds: Kind) -> Operation | None:

@@ -94,7 +94,7 @@ def snap(row: Job | None = None, live: Lease | None = None, *others: Lease, **va
 
 
 def training(**values: Any) -> Snapshot:
-    """In SFT, on a provisioned machine whose runner is alive."""
-    given: dict[str, Any] = {"operations": (STARTED,), "stages": runs(), "report": report(1)} | values
+    """In SFT, on a provisioned machine whose runner is alive, and was looked at just now."""
+    given: dict[str, Any] = {"operations": (STARTED,), "stages": runs(), "report": report(1), "looked_ms": NOW} | values
     live = given.pop("live", lease())
     return snap(given.pop("row", job(JobState.SFT)), live, **given)

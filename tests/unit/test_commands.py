@@ -17,7 +17,7 @@ from daemon.domain.holds import HoldReason
 from daemon.domain.lifecycle import JobState
 from daemon.domain.records import Job, LeaseState, OpState, Wish
 from daemon.errors import Refused
-from daemon.store import artifacts, jobs, leases, operations, stages
+from daemon.store import artifacts, events, jobs, leases, operations, stages
 from daemon.store.database import Database
 
 
@@ -167,6 +167,24 @@ async def test_who_may_resume_from_a_spent_limit(database: Database, trained: in
         assert not resumed
 
     assert (job(database).hold_reason is None) is resumed
+
+
+@pytest.mark.parametrize("saved", [False, True])
+async def test_a_machine_that_was_never_asked_may_be_asked(database: Database, saved: bool) -> None:
+    """It stopped before anything was saved in this hold: the training may be over there, and its model finished."""
+    hold(database, HoldReason.BUDGET)
+    with database.write() as c:
+        add_lease(c, status="exited")
+        if saved:
+            events.add(c, "job.saved", NOW, job=JOB)
+
+    if saved:
+        with pytest.raises(Refused, match="spent"):
+            await commands(database).resume(JOB, "me")
+    else:
+        await commands(database).resume(JOB, "me")
+
+    assert (job(database).hold_reason is HoldReason.BUDGET) is saved
 
 
 NO_MEMORY = "L5 behaviour: m.gguf: not run: needs 10 GB of memory, 4 GB are free"

@@ -17,9 +17,9 @@ from daemon.domain.holds import HoldReason
 from daemon.domain.lifecycle import JobState
 from daemon.domain.market import Charge
 from daemon.domain.money import MICRO
-from daemon.domain.records import Kind, Lease, LeaseState, Wish
+from daemon.domain.records import Kind, Lease, LeaseState, OpState, Wish
 from daemon.errors import LostRace, MarketUnreachable
-from daemon.store import artifacts, downloads, events, jobs
+from daemon.store import artifacts, downloads, events, jobs, operations, stages
 from daemon.store.downloads import DurableChunks
 
 
@@ -106,6 +106,31 @@ async def test_a_night_asleep_is_not_the_budget(tmp_path: Path, charged: int | N
 
     assert counter.held is held
     assert counter.look().cost == (16 * MICRO if charged is None else charged)
+    counter.desk.database.close()
+
+
+@pytest.mark.parametrize(("asked", "held"), [(False, None), (True, HoldReason.BUDGET)])
+async def test_a_training_that_ended_unseen_is_asked_first(
+    tmp_path: Path, asked: bool, held: HoldReason | None
+) -> None:
+    """What the market charged is over training's share, and leaves the reserve: only an answer of the box holds it."""
+    counter = await Counter.open(tmp_path, SPEC + "limits: {cost: $10}\n")
+    market, clock = counter.desk.market, counter.desk.clock
+    lease = counter.machine(price_per_hour=2 * MICRO, status="running")
+    with counter.desk.database.write() as c:
+        nonce = stages.of_attempt(c, counter.job)[0].nonce
+        begun = operations.intend(
+            c, Kind.STAGE_START, clock.wall_ms(), 1, {}, job_id=counter.job.id, lease_id=lease.id, nonce=nonce
+        )
+        for state in (OpState.SENT, OpState.DONE):
+            operations.set_state(c, begun, state, clock.wall_ms())
+    began, clock.wall = clock.wall_ms(), clock.wall_ms() + 8 * 3_600_000
+    market.billed = [Charge(lease.instance_id, None, 10 * MICRO - 1000, began, clock.wall_ms())]
+    counter.driver.memory.looked_ms = clock.wall_ms() if asked else None
+
+    await counter.do(actions.HoldJob(HoldReason.BUDGET))
+
+    assert counter.held is held
     counter.desk.database.close()
 
 

@@ -216,6 +216,25 @@ CASES: dict[str, tuple[Snapshot, type[actions.Action] | actions.Action]] = {
     "lost while it converted: it trains again, which may not touch the reserve": (
         training(row=job(JobState.GGUF, attempt=2), live=lease(cost=9_200_000)), actions.HoldJob(H.BUDGET, TRAINED_OUT),
     ),
+    "what training may cost was spent in a sleep: it may be over": (
+        training(live=lease(cost=9_200_000), looked_ms=NOW - 3600 * S, awake_since_ms=NOW - 5 * S), actions.Watch,
+    ),
+    "and this daemon has not looked yet": (training(live=lease(cost=9_200_000), looked_ms=None), actions.Watch),
+    "and its time with it": (training(live=lease(created_at=NOW - 40_000 * S), looked_ms=None), actions.Watch),
+    "and the machine has stopped itself": (
+        training(live=lease(cost=9_200_000, status="exited", intended="stopped", running_ms=9), looked_ms=None),
+        actions.StartMachine,
+    ),
+    "and nobody answers": (
+        training(live=lease(cost=9_200_000), looked_ms=None, link_down_since_ms=NOW - 700 * S),
+        actions.HoldJob(H.BUDGET, TRAINED_OUT),
+    ),
+    "and the reserve too": (
+        training(live=lease(cost=10_000_000), looked_ms=None), actions.HoldJob(H.BUDGET, TRAINED_OUT),
+    ),
+    "and nothing was begun": (
+        training(live=lease(cost=9_200_000), looked_ms=None, operations=()), actions.HoldJob(H.BUDGET, TRAINED_OUT),
+    ),
     "all was trained while nobody looked": (
         training(stages=runs(2), live=lease(cost=9_200_000)), actions.StartStage,
     ),

@@ -14,7 +14,7 @@ from daemon.domain import actions
 from daemon.domain.holds import HoldReason
 from daemon.domain.lifecycle import Trigger
 from daemon.domain.machine import Facts, fire
-from daemon.domain.plan import silence_limit
+from daemon.domain.plan import plan, silence_limit
 from daemon.domain.records import Kind, LeaseState, OpState
 from daemon.domain.snapshot import Snapshot
 from daemon.errors import (
@@ -158,6 +158,8 @@ def watch(w: World, s: Snapshot, action: actions.Watch) -> Act:
     known = w.memory.failure
     w.memory.failure = (run.nonce, found.failed) if found is not None and found.failed else None
     ended = found is not None and found.done_at is not None
+    if not ended:
+        w.memory.looked_ms = w.wall
     if ended:
         run.done_at, run.done_json = w.wall, "{}"
     elif w.memory.failure == known:
@@ -247,12 +249,12 @@ def move(w: World, s: Snapshot, action: actions.Move) -> Act:
 def hold_job(w: World, s: Snapshot, action: actions.HoldJob) -> Act:
     version = w.store.job.version
     yield BEFORE, 0
-    if action.reason is not HoldReason.BUDGET or _is_spent(w, s):
+    if action.reason is not HoldReason.BUDGET or _is_held_all_the_same(w, action):
         hold(w, version, action.reason, action.detail)
     yield AFTER, 0
 
 
-def _is_spent(w: World, s: Snapshot) -> bool:
+def _is_held_all_the_same(w: World, action: actions.HoldJob) -> bool:
     """By the market's own charges too, which here are exact and never late."""
     if w.now < w.market.blind_until or w.now < w.market.cut_until:
         return True
@@ -260,8 +262,8 @@ def _is_spent(w: World, s: Snapshot) -> bool:
         machine = w.market.by_id(lease.instance_id)
         if machine is not None:
             w.store.recount(lease, ceil(machine.cost), w.wall)
-    cost = sum(lease.cost_at(w.wall) for lease in w.store.leases)
-    return w.rules.is_spent(cost, training=s.is_training)
+    again = plan(w.take())
+    return isinstance(again, actions.HoldJob) and again.reason is action.reason
 
 
 TABLE: dict[type[actions.Action], Callable[[World, Snapshot, Any], Act]] = {

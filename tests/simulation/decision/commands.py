@@ -24,7 +24,8 @@ def resume(w: World) -> None:
     _refuse_if_letting_go(w)
     if job.hold_reason is None:
         raise Refused("not held")
-    if job.hold_reason is HoldReason.BUDGET and w.take().is_training:
+    was_asked = w.store.live is None or w.take().rescued
+    if job.hold_reason is HoldReason.BUDGET and w.take().is_training and was_asked:
         raise Refused("the limit is spent")
     _void(w)
     if job.hold_reason is HoldReason.GONE and w.store.live is None:

@@ -13,6 +13,7 @@ from tests.simulation.full.faults import Sky
 from tests.simulation.full.machine import STORAGE_PER_HOUR, Machine
 from tests.simulation.full.market import FOREIGN, OFFER
 from tests.simulation.full.simulation import Simulation
+from tests.simulation.full.template import Terms
 
 HOLD = 2_000_000  # micro-dollars, as the simulation's spec says
 SLEEP_S = 8 * 3600.0
@@ -53,3 +54,21 @@ def undisturbed() -> float:
 def test_a_sleep_costs_no_more_than_a_hold(state: str) -> None:
     """Beyond what the same job costs awake: limits.hold at most, and the disk of a machine that stopped itself."""
     assert billed(state) - undisturbed() <= HOLD + DISK + BACK
+
+
+def test_a_model_that_was_finished_in_a_sleep_comes_home_for_its_reserve() -> None:
+    """The machine waited and stopped itself, and training's share of limits.cost is spent: it is asked all the same."""
+    sim = Simulation(7, Sky(Random(7)), terms=Terms(cost=3.0))
+
+    async def fall_asleep() -> None:
+        while "SFT" not in sim.witness.states().values():  # noqa: ASYNC110
+            await asyncio.sleep(0.05)  # simulated time costs nothing
+        sim.clock.suspend(SLEEP_S)
+
+    sim.loop.create_task(fall_asleep(), context=Context())
+
+    result = sim.run()
+
+    assert not result.violations
+    assert any("stops itself" in line for line in result.trace)
+    assert result.ledger[0] == "DESTROYED"
