@@ -9,16 +9,18 @@ from pathlib import Path
 
 from daemon import platform
 
+SPARE = 64 << 20  # bytes that no transfer takes: where the database cannot be written, no limit of money holds
+
 
 def reserve(fd: int, path: Path, size: int) -> None:
     """Make the open file `path` take `size` bytes on disk, or raise OSError and leave the disk as it was.
 
-    Sizes come from the box: they are compared with what is free before anything is taken.
+    Sizes come from the box: they are compared with what is free, but for SPARE, before anything is taken.
     """
     kept = os.fstat(fd).st_size
     if size <= kept:
         return
-    free = shutil.disk_usage(path.parent).free
+    free = max(0, shutil.disk_usage(path.parent).free - SPARE)
     if size - kept > free:
         raise _no_room(errno.ENOSPC, path, size, free)
     try:
@@ -30,4 +32,4 @@ def reserve(fd: int, path: Path, size: int) -> None:
 
 
 def _no_room(code: int, path: Path, size: int, free: int) -> OSError:
-    return OSError(code, f"{os.strerror(code)}: {size} bytes needed, {free} free", str(path))
+    return OSError(code, f"{os.strerror(code)}: {size} bytes needed, {free} free to be taken", str(path))

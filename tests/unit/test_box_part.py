@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import hashlib
 from pathlib import Path, PurePosixPath
+from types import SimpleNamespace
 
 import pytest
 
+from daemon.box import room
 from daemon.box.part import PartFile, bitmap_of, chunks_of
 from remote_payload.contract import ArtifactFile, Role
 
@@ -31,6 +33,18 @@ def test_a_disk_without_room_is_told_and_left_as_it_was(tmp_path: Path) -> None:
 
     assert failure.value.errno == errno.ENOSPC
     assert part.path.stat().st_blocks == 0
+
+
+def test_no_file_takes_the_last_of_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A box may promise files as large as what is free: the database needs some of it, or no limit of money holds."""
+    free = SimpleNamespace(free=room.SPARE + 2 * CHUNK)
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda folder: free)
+
+    part_of(tmp_path, b"a" * 2 * CHUNK).open(b"")
+    with pytest.raises(OSError, match=f"{2 * CHUNK + 1} bytes needed, {2 * CHUNK} free") as failure:
+        part_of(tmp_path / "other", b"a" * (2 * CHUNK + 1)).open(b"")
+
+    assert failure.value.errno == errno.ENOSPC
 
 
 def test_only_what_was_synced_is_durable(tmp_path: Path) -> None:
