@@ -79,8 +79,8 @@ class Mirror:
         return self._of(run.stage, run.nonce) / RUN_DIR / run.stage.lower() / ADAPTER
 
     def kept(self, runs: Sequence[StageRun]) -> list[StageRun]:
-        """The finished stages from the first on that a new machine need not run again."""
-        return list(takewhile(lambda run: run.stage in TRAINING and run.done_json and self.has_outputs(run), runs))
+        """The finished stages from the first on that a new machine need not run again. Disks forget: all is read."""
+        return list(takewhile(lambda run: run.stage in TRAINING and run.done_json and self._is_unchanged(run), runs))
 
     def lacks_outputs(self, runs: Sequence[StageRun]) -> list[StageRun]:
         """The finished stages that are not here yet."""
@@ -137,9 +137,9 @@ class Mirror:
         for run in runs:
             top = self._of(run.stage, run.nonce)
             if run.done_json and self.has_outputs(run):
-                yield from (
-                    _upload(top / path, str(path)) for path in [*map(PurePosixPath, _promised(run)), _marker(run)]
-                )
+                for path, sha256 in _promised(run).items():
+                    yield Upload(top / path, path, sha256, (top / path).stat().st_size)
+                yield _upload(top / _marker(run), str(_marker(run)))
             elif run.stage in TRAINING:
                 checkpoint = self.newest(run.stage, earlier)
                 for file in sorted(checkpoint.rglob("*")) if checkpoint else []:
@@ -156,6 +156,14 @@ class Mirror:
         """The model is verified: what could only have helped to train it again makes room."""
         for folder in self.folder.glob(f"*/{RUN_DIR}/*/{CHECKPOINT}*"):
             shutil.rmtree(folder)
+
+    def _is_unchanged(self, run: StageRun) -> bool:
+        """What the finished stage left is here, and still what it was when it came."""
+        top = self._of(run.stage, run.nonce)
+        try:
+            return self.has_outputs(run) and all(hashing.sha256(top / p) == sha for p, sha in _promised(run).items())
+        except OSError:  # gone or unreadable: the stage runs again, from its newest checkpoint
+            return False
 
     def _of(self, stage: str, nonce: str) -> Path:
         return self.folder / f"{stage}-{nonce}"

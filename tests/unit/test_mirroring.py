@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -153,3 +154,37 @@ def test_a_checkpoint_by_a_name_that_no_file_can_have_is_none(tmp_path: Path) ->
     )
 
     assert Mirror(tmp_path).lacks_checkpoint(RUN, said) is None
+
+
+def mirrored(folder: Path) -> tuple[StageRun, Path]:
+    """A finished SFT whose adapter lies in the mirror, and that file."""
+    path = "run/sft/adapter/adapter_model.safetensors"
+    output = Output(path, 7, hashlib.sha256(b"weights").hexdigest())
+    for name, content in ((path, b"weights"), ("run/stages/one/done.json", b"{}")):
+        (folder / "SFT-one" / name).parent.mkdir(parents=True)
+        (folder / "SFT-one" / name).write_bytes(content)
+    done = contract.dump(Done(Stage.SFT, "one", 1, [output], 1.0))
+    return replace(RUN, done_json=done), folder / "SFT-one" / path
+
+
+@pytest.mark.parametrize("damage", [lambda file: file.write_bytes(b"Weights"), lambda file: file.unlink()])
+def test_an_adapter_that_this_disk_did_not_keep_is_not_trained_on(
+    tmp_path: Path, damage: Callable[[Path], Any]
+) -> None:
+    """A new machine would go on from it as if the stage were done, and nothing later would tell."""
+    run, file = mirrored(tmp_path)
+    assert Mirror(tmp_path).kept([run]) == [run]
+
+    damage(file)
+
+    assert Mirror(tmp_path).kept([run]) == []
+
+
+def test_what_goes_up_is_what_was_promised(tmp_path: Path) -> None:
+    """Damage that comes after the choice makes the upload fail: it is not the hash of the damage that counts."""
+    run, file = mirrored(tmp_path)
+    file.write_bytes(b"Weights")
+
+    first, _marker = Mirror(tmp_path).uploads([run], [])
+
+    assert (first.local, first.sha256) == (file, hashlib.sha256(b"weights").hexdigest())
