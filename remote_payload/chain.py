@@ -44,6 +44,7 @@ ENVIRONMENT = {
 BEAT_S = 1.0
 GPU_BEAT_S = 10.0  # nvidia-smi takes a noticeable fraction of a second
 LAST_LINES = 40  # of the log, into failed.json
+LAST_BYTES = 64 << 10  # likewise: nothing says how long a line is, nor how long the log
 # Automatic resumes of one step, by what ended it. A kill or a silent rank may be chance, once; lack of memory halves
 # the micro batch, and four times lead from the largest default, 16 rows, to one.
 KILL_RETRIES = 1
@@ -165,7 +166,7 @@ class Chain:
         lines, _ = read_from(self.layout.events, 0)
         said = [line["msg"] for line in lines if line["kind"] == "error" and line["nonce"] == plan.nonce]
         with open(self.layout.log, "rb") as log:
-            log.seek(log_began)
+            log.seek(max(log_began, log.seek(0, os.SEEK_END) - LAST_BYTES))
             end = log.read().decode(errors="replace").splitlines()[-LAST_LINES:]
         known = code in Exit.__members__.values()
         reason = said[-1] if said and known else describe(code)

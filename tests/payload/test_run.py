@@ -344,6 +344,18 @@ def test_what_builds_on_a_fresh_stage_is_set_aside_with_it(tmp_path: Path) -> No
     assert (layout.run / "dpo.before-second/checkpoint-9").is_dir()
 
 
+def test_a_failure_tells_the_end_of_a_log_however_long(tmp_path: Path) -> None:
+    """All of it would not fit into the memory, and a marker that is too long for home is no marker there."""
+    layout = Layout(tmp_path)
+    layout.run.mkdir()
+    layout.log.write_bytes(b"x" * (1 << 20) + b"\nthe last words\n")
+
+    failed = Chain(layout, JOB, -1, STATUS).failure(StagePlan(Stage.SFT, "mine"), Exit.INTERNAL, 7)
+
+    assert failed.detail.endswith("the last words")
+    assert len(failed.detail) < 1 << 17
+
+
 def test_what_a_done_stage_names_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A power cut after done.json must not take the adapter: the stage would never run again, and the next would train
     on what was left of it."""
