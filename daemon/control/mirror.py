@@ -118,8 +118,14 @@ class Mirror:
     async def bring_checkpoint(
         self, box: Box, run: StageRun, path: PurePosixPath, pace: Pace | None = None, follow: Follow = nobody
     ) -> None:
-        """One checkpoint, whole; then only the newest KEEP stay. Raises CheckpointGone, else as bring_outputs."""
+        """One checkpoint, whole; then only the newest KEEP stay. Raises CheckpointGone, else as bring_outputs.
+
+        What was begun of an earlier one goes first: nobody fetches the rest of it, and the model needs the room.
+        """
         into = self._of(run.stage, run.nonce) / path
+        for begun in into.parent.glob(f"{CHECKPOINT}*"):
+            if begun != into and not (begun / CHECKPOINT_MANIFEST).exists():
+                shutil.rmtree(begun)
         await fetch_checkpoint(box, path, into, pace, follow)
         for old in _newest_first(into.parent)[KEEP:]:
             shutil.rmtree(old)

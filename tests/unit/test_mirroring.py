@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
 import pytest
@@ -188,3 +188,23 @@ def test_what_goes_up_is_what_was_promised(tmp_path: Path) -> None:
     first, _marker = Mirror(tmp_path).uploads([run], [])
 
     assert (first.local, first.sha256) == (file, hashlib.sha256(b"weights").hexdigest())
+
+
+async def test_what_was_begun_of_an_earlier_checkpoint_makes_room(tmp_path: Path) -> None:
+    """On a slow line the machine deletes each before all of it was fetched: what lay here of them would fill the disk
+    that the model needs."""
+
+    def half(folder: Path) -> None:
+        folder.mkdir(parents=True)
+        (folder / "optimizer.pt.part").write_bytes(b"half")
+
+    class Box:
+        async def fetch_folder(self, remote: str, into: Path, **_: Any) -> list[Output]:
+            half(into)
+            return []
+
+    for step in (100, 200, 300):
+        with pytest.raises(CheckpointGone):
+            await Mirror(tmp_path).bring_checkpoint(cast(Any, Box()), RUN, PurePosixPath(f"run/sft/checkpoint-{step}"))
+
+    assert [path.name for path in (tmp_path / "SFT-one/run/sft").iterdir()] == ["checkpoint-300"]
