@@ -60,7 +60,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "a database that cannot be written for a moment ends the job's actor",
         (
             "daemon/control/supervisor.py",
-            '                log.error("store.unusable", job=driver.job_id, error=str(error))\n'
+            '                log.error("store.unusable", job=job.id, error=str(error))\n'
             "                await asyncio.sleep(CRASH_PAUSE_S)\n            except Exception as error:",
             "                break\n            except Exception as error:",
         ),
