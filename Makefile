@@ -9,6 +9,8 @@ BOX := .venv-box
 PYTEST := $(BIN)/python -m pytest
 CHAOS := $(BIN)/python -m tests.chaos
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# llama.cpp for any x86-64 with AVX2, not for this very processor: a virtual machine may list AMX, and end who uses it.
+export CMAKE_ARGS ?= -DGGML_NATIVE=OFF
 
 part = @start=$$(date +%s); $(2); code=$$?; echo "== $(1): $$(( $$(date +%s) - start )) s"; exit $$code
 

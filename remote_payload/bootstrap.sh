@@ -82,7 +82,8 @@ if [[ -n $lacking ]]; then
         exec 9>"$root/llama-build.lock"
         if flock --nonblock 9; then
             echo "bootstrap: compiling $later in the background, see llama-build.log" >&2
-            setsid "${pip[@]}" "$later" >"$root/llama-build.log" 2>&1 </dev/null &
+            # For any x86-64 with AVX2, not for this very processor: a virtual machine may list AMX, and end who uses it.
+            CMAKE_ARGS=${CMAKE_ARGS:--DGGML_NATIVE=OFF} setsid "${pip[@]}" "$later" >"$root/llama-build.log" 2>&1 </dev/null &
         fi
         exec 9>&-
     fi

