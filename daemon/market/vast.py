@@ -37,6 +37,7 @@ MAX_SEARCHES = 5  # pages of 64 offers, cheapest first: the dearer ones would no
 MAX_PAGES = 400  # of a list: ten thousand instances
 LOG_ATTEMPTS = 30  # the log store answers 403 or 404 until the host has delivered
 LOG_WAIT_S = 0.3
+DAY_S = 86_400
 RETRY_S = 0.5  # before the second attempt of a read; doubled for the third
 
 T = TypeVar("T")
@@ -110,8 +111,11 @@ class Vast(Market):
         return Listing(True, tuple({i.id: i for i in instances}.values()), credit=account.credit, market_ms=market_ms)
 
     async def charges(self, since_ms: int) -> list[Charge]:
-        """What was billed for instances, from `since_ms` until now."""
-        period = {"gte": since_ms // 1000, "lte": self._clock.wall_ms() // 1000}
+        """What was billed for instances, from `since_ms` until now, whichever way our clock is wrong."""
+        now_ms = self._clock.wall_ms()
+        ahead_ms = now_ms - (self._market_ms or now_ms)
+        first_ms, last_ms = since_ms - max(0, ahead_ms), now_ms + max(0, -ahead_ms)
+        period = {"gte": first_ms // 1000, "lte": last_ms // 1000 + DAY_S}
         wanted = json.dumps({"day": period, "type": {"in": ["instance"]}})
         query = {"select_filters": wanted, "latest_first": "false", "limit": "100", "format": "table"}
         return await self._pages(Call.CHARGES, "/api/v0/charges/", query, wire.read_charges)
@@ -235,7 +239,10 @@ class Vast(Market):
         if reply.status != 429:
             self._limiter.accepted(call)
             return reply
-        wait_s = self._limiter.refused(call, wire.retry_after_s(reply, self._clock.wall_ms() / 1000))
+        now_ms = self._market_ms or self._clock.wall_ms()
+        wait_s = self._limiter.refused(call, wire.retry_after_s(reply, now_ms / 1000))
+        if reply.new_contract is not None:
+            return reply
         raise RateLimited(f"{call}: the market asks to wait {wait_s:g} s", retry_after_s=wait_s, body=reply.body)
 
 

@@ -55,7 +55,8 @@ class Answer:
     @property
     def new_contract(self) -> int | None:
         """The id of an instance that exists now. Failure bodies may carry one too."""
-        return _int((self.json or {}).get("new_contract"))
+        named = _int((self.json or {}).get("new_contract"))
+        return named if named and named > 0 else None  # 0 is how some say "none"
 
 
 @dataclass(frozen=True)
