@@ -212,9 +212,13 @@ def new_group() -> dict[str, Any]:
 
 
 def user_name() -> str:
+    """Under which the environment or the system knows this user; by number where neither does, as in a container."""
     import getpass
 
-    return getpass.getuser()
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # before Python 3.13, and from there on
+        return f"uid {user_id()}"
 
 
 def user_id() -> int:
