@@ -131,7 +131,7 @@ class Vast(Market):
                 async with asyncio.timeout(DEADLINE_S):
                     reply = await self._http.get(url)  # without the key: it is not the market's host
             if reply.status_code == 200:
-                return reply.text
+                return _text(reply)
             await asyncio.sleep(LOG_WAIT_S)
         raise MarketUnreachable(f"logs: instance {instance_id} delivered none")
 
@@ -235,7 +235,7 @@ class Vast(Market):
                     headers={"Authorization": f"Bearer {self._key.value}"},
                 )
         self._market_ms = wire.clock_ms(response.headers)
-        reply = wire.answer(response.status_code, response.text, response.headers)
+        reply = wire.answer(response.status_code, _text(response), response.headers)
         if reply.status != 429:
             self._limiter.accepted(call)
             return reply
@@ -248,6 +248,11 @@ class Vast(Market):
 
 def _path(instance_id: int) -> str:
     return f"/api/v0/instances/{instance_id}/"
+
+
+def _text(response: httpx.Response) -> str:
+    """As UTF-8, which JSON is: what a header names may be a codec that decodes no text, and raises anything."""
+    return response.content.decode("utf-8", "replace")
 
 
 def _raise_if_failed(call: Call, reply: wire.Answer) -> None:

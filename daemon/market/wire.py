@@ -189,11 +189,14 @@ def clock_ms(headers: Mapping[str, str]) -> int | None:
 
 
 def read_offers(reply: Json) -> list[Offer]:
-    """The offers of a search. One without id or price cannot be rented and is left out."""
+    """The offers of a search. One without id or price cannot be rented and is left out; all of them are no answer."""
     raw = reply.get("offers")
     if not isinstance(raw, list):
         raise Unreadable("the search reply has no list of offers")
-    return [offer for item in raw if isinstance(item, dict) and (offer := read_offer(item)) is not None]
+    found = [offer for item in raw if isinstance(item, dict) and (offer := read_offer(item)) is not None]
+    if raw and not found:
+        raise Unreadable(f"none of {len(raw)} offers has an id, a machine and a price")
+    return found
 
 
 def read_offer(raw: Json) -> Offer | None:

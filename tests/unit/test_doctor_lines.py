@@ -59,6 +59,7 @@ def test_an_address_that_is_none_is_a_failed_check(tmp_path: Path) -> None:
     ("text", "env"),
     [
         ("", {"VAST_URL": "http://[::1"}),
+        ("", {"VAST_URL": "http://127.0.0.1:99999"}),
         ('market_url = "http://[::1"', {}),
         ('[image]\ncuda = "thirteen"', {}),
         ("[image]\nroot = 5", {}),

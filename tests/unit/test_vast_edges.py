@@ -13,7 +13,7 @@ import pytest
 
 from daemon.clock import SystemClock
 from daemon.domain.market import CreateRequest, OfferQuery
-from daemon.errors import MarketRefused, RateLimited
+from daemon.errors import MarketRefused, MarketUnreachable, RateLimited
 from daemon.market.vast import Vast
 from daemon.settings import ApiKey
 
@@ -79,3 +79,23 @@ async def test_a_wrong_clock_hides_no_charge(ahead_s: int) -> None:
             await vast.charges(clock.wall_ms() - 1000)
 
     assert asked[-1]["gte"] < now < asked[-1]["lte"]
+
+
+@pytest.mark.parametrize("charset", ["hex", "rot13", "base64", "idna", "undefined"])
+async def test_a_strange_charset_is_an_answer_that_cannot_be_read(charset: str) -> None:
+    """Python has codecs of these names that decode no text."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, content=b'{"id": 1}\xff', headers={"Content-Type": f"text/html; charset={charset}"})
+
+    async with market(answer, SystemClock()) as vast:
+        listing = await vast.listing()
+
+    assert not listing.trusted
+
+
+async def test_offers_that_cannot_be_read_are_not_no_offers() -> None:
+    """Were the market to rename a column, "nothing fits" would be a lie; one odd row among others is left out."""
+    async with market(says(200, {"offers": [{"id": 1, "price": 1.0}, {"id": 2, "price": 2.0}]}), SystemClock()) as vast:
+        with pytest.raises(MarketUnreachable, match="offers"):
+            await vast.search(QUERY)
