@@ -61,6 +61,8 @@ def logs(job: str | None, following: bool, lines: int, of_daemon: bool, as_json:
     """What JOB's stages print on the machine, as far as it was mirrored home."""
     if of_daemon == (job is not None):
         raise click.UsageError("give either a job or --daemon")
+    if of_daemon and (following or as_json):
+        raise click.UsageError("-f and --json go with a job")
     if job is None:
         _daemon_log(lines)
         return
@@ -216,11 +218,10 @@ def _say_why(view: JobView, end: Exit) -> None:
     sys.stderr.flush()
 
 
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
-
-
 def _seconds(text: str) -> float:
+    from daemon.domain import units
+
     try:
-        return float(text[:-1]) * _UNITS[text[-1]]
-    except (ValueError, KeyError, IndexError) as error:
-        raise click.UsageError(f"--timeout {text!r}: expected a number with its unit, as in 30s, 15m, 8h") from error
+        return units.seconds(text)
+    except ValueError as error:
+        raise click.UsageError(f"--timeout {text!r}: expected {error}") from error
