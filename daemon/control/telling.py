@@ -35,7 +35,7 @@ class Teller:
                 continue
             tries = self._tried.get(news.key, 0)
             self._tried[news.key] = tries + 1
-            self._due[news.key] = self.world.clock.boot() + min(AGAIN_S * 2 ** min(tries, 10), SELDOM_S)
+            self._due[news.key] = self.world.clock.boot() + again_s(tries)
             if await self.world.notify(news.title, news.text, tries > 0):
                 with self.world.database.write() as c:
                     leader.put_meta(c, _mark(news), str(self.world.clock.wall_ms()))
@@ -67,6 +67,11 @@ class Teller:
             asks=spec.destroy == "ask",
             not_mirrored=_not_mirrored(c, job.id),
         )
+
+
+def again_s(tries: int) -> float:
+    """Seconds until a message is sent again that did not arrive, after so many tries before."""
+    return min(AGAIN_S * 2.0 ** min(tries, 10), SELDOM_S)
 
 
 def _of_lease(c: Connection, lease: Lease) -> Iterator[News]:
