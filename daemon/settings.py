@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import os
+import shlex
 import sys
 import tomllib
 from collections.abc import Mapping
@@ -247,7 +248,8 @@ def api_key(where: Paths, env: Mapping[str, str] = os.environ) -> ApiKey:
         return _one_word(value, "VAST_API_KEY")
     if where.key_file.exists():
         if platform.open_to_others(where.key_file):
-            raise CredentialsRefused(f"{where.key_file} can be read by others", hint=f"chmod 600 {where.key_file}")
+            mend = f"chmod 600 {shlex.quote(str(where.key_file))}"
+            raise CredentialsRefused(f"{where.key_file} can be read by others", hint=mend)
         if value := _text(where.key_file):
             return _one_word(value, str(where.key_file))
     config = Path(env.get("XDG_CONFIG_HOME") or Path(env.get("HOME") or Path.home()) / ".config")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -80,7 +81,7 @@ def read_environment(file: Path) -> dict[str, str]:
     except OSError as error:
         raise Refused(f"{file}: {error.strerror}", hint="jobctl up") from error
     if exposed:
-        raise Refused(f"{file} can be read by others", hint=f"chmod 600 {file}")
+        raise Refused(f"{file} can be read by others", hint=f"chmod 600 {shlex.quote(str(file))}")
     pairs = [line.partition("=") for line in text.split("\n") if line]
     if unknown := [number for number, (name, _, _) in enumerate(pairs, 1) if name not in CARRIED]:
         raise Refused(f"{file}:{unknown[0]}: not one of {', '.join(CARRIED)}", hint="jobctl up")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import shlex
 from email.message import Message
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from daemon.cli import market_checks, message_checks
-from daemon.errors import HomeportError
-from daemon.settings import Paths, Settings, load
+from daemon.cli import checks, market_checks, message_checks
+from daemon.errors import HomeportError, from_system
+from daemon.settings import Paths, Settings, api_key, load
 
 
 def settings(folder: Path, **values: Any) -> Settings:
@@ -78,3 +79,20 @@ def test_a_setting_that_cannot_be_is_named(tmp_path: Path, text: str, env: dict[
 
     name = (text or "VAST_URL").replace("[image]\n", "").split(" ")[0]
     assert name in str(caught.value)
+
+
+def test_a_command_to_type_takes_a_folder_with_a_space(tmp_path: Path) -> None:
+    """As on macOS, where all of ours lie in `Application Support`."""
+    where = Paths(*(tmp_path / "Application Support" / name for name in ("config", "state", "models")))
+    for folder in (where.config, where.state):
+        folder.mkdir(parents=True, mode=0o755)
+    where.key_file.write_text("k")
+    where.key_file.chmod(0o644)
+    with pytest.raises(HomeportError) as caught:
+        api_key(where, {"HOME": str(tmp_path)})
+    [found] = checks._private_files(Settings(where))
+    unreadable = from_system(PermissionError(13, "Permission denied", str(where.key_file)))
+
+    assert shlex.split(caught.value.hint) == ["chmod", "600", str(where.key_file)]
+    assert shlex.split(found["fix"]) == ["chmod", "go=", str(where.state), str(where.key_file)]
+    assert shlex.split(unreadable.hint)[:4] == ["ls", "-ld", str(where.config), str(where.key_file)]
