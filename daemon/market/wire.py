@@ -20,6 +20,7 @@ from daemon.errors import CredentialsRefused, HomeportError, MarketRefused, Mark
 Json = dict[str, Any]
 
 LARGEST = 1e12  # of any figure: seconds, bytes, dollars; a million times it still fits 63 bits
+LATEST_S = 253_402_300_799  # the end of the year 9999
 SEARCH_LIMIT = 64  # offers that come back at most, whatever is asked for
 PAGE_LIMIT = 25  # instances on a page of the list, at most
 
@@ -376,8 +377,9 @@ def _money(value: Any) -> int | None:
 
 
 def _ms(value: Any) -> int | None:
+    """None also for what stands for "unknown", such as -1, and for years that our calendars do not have."""
     seconds = _float(value)
-    return None if seconds is None else round(seconds * 1000)
+    return round(seconds * 1000) if seconds is not None and 0 < seconds <= LATEST_S else None
 
 
 def _text(value: Any) -> str:

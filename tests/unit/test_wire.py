@@ -144,3 +144,13 @@ def test_no_reply_breaks_the_readers(raw):
         except wire.Unreadable:
             continue
     assert reply.new_contract is None or isinstance(reply.new_contract, int)
+
+
+@pytest.mark.parametrize("date", [-1, 0, "0", 1e12, 253_402_300_800])
+def test_a_date_that_no_calendar_has_is_unknown(date: Any):
+    """-1 and 0 stand for "not known": a contract that ended in 1970 would end the training to save the model."""
+    instance = wire.read_instance(ROW | {"end_date": date, "start_date": date})
+    offer = wire.read_offer({"id": 1, "machine_id": 1, "dph_total": 1.0, "end_date": date})
+
+    assert (instance.start_ms, instance.end_ms) == (None, None)
+    assert offer is not None and offer.end_date_ms is None
