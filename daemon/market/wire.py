@@ -201,8 +201,8 @@ def read_offers(reply: Json) -> list[Offer]:
 
 
 def read_offer(raw: Json) -> Offer | None:
-    offer_id, price, machine = _int(raw.get("id")), _money(raw.get("dph_total")), _int(raw.get("machine_id"))
-    if offer_id is None or price is None or machine is None:
+    offer_id, price, machine = _int(raw.get("id")), _price(raw.get("dph_total")), _int(raw.get("machine_id"))
+    if offer_id is None or not price or machine is None:
         return None
     return Offer(
         id=offer_id,
@@ -212,8 +212,8 @@ def read_offer(raw: Json) -> Offer | None:
         num_gpus=_int(raw.get("num_gpus")) or 0,
         gpu_ram_mb=_int(raw.get("gpu_ram")) or 0,
         price_per_hour=price,
-        inet_down_per_gb=_money(raw.get("inet_down_cost")) or 0,
-        inet_up_per_gb=_money(raw.get("inet_up_cost")) or 0,
+        inet_down_per_gb=_price(raw.get("inet_down_cost")) or 0,
+        inet_up_per_gb=_price(raw.get("inet_up_cost")) or 0,
         disk_space_gb=_float(raw.get("disk_space")) or 0.0,
         inet_up_mbps=_float(raw.get("inet_up")) or 0.0,
         reliability=_float(raw.get("reliability2")) or _float(raw.get("reliability")) or 0.0,
@@ -243,7 +243,7 @@ def read_instance(raw: Any) -> Instance:
         host_id=_int(raw.get("host_id")),
         gpu_name=_text(raw.get("gpu_name")),
         num_gpus=_int(raw.get("num_gpus")) or 0,
-        price_per_hour=_money(raw.get("dph_total")),
+        price_per_hour=_price(raw.get("dph_total")),
         storage_per_hour=_storage_per_hour(raw),
         start_ms=_ms(raw.get("start_date")),
         end_ms=_ms(raw.get("end_date")),
@@ -265,10 +265,10 @@ def _env(pairs: Any) -> dict[str, str]:
 
 
 def _storage_per_hour(raw: Json) -> int | None:
-    if (total := _money(raw.get("storage_total_cost"))) is not None:
+    if (total := _price(raw.get("storage_total_cost"))) is not None:
         return total
     month, disk = _float(raw.get("storage_cost")), _float(raw.get("disk_space"))
-    return None if month is None or disk is None else micros(month * disk / STORAGE_MONTH_H)
+    return None if month is None or disk is None else _price(month * disk / STORAGE_MONTH_H)
 
 
 def _direct(raw: Json) -> tuple[str, int] | None:
@@ -374,6 +374,12 @@ def _int(value: Any) -> int | None:
 def _money(value: Any) -> int | None:
     number = _float(value)
     return None if number is None else micros(number)
+
+
+def _price(value: Any) -> int | None:
+    """Money that we pay: below zero there is none."""
+    price = _money(value)
+    return price if price is not None and price >= 0 else None
 
 
 def _ms(value: Any) -> int | None:

@@ -154,3 +154,13 @@ def test_a_date_that_no_calendar_has_is_unknown(date: Any):
 
     assert (instance.start_ms, instance.end_ms) == (None, None)
     assert offer is not None and offer.end_date_ms is None
+
+
+def test_a_price_below_zero_is_unknown():
+    """It would be the cheapest of all offers, and take money off what a machine has cost, and off every limit."""
+    instance = wire.read_instance(ROW | {"dph_total": -1, "storage_total_cost": -1, "storage_cost": -1})
+    costs = {"machine_id": 1, "inet_down_cost": -1, "inet_up_cost": -1}
+    found = wire.read_offers({"offers": [costs | {"id": n, "dph_total": n - 2} for n in (1, 2, 3)]})
+
+    assert (instance.price_per_hour, instance.storage_per_hour) == (None, None)
+    assert [(offer.id, offer.inet_down_per_gb, offer.inet_up_per_gb) for offer in found] == [(3, 0, 0)]
