@@ -92,11 +92,14 @@ class Vast(Market):
 
     async def show(self, instance_id: int) -> Instance | None:
         try:
-            return await self._read(Call.SHOW, "GET", _path(instance_id), wire.read_shown, query={"owner": "me"})
+            seen = await self._read(Call.SHOW, "GET", _path(instance_id), wire.read_shown, query={"owner": "me"})
         except MarketRefused as refusal:
             if refusal.status == 404:  # the only 404 that is a refusal says "no such instance" in words
                 return None
             raise
+        if seen is not None and seen.id != instance_id:
+            raise MarketUnreachable(f"show: asked for instance {instance_id}, the market answered of {seen.id}")
+        return seen
 
     async def listing(self) -> Listing:
         """The account probe and every page of the list. Untrusted when any of them is not what it should be."""

@@ -158,7 +158,8 @@ def failure(call: str, reply: Answer) -> HomeportError | None:
 
 def says_unknown_instance(reply: Answer) -> bool:
     """Whether the market itself says, in words, that it knows no such contract."""
-    return reply.status == 404 and any(slug in reply.words for slug in UNKNOWN_INSTANCE)
+    said = {word.strip(".,:;()'\"") for word in reply.words.split()}  # whole words: user_not_found is none of these
+    return reply.status == 404 and not said.isdisjoint(UNKNOWN_INSTANCE)
 
 
 def says_attached_already(reply: Answer) -> bool:

@@ -99,3 +99,18 @@ async def test_offers_that_cannot_be_read_are_not_no_offers() -> None:
     async with market(says(200, {"offers": [{"id": 1, "price": 1.0}, {"id": 2, "price": 2.0}]}), SystemClock()) as vast:
         with pytest.raises(MarketUnreachable, match="offers"):
             await vast.search(QUERY)
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (404, {"success": False, "error": "route_not_found", "msg": "no such path"}),
+        (404, {"success": False, "error": "user_not_found"}),
+        (200, {"instances": {"id": 8, "label": "another's"}}),
+    ],
+)
+async def test_what_is_not_said_of_this_machine_is_no_word_about_it(status: int, body: Any) -> None:
+    """A path or a user that is not found, or another machine: the last witness that one is gone has not spoken."""
+    async with market(says(status, body), SystemClock()) as vast:
+        with pytest.raises(MarketUnreachable):
+            await vast.show(7)
