@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 from pathlib import Path
 
 # What the person types, with {folder} and {file}.
@@ -178,5 +179,7 @@ def from_system(error: OSError, otherwise: str = "jobctl doctor") -> HomeportErr
     if error.filename is None:
         return HomeportError(message, hint="df -h" if error.errno in (errno.ENOSPC, errno.EDQUOT) else otherwise)
     file = Path(os.fsdecode(error.filename))
-    hint = _WAYS_OUT.get(error.errno or 0, otherwise).format(folder=file.parent, file=file)
+    hint = _WAYS_OUT.get(error.errno or 0, otherwise).format(
+        folder=shlex.quote(str(file.parent)), file=shlex.quote(str(file))
+    )
     return HomeportError(f"{file}: {message}", hint=hint)

@@ -66,16 +66,20 @@ def sender(settings: Settings) -> Notify:
 
 async def desktop(title: str, text: str) -> Outcome:
     """A notification on this computer's screen."""
+    title, text = _argument(title), _argument(text)
     command = desktop_command(sys.platform, title, text)
     if shutil.which(command[0]) is None:
         return Outcome("desktop", False, f"{command[0]} is not installed", present=False)
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE,
-        env={**os.environ, "HOMEPORT_TITLE": title, "HOMEPORT_TEXT": text},
-    )
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+            env={**os.environ, "HOMEPORT_TITLE": title, "HOMEPORT_TEXT": text},
+        )
+    except OSError as error:  # no process is to be had, which the outcome says
+        return Outcome("desktop", False, f"{command[0]}: {error.strerror or error}")
     try:
         async with asyncio.timeout(DESKTOP_S):
             _, said = await process.communicate()
@@ -87,6 +91,11 @@ async def desktop(title: str, text: str) -> Outcome:
         reason = said.decode("utf-8", "replace").strip().splitlines() or [f"ended with {process.returncode}"]
         return Outcome("desktop", False, f"{command[0]}: {reason[-1]}")
     return Outcome("desktop", True, f"shown by {command[0]}")
+
+
+def _argument(text: str) -> str:
+    """`text` as a program may be given it: a reason may quote what a box said, with NUL or half a character in it."""
+    return text.replace("\0", "?").encode("utf-8", "replace").decode()
 
 
 def desktop_command(system: str, title: str, text: str) -> Sequence[str]:
@@ -101,7 +110,7 @@ def desktop_command(system: str, title: str, text: str) -> Sequence[str]:
 async def post(url: str, title: str, text: str) -> Outcome:
     """One POST of two lines; ntfy takes its title from the header. The URL may be a secret: only its host is said."""
     headers = {"Title": title.encode("ascii", "replace").decode()}
-    content = f"{title}\n{text}".encode()
+    content = f"{title}\n{text}".encode("utf-8", "replace")
     try:
         # One limit for all of it, and the body stays unread: a reply without an end would hold up what comes after it.
         async with (

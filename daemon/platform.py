@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -26,7 +27,25 @@ def boot_seconds() -> float:
 
 
 def machine_id() -> str:
-    """A stable name of this computer; two computers never share it."""
+    """A stable name of this computer; two computers never share it.
+
+    Its host name only where there is no better one: macOS takes that from the network it happens to be in.
+    """
+    if sys.platform == "darwin":
+        with contextlib.suppress(OSError, subprocess.SubprocessError):  # the host name is left
+            command = ["/usr/sbin/ioreg", "-rd1", "-c", "IOPlatformExpertDevice"]
+            said = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False).stdout
+            if found := re.search(r'"IOPlatformUUID" = "([^"]+)"', said):
+                return found[1]
+    elif sys.platform == "win32":
+        import winreg
+
+        access = winreg.KEY_READ | winreg.KEY_WOW64_64KEY
+        with (
+            contextlib.suppress(OSError),  # the host name is left
+            winreg.OpenKey(winreg.HKEY_LOCAL_MACHINE, r"SOFTWARE\Microsoft\Cryptography", 0, access) as key,
+        ):
+            return str(winreg.QueryValueEx(key, "MachineGuid")[0])
     for path in (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id")):
         with contextlib.suppress(OSError):  # not every system has every file: the next is asked
             text = path.read_text().strip()
@@ -212,9 +231,13 @@ def new_group() -> dict[str, Any]:
 
 
 def user_name() -> str:
+    """Under which the environment or the system knows this user; by number where neither does, as in a container."""
     import getpass
 
-    return getpass.getuser()
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # before Python 3.13, and from there on
+        return f"uid {user_id()}"
 
 
 def user_id() -> int:

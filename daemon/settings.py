@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import codecs
 import os
+import shlex
 import sys
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 from daemon import platform
 from daemon.errors import CredentialsRefused, HomeportError
 
+_T = TypeVar("_T")
 VAST_URL = "https://console.vast.ai"
 
 
@@ -189,9 +192,17 @@ def load(env: Mapping[str, str] = os.environ) -> Settings:
             f"{where.config_file}: unknown key {unknown[0]!r}; known are {', '.join(sorted(_TOP))}",
             hint=f"edit {where.config_file}",
         )
+    for key in ("models_dir", "market_url", "notify_url", "box_python"):
+        _of_kind(str, raw.get(key, ""), where.config_file, key)
     if models := raw.get("models_dir"):
         where = replace(where, models=Path(str(models)).expanduser().absolute())
     url = env.get("VAST_URL") or str(raw.get("market_url", VAST_URL))
+    try:
+        urlsplit(url).port  # noqa: B018 - it is asked for what it raises: half an IPv6 address, no such port
+    except ValueError as error:
+        ways = {"VAST_URL": "unset VAST_URL", "market_url": f"edit {where.config_file}"}
+        named = "VAST_URL" if env.get("VAST_URL") else "market_url"
+        raise HomeportError(f"{named}: {url!r} is no address ({error})", hint=ways[named]) from error
     scale = _number(raw.get("time_scale", 1.0), where.config_file, "time_scale") if is_loopback(url) else 1.0
     return Settings(
         paths=where,
@@ -199,11 +210,18 @@ def load(env: Mapping[str, str] = os.environ) -> Settings:
         time_scale=scale,
         timing=Timing().scaled(scale),
         image=_image(raw.get("image"), where.config_file),
-        demo=bool(raw.get("demo", False)),
+        demo=_of_kind(bool, raw.get("demo", False), where.config_file, "demo"),
         notify_url=str(raw["notify_url"]) if raw.get("notify_url") else None,
         hub=env.get("HF_ENDPOINT") or Settings.hub,
         box_python=Path(str(raw.get("box_python", sys.executable))).expanduser().absolute(),
     )
+
+
+def _of_kind(kind: type[_T], value: object, file: Path, key: str) -> _T:
+    if isinstance(value, kind):
+        return value
+    wanted = "true or false, without quotes" if kind is bool else "text in quotes"
+    raise HomeportError(f"{file}: {key} must be {wanted}, not {value!r}", hint=f"edit {file}")
 
 
 def _number(value: object, file: Path, key: str) -> float:
@@ -218,8 +236,10 @@ def _image(raw: object, file: Path) -> Image:
     known = {f.name: f.type for f in fields(Image)}
     if not isinstance(raw, dict) or raw.keys() - known.keys():
         raise HomeportError(f"{file}: [image] takes {', '.join(known)}", hint=f"edit {file}")
-    image = replace(Image(), **raw)
-    return replace(image, cuda=float(image.cuda))
+    for key in ("ref", "root", "python"):
+        _of_kind(str, raw.get(key, ""), file, key)
+    cuda = raw.get("cuda", Image.cuda)
+    return replace(Image(), **{**raw, "cuda": _number(cuda, file, "cuda") if cuda else 0.0})
 
 
 def api_key(where: Paths, env: Mapping[str, str] = os.environ) -> ApiKey:
@@ -228,7 +248,8 @@ def api_key(where: Paths, env: Mapping[str, str] = os.environ) -> ApiKey:
         return _one_word(value, "VAST_API_KEY")
     if where.key_file.exists():
         if platform.open_to_others(where.key_file):
-            raise CredentialsRefused(f"{where.key_file} can be read by others", hint=f"chmod 600 {where.key_file}")
+            mend = f"chmod 600 {shlex.quote(str(where.key_file))}"
+            raise CredentialsRefused(f"{where.key_file} can be read by others", hint=mend)
         if value := _text(where.key_file):
             return _one_word(value, str(where.key_file))
     config = Path(env.get("XDG_CONFIG_HOME") or Path(env.get("HOME") or Path.home()) / ".config")

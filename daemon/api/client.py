@@ -22,7 +22,7 @@ from daemon.api.messages import (
     Transfer,
     error_from,
 )
-from daemon.errors import DaemonUnreachable
+from daemon.errors import DaemonUnreachable, NoSuchJob
 from daemon.settings import Paths
 from daemon.store.shapes import Events, JobPage, Jobs, Leases, Log, Metrics
 
@@ -173,4 +173,7 @@ def _unreachable(why: str) -> DaemonUnreachable:
 
 
 def _job(ref: str, *parts: str) -> str:
+    """Raises NoSuchJob for what no job can be called: no route has it, and its 404 would be no answer of ours."""
+    if not ref or "/" in ref:
+        raise NoSuchJob(f"no job {ref!r}", hint="jobctl status")
     return "/".join(("/v1/jobs", quote(ref, safe="@"), *parts))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import getpass
 import time
 from pathlib import Path
 
 import click
 
+from daemon import platform
 from daemon.api.client import Client
 from daemon.api.messages import Transfer
 from daemon.cli.source import client
@@ -26,7 +26,7 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="The finished trans
 def pull(job: str, checkpoint: str, to: Path, as_json: bool) -> None:
     """Bring a checkpoint of JOB here now, whole and hashed. Training goes on meanwhile."""
     daemon = client()
-    started = daemon.pull(job, getpass.getuser(), checkpoint, str(to.absolute()))
+    started = daemon.pull(job, platform.user_name(), checkpoint, str(to.absolute()))
     _told(_follow(daemon, started["transfer"], look()), as_json)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shlex
 import shutil
 import sqlite3
 import subprocess
@@ -87,9 +88,8 @@ def _disk(loaded: Settings) -> Sequence[Check]:
     free = shutil.disk_usage(folder).free
     detail = f"{size(free)} free for models under {loaded.paths.models}"
     if not os.access(folder, os.W_OK):
-        return [
-            failed("disk", f"{folder} cannot be written to", f"chmod u+w {folder}   or set models_dir in config.toml")
-        ]
+        mend = f"chmod u+w {shlex.quote(str(folder))}   or set models_dir in config.toml"
+        return [failed("disk", f"{folder} cannot be written to", mend)]
     if free < FREE_BYTES:
         return [warned("disk", detail, "make room, or set models_dir in config.toml")]
     return [passed("disk", detail)]
@@ -106,7 +106,7 @@ def _private_files(loaded: Settings) -> Sequence[Check]:
     """Keys, database and the folder of rows and logs are for this user alone."""
     exposed = [path for path in loaded.paths.private if path.exists() and platform.open_to_others(path)]
     if exposed:
-        names = " ".join(map(str, exposed))
+        names = shlex.join(map(str, exposed))
         return [failed("private files", f"others can read {names}", f"chmod go= {names}")]
     return [passed("private files", "keys, database, rows and logs are readable by you alone")]
 

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
 
 import click
 
 from daemon.cli.exits import Exit
-from daemon.cli.source import Readings, read
+from daemon.cli.source import Reading, Readings, read
 from daemon.cli.terminal import cleaned, emit_json, examples, look
 from daemon.cli.watch import detaching
 from daemon.domain.holds import HoldReason
 from daemon.domain.lifecycle import MAIN_LINE, JobState
+from daemon.errors import DaemonUnreachable
 from daemon.store.readonly import LOG_PAGE
 from daemon.store.shapes import JobPage, JobView, Log, Metric, Metrics
 
 POLL_S = 0.3
+ABSENT_S = 60.0  # a daemon that is started anew, or upgraded, is back by then
+
+_T = TypeVar("_T")
 
 # How a job that will not reach the wanted state any more ends the waiting.
 UNVERIFIED = (HoldReason.VERIFY_FAILED, HoldReason.NOT_VERIFIED)
@@ -26,6 +33,22 @@ ENDED: dict[str, Exit] = {
     JobState.ABANDONED: Exit.JOB_ENDED,
     JobState.DESTROYED: Exit.FAILED,  # it went well, but not where it was waited for, as in --for CANCELLED
 }
+
+
+@dataclass
+class _Following:
+    """Reads again and again what the daemon moves. Without one the database answers, and nothing in it moves."""
+
+    _answered: float = field(default_factory=time.monotonic)
+
+    def read(self, ask: Callable[[Readings], _T]) -> Reading[_T]:
+        """Raises DaemonUnreachable once there has been no daemon for ABSENT_S."""
+        reading, now = read(ask), time.monotonic()
+        if reading.live:
+            self._answered = now
+        elif now - self._answered >= ABSENT_S:
+            raise DaemonUnreachable("the daemon is not running: nothing will change until it is", hint="jobctl up")
+        return reading
 
 
 @click.command(epilog=examples("jobctl logs k7f -f", "jobctl logs --daemon -n 50"))
@@ -38,6 +61,8 @@ def logs(job: str | None, following: bool, lines: int, of_daemon: bool, as_json:
     """What JOB's stages print on the machine, as far as it was mirrored home."""
     if of_daemon == (job is not None):
         raise click.UsageError("give either a job or --daemon")
+    if of_daemon and (following or as_json):
+        raise click.UsageError("-f and --json go with a job")
     if job is None:
         _daemon_log(lines)
         return
@@ -62,17 +87,17 @@ def _go_on(job: str, offset: int) -> None:
     def look_at(source: Readings) -> JobPage:
         return source.job(job)
 
-    ended = False
+    ended, following = False, _Following()
     with detaching(f"jobctl logs {job} -f"):
         while True:
-            grown = read(page).value
+            grown = following.read(page).value
             offset = grown["offset"]
             click.echo(grown["text"], nl=False)
             if grown["text"]:
                 continue
             if ended:
                 return
-            ended = read(look_at).value["job"]["state"] in ENDED
+            ended = following.read(look_at).value["job"]["state"] in ENDED
             time.sleep(POLL_S)
 
 
@@ -135,7 +160,8 @@ def wait(job: str, wanted: str, timeout: str | None) -> None:
 
     \b
     Ends with 0 when it is, 7 on time-out, 8 when the job failed, 9 when it was cancelled or
-    abandoned, 10 when verification failed, 11 when the job is held for another reason.
+    abandoned, 10 when verification failed, 11 when the job is held for another reason,
+    4 when the daemon has been down for a minute.
     """
     raise SystemExit(wait_for(job, wanted.upper(), timeout_s=_seconds(timeout) if timeout else None))
 
@@ -147,10 +173,10 @@ def wait_for(job: str, wanted: str, *, timeout_s: float | None) -> Exit:
     def look_at(source: Readings) -> JobPage:
         return source.job(job)
 
-    began, told = time.monotonic(), ""
+    began, told, following = time.monotonic(), "", _Following()
     with detaching(f"jobctl wait {job} --for {wanted}"):
         while True:
-            view = read(look_at).value["job"]
+            view = following.read(look_at).value["job"]
             job = view["id"]  # @last stays this job when another is submitted
             if told != (now := state(view)):
                 click.echo(f"{view['id']}  {now}", err=True)
@@ -192,11 +218,10 @@ def _say_why(view: JobView, end: Exit) -> None:
     sys.stderr.flush()
 
 
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
-
-
 def _seconds(text: str) -> float:
+    from daemon.domain import units
+
     try:
-        return float(text[:-1]) * _UNITS[text[-1]]
-    except (ValueError, KeyError, IndexError) as error:
-        raise click.UsageError(f"--timeout {text!r}: expected a number with its unit, as in 30s, 15m, 8h") from error
+        return units.seconds(text)
+    except ValueError as error:
+        raise click.UsageError(f"--timeout {text!r}: expected {error}") from error

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import getpass
 import time
 from pathlib import Path
 
 import click
 
+from daemon import platform
 from daemon.cli.exits import Exit
 from daemon.cli.path import text_of
 from daemon.cli.source import banner, client, read_leases
@@ -68,7 +68,7 @@ def adopt(instance: int, file: Path) -> None:
 
     Nothing is trained again: the job is held, and resume goes on with what the machine has done.
     """
-    answer = client().adopt(instance, text_of(file), str(file), str(file.resolve().parent), getpass.getuser())
+    answer = client().adopt(instance, text_of(file), str(file), str(file.resolve().parent), platform.user_name())
     click.echo(cleaned(answer)["message"])
 
 
@@ -86,4 +86,4 @@ def write_off(instance: int, confirm: int | None) -> None:
         confirm = typed_number("Type the instance id to write it off")
     if confirm != instance:
         raise Refused(f"{confirm} is not {instance}; nothing was done", hint="jobctl leases")
-    click.echo(cleaned(client().write_off(instance, getpass.getuser(), confirm))["message"])
+    click.echo(cleaned(client().write_off(instance, platform.user_name(), confirm))["message"])

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import http.client
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
-from email.utils import parsedate_to_datetime
 
 from daemon.api.messages import Check
 from daemon.cli.terminal import cleaned, dollars, duration
 from daemon.cli.verdicts import failed, passed, skipped
 from daemon.errors import HomeportError
+from daemon.market.wire import clock_ms
 from daemon.settings import Settings
 
 ANSWER_S = 5.0
@@ -26,11 +27,11 @@ def clock(loaded: Settings) -> Sequence[Check]:
             date = reply.headers.get("Date")
     except urllib.error.HTTPError as refusal:  # an answer too: it has a date
         date = refusal.headers.get("Date")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         return [skipped("clock", f"{loaded.market_url} does not answer ({type(error).__name__})")]
-    if date is None:
+    if date is None or (shown_ms := clock_ms({"date": date})) is None:
         return [skipped("clock", f"{loaded.market_url} does not say what time it is")]
-    off = now - parsedate_to_datetime(date).timestamp()
+    off = now - shown_ms / 1000
     if abs(off) > CLOCK_OFF_S:
         way = "ahead of" if off > 0 else "behind"
         detail = f"this computer is {duration(abs(off))} {way} the market: holds and costs are reckoned wrong"

@@ -26,11 +26,15 @@ def told(loaded: Settings) -> Sequence[Check]:
         return [warned("messages", f"no {command} here and no notify_url: you are told nothing", SET)]
     if loaded.notify_url is None:
         return [warned("messages", "on this desktop only: nothing reaches you when you are away", SET)]
-    address = urlsplit(loaded.notify_url)  # itself a secret: only its host is said
+    mend = "mend notify_url in config.toml, then: jobctl notify test"
+    try:
+        address = urlsplit(loaded.notify_url)  # itself a secret: only its host is said
+    except ValueError:  # which the line says
+        return [failed("messages", "notify_url is no address", mend)]
     try:
         port = address.port or PORTS.get(address.scheme, 0)
         socket.create_connection((address.hostname or "", port), REACHED_S).close()
     except (OSError, ValueError) as error:
         detail = f"{address.hostname} of notify_url does not answer ({type(error).__name__})"
-        return [failed("messages", detail, "mend notify_url in config.toml, then: jobctl notify test")]
+        return [failed("messages", detail, mend)]
     return [passed("messages", f"to {address.hostname}{' and this desktop' if desktop else ''}")]

@@ -12,9 +12,10 @@ from typing import Any
 
 from daemon import settings
 from daemon.errors import HomeportError
+from daemon.service.program import PROXIES
 from daemon.settings import Settings
 
-VARIABLES = ("VAST_API_KEY", "HF_TOKEN", "WANDB_API_KEY", "HTTPS_PROXY")
+VARIABLES = ("VAST_API_KEY", "HF_TOKEN", "WANDB_API_KEY", *PROXIES)
 BLOCK = 24  # characters: of a row, every line of so many and every excerpt of twice as many are found
 STRING = re.compile(r'"((?:[^"\\]|\\.)*)')  # in JSON, ended or not
 SHORTEST = 8  # a value that is shorter is no secret, and would be found everywhere

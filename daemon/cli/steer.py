@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import getpass
-
 import click
 
+from daemon import platform
 from daemon.api.client import Client
 from daemon.cli.source import client
 from daemon.cli.terminal import cleaned, examples, interactive, typed_number
@@ -100,4 +99,4 @@ def _say(answer: object) -> None:
 
 
 def _me() -> str:
-    return getpass.getuser()
+    return platform.user_name()

@@ -185,8 +185,8 @@ class Commands:
             row = jobs.get(c, job)
             _refuse_if_terminal(row)
             rented = leases.of_job(c, job)
+            held = _held(c, row, self._now)
             done = [run.stage for run in stages.of_attempt(c, row) if run.done_at]
-        held = [lease for lease in rented if lease.is_held]
         spent = sum(lease.cost_at(self._now) for lease in rented)
         return {
             "job": job,
@@ -208,8 +208,7 @@ class Commands:
 
         def act(c: Connection, row: Job) -> None:
             _refuse_if_terminal(row)
-            held = [lease for lease in leases.of_job(c, row.id) if lease.is_held]
-            risky = [lease for lease in held if _work_started(c, lease)]
+            risky = [lease for lease in _held(c, row, self._now) if _work_started(c, lease)]
             if risky and confirm not in [lease.instance_id for lease in risky]:
                 raise Refused(
                     f"this destroys instance {risky[0].instance_id} with everything on it",
@@ -307,6 +306,16 @@ def _what_now(row: Job) -> str:
     if row.hold_reason:
         return f"{row.name} is held: {HOLDS[row.hold_reason].meaning}"
     return f"{row.name} goes on in {row.state}, attempt {row.attempt}"
+
+
+def _held(c: Connection, row: Job, now_ms: int) -> list[Lease]:
+    """What may bill of the job. First the one whose id has to be typed next: work on it, not typed yet, its machine."""
+
+    def key(lease: Lease) -> tuple[bool, ...]:
+        typed = artifacts.usable_token(c, row, lease.instance_id, now_ms) is not None
+        return not _work_started(c, lease), typed, lease.state is not LeaseState.LIVE
+
+    return sorted((lease for lease in leases.of_job(c, row.id) if lease.is_held), key=key)
 
 
 def _work_started(c: Connection, lease: Lease) -> bool:

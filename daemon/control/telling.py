@@ -16,6 +16,8 @@ from daemon.domain.spec import from_canonical
 from daemon.store import events, jobs, leader, leases, reports
 
 log = structlog.get_logger()
+AGAIN_S = 30.0  # after the first try that did not arrive; doubled with each further one
+SELDOM_S = 3600.0
 
 
 @dataclass
@@ -23,14 +25,18 @@ class Teller:
     """One at a time; the supervisor says when."""
 
     world: World
-    _tried: set[str] = field(default_factory=set)  # told here, and not yet delivered everywhere
+    _tried: dict[str, int] = field(default_factory=dict)  # how often, of what is not yet delivered everywhere
+    _due: dict[str, float] = field(default_factory=dict)  # by the boot clock
 
     async def run_once(self) -> None:
-        """Tell everything that is new. What does not arrive is told again the next time."""
+        """Tell everything that is new. What does not arrive is told again, ever more seldom: perhaps it did arrive."""
         for news in self._news():
-            again = news.key in self._tried
-            self._tried.add(news.key)
-            if await self.world.notify(news.title, news.text, again):
+            if self._due.get(news.key, 0.0) > self.world.clock.boot():
+                continue
+            tries = self._tried.get(news.key, 0)
+            self._tried[news.key] = tries + 1
+            self._due[news.key] = self.world.clock.boot() + again_s(tries)
+            if await self.world.notify(news.title, news.text, tries > 0):
                 with self.world.database.write() as c:
                     leader.put_meta(c, _mark(news), str(self.world.clock.wall_ms()))
 
@@ -61,6 +67,11 @@ class Teller:
             asks=spec.destroy == "ask",
             not_mirrored=_not_mirrored(c, job.id),
         )
+
+
+def again_s(tries: int) -> float:
+    """Seconds until a message is sent again that did not arrive, after so many tries before."""
+    return min(AGAIN_S * 2.0 ** min(tries, 10), SELDOM_S)
 
 
 def _of_lease(c: Connection, lease: Lease) -> Iterator[News]:

@@ -78,10 +78,13 @@ class Wakefulness:
     begin: Callable[[str], platform.KeptAwake] = platform.KeptAwake
     _kept: platform.KeptAwake | None = None
     _for: tuple[str, ...] = ()
+    _agreed: bool = False  # it still held at a later look: the system did not refuse
 
     def keep(self, jobs: Iterable[str]) -> bool:
         """Whether it is kept awake. A refusal is logged once for the same jobs, and is no failure."""
         wanted = tuple(sorted(jobs))
+        agreed = self._agreed
+        self._agreed = self._kept is not None and self._kept.holds
         if not wanted:
             self.end()
         elif self._kept is None and wanted != self._for:
@@ -90,9 +93,12 @@ class Wakefulness:
             except OSError as error:
                 log.info("workstation.may_sleep", why=str(error))
         if self._kept is not None and not self._kept.holds:
-            log.info("workstation.may_sleep", why="the system refused to stay awake")
+            why = "its tool ended" if agreed else "the system refused to stay awake"
+            log.info("workstation.may_sleep", why=why)
             self._kept.end()
             self._kept = None
+            if agreed:
+                wanted = ()  # asked for again at the next look
         self._for = wanted
         return self._kept is not None
 

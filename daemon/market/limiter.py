@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager, suppress
 from enum import StrEnum
 
 from daemon.clock import Clock
+from daemon.errors import RateLimited
 
 
 class Call(StrEnum):
@@ -45,7 +46,7 @@ INTERVAL_S = {
     Call.DESTROY: 3.0,
 }
 SLOW_REPLY_S = 1.0  # so long the next request of a kind waits for the reply to the one before
-LONGEST_QUIET_S = 60.0  # a longer wait is the quota of one endpoint and leaves the others alone
+LONGEST_QUIET_S = 60.0  # a longer wait is the quota of one endpoint, leaves the others alone, and is not waited for
 AFTER_DESTROY_S = 0.05  # so that of two who wake together the destroy is first
 
 
@@ -65,6 +66,9 @@ class Limiter:
     async def turn(self, call: Call) -> AsyncIterator[None]:
         """Wait until a request of this kind may be sent; send it and read its reply inside.
 
+        Raises RateLimited, with nothing sent, where the market asked to wait for longer than a caller can: a listing
+        that waited for hours would leave us blind, and a destroy that did would hold up everything else.
+
         The next interval begins with the reply: the market measures arrivals, and that is the first moment at which the
         request has surely arrived.
         """
@@ -81,6 +85,8 @@ class Limiter:
         self._destroys_waiting += urgent
         try:
             while (wait_s := self.wait_s(call)) > 0:
+                if wait_s > LONGEST_QUIET_S:
+                    raise RateLimited(f"{call}: the market asked to wait, {wait_s:.0f} s more", retry_after_s=wait_s)
                 with suppress(TimeoutError):  # or a reply comes, which may free the turn sooner than was known
                     async with asyncio.timeout(wait_s):
                         await self._replied.wait()
@@ -98,13 +104,14 @@ class Limiter:
         return free_at - self._clock.mono()
 
     def refused(self, call: Call, stated_s: float | None) -> float:
-        """The market answered 429, perhaps stating a wait. Returns for how many seconds such requests will wait now."""
+        """The market answered 429, perhaps stating a wait. Returns how many seconds it asks for; 0 states none."""
         self._refusals[call] += 1
         doubled = min(INTERVAL_S[call] * 2 ** self._refusals[call], LONGEST_QUIET_S)
-        wait_s = doubled / self._scale if stated_s is None else stated_s
-        self._free_at[call] = self._clock.mono() + wait_s
+        wait_s = stated_s or doubled / self._scale
+        until = self._clock.mono() + wait_s
+        self._free_at[call] = max(until, self._free_at.get(call, until))  # the interval is kept all the same
         if wait_s <= LONGEST_QUIET_S:
-            self._quiet_until = max(self._quiet_until, self._free_at[call])
+            self._quiet_until = max(self._quiet_until, until)
         return wait_s
 
     def accepted(self, call: Call) -> None:

@@ -37,6 +37,7 @@ MAX_SEARCHES = 5  # pages of 64 offers, cheapest first: the dearer ones would no
 MAX_PAGES = 400  # of a list: ten thousand instances
 LOG_ATTEMPTS = 30  # the log store answers 403 or 404 until the host has delivered
 LOG_WAIT_S = 0.3
+DAY_S = 86_400
 RETRY_S = 0.5  # before the second attempt of a read; doubled for the third
 
 T = TypeVar("T")
@@ -91,11 +92,14 @@ class Vast(Market):
 
     async def show(self, instance_id: int) -> Instance | None:
         try:
-            return await self._read(Call.SHOW, "GET", _path(instance_id), wire.read_shown, query={"owner": "me"})
+            seen = await self._read(Call.SHOW, "GET", _path(instance_id), wire.read_shown, query={"owner": "me"})
         except MarketRefused as refusal:
             if refusal.status == 404:  # the only 404 that is a refusal says "no such instance" in words
                 return None
             raise
+        if seen is not None and seen.id != instance_id:
+            raise MarketUnreachable(f"show: asked for instance {instance_id}, the market answered of {seen.id}")
+        return seen
 
     async def listing(self) -> Listing:
         """The account probe and every page of the list. Untrusted when any of them is not what it should be."""
@@ -110,8 +114,11 @@ class Vast(Market):
         return Listing(True, tuple({i.id: i for i in instances}.values()), credit=account.credit, market_ms=market_ms)
 
     async def charges(self, since_ms: int) -> list[Charge]:
-        """What was billed for instances, from `since_ms` until now."""
-        period = {"gte": since_ms // 1000, "lte": self._clock.wall_ms() // 1000}
+        """What was billed for instances, from `since_ms` until now, whichever way our clock is wrong."""
+        now_ms = self._clock.wall_ms()
+        ahead_ms = now_ms - (self._market_ms or now_ms)
+        first_ms, last_ms = since_ms - max(0, ahead_ms), now_ms + max(0, -ahead_ms)
+        period = {"gte": first_ms // 1000, "lte": last_ms // 1000 + DAY_S}
         wanted = json.dumps({"day": period, "type": {"in": ["instance"]}})
         query = {"select_filters": wanted, "latest_first": "false", "limit": "100", "format": "table"}
         return await self._pages(Call.CHARGES, "/api/v0/charges/", query, wire.read_charges)
@@ -127,7 +134,7 @@ class Vast(Market):
                 async with asyncio.timeout(DEADLINE_S):
                     reply = await self._http.get(url)  # without the key: it is not the market's host
             if reply.status_code == 200:
-                return reply.text
+                return _text(reply)
             await asyncio.sleep(LOG_WAIT_S)
         raise MarketUnreachable(f"logs: instance {instance_id} delivered none")
 
@@ -231,16 +238,24 @@ class Vast(Market):
                     headers={"Authorization": f"Bearer {self._key.value}"},
                 )
         self._market_ms = wire.clock_ms(response.headers)
-        reply = wire.answer(response.status_code, response.text, response.headers)
+        reply = wire.answer(response.status_code, _text(response), response.headers)
         if reply.status != 429:
             self._limiter.accepted(call)
             return reply
-        wait_s = self._limiter.refused(call, wire.retry_after_s(reply, self._clock.wall_ms() / 1000))
+        now_ms = self._market_ms or self._clock.wall_ms()
+        wait_s = self._limiter.refused(call, wire.retry_after_s(reply, now_ms / 1000))
+        if reply.new_contract is not None:
+            return reply
         raise RateLimited(f"{call}: the market asks to wait {wait_s:g} s", retry_after_s=wait_s, body=reply.body)
 
 
 def _path(instance_id: int) -> str:
     return f"/api/v0/instances/{instance_id}/"
+
+
+def _text(response: httpx.Response) -> str:
+    """As UTF-8, which JSON is: what a header names may be a codec that decodes no text, and raises anything."""
+    return response.content.decode("utf-8", "replace")
 
 
 def _raise_if_failed(call: Call, reply: wire.Answer) -> None:

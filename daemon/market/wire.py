@@ -20,6 +20,7 @@ from daemon.errors import CredentialsRefused, HomeportError, MarketRefused, Mark
 Json = dict[str, Any]
 
 LARGEST = 1e12  # of any figure: seconds, bytes, dollars; a million times it still fits 63 bits
+LATEST_S = 253_402_300_799  # the end of the year 9999
 SEARCH_LIMIT = 64  # offers that come back at most, whatever is asked for
 PAGE_LIMIT = 25  # instances on a page of the list, at most
 
@@ -55,7 +56,8 @@ class Answer:
     @property
     def new_contract(self) -> int | None:
         """The id of an instance that exists now. Failure bodies may carry one too."""
-        return _int((self.json or {}).get("new_contract"))
+        named = _int((self.json or {}).get("new_contract"))
+        return named if named and named > 0 else None  # 0 is how some say "none"
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,8 @@ def failure(call: str, reply: Answer) -> HomeportError | None:
 
 def says_unknown_instance(reply: Answer) -> bool:
     """Whether the market itself says, in words, that it knows no such contract."""
-    return reply.status == 404 and any(slug in reply.words for slug in UNKNOWN_INSTANCE)
+    said = {word.strip(".,:;()'\"") for word in reply.words.split()}  # whole words: user_not_found is none of these
+    return reply.status == 404 and not said.isdisjoint(UNKNOWN_INSTANCE)
 
 
 def says_attached_already(reply: Answer) -> bool:
@@ -188,16 +191,19 @@ def clock_ms(headers: Mapping[str, str]) -> int | None:
 
 
 def read_offers(reply: Json) -> list[Offer]:
-    """The offers of a search. One without id or price cannot be rented and is left out."""
+    """The offers of a search. One without id or price cannot be rented and is left out; all of them are no answer."""
     raw = reply.get("offers")
     if not isinstance(raw, list):
         raise Unreadable("the search reply has no list of offers")
-    return [offer for item in raw if isinstance(item, dict) and (offer := read_offer(item)) is not None]
+    found = [offer for item in raw if isinstance(item, dict) and (offer := read_offer(item)) is not None]
+    if raw and not found:
+        raise Unreadable(f"none of {len(raw)} offers has an id, a machine and a price")
+    return found
 
 
 def read_offer(raw: Json) -> Offer | None:
-    offer_id, price, machine = _int(raw.get("id")), _money(raw.get("dph_total")), _int(raw.get("machine_id"))
-    if offer_id is None or price is None or machine is None:
+    offer_id, price, machine = _int(raw.get("id")), _price(raw.get("dph_total")), _int(raw.get("machine_id"))
+    if offer_id is None or not price or machine is None:
         return None
     return Offer(
         id=offer_id,
@@ -207,8 +213,8 @@ def read_offer(raw: Json) -> Offer | None:
         num_gpus=_int(raw.get("num_gpus")) or 0,
         gpu_ram_mb=_int(raw.get("gpu_ram")) or 0,
         price_per_hour=price,
-        inet_down_per_gb=_money(raw.get("inet_down_cost")) or 0,
-        inet_up_per_gb=_money(raw.get("inet_up_cost")) or 0,
+        inet_down_per_gb=_price(raw.get("inet_down_cost")) or 0,
+        inet_up_per_gb=_price(raw.get("inet_up_cost")) or 0,
         disk_space_gb=_float(raw.get("disk_space")) or 0.0,
         inet_up_mbps=_float(raw.get("inet_up")) or 0.0,
         reliability=_float(raw.get("reliability2")) or _float(raw.get("reliability")) or 0.0,
@@ -238,7 +244,7 @@ def read_instance(raw: Any) -> Instance:
         host_id=_int(raw.get("host_id")),
         gpu_name=_text(raw.get("gpu_name")),
         num_gpus=_int(raw.get("num_gpus")) or 0,
-        price_per_hour=_money(raw.get("dph_total")),
+        price_per_hour=_price(raw.get("dph_total")),
         storage_per_hour=_storage_per_hour(raw),
         start_ms=_ms(raw.get("start_date")),
         end_ms=_ms(raw.get("end_date")),
@@ -260,10 +266,10 @@ def _env(pairs: Any) -> dict[str, str]:
 
 
 def _storage_per_hour(raw: Json) -> int | None:
-    if (total := _money(raw.get("storage_total_cost"))) is not None:
+    if (total := _price(raw.get("storage_total_cost"))) is not None:
         return total
     month, disk = _float(raw.get("storage_cost")), _float(raw.get("disk_space"))
-    return None if month is None or disk is None else micros(month * disk / STORAGE_MONTH_H)
+    return None if month is None or disk is None else _price(month * disk / STORAGE_MONTH_H)
 
 
 def _direct(raw: Json) -> tuple[str, int] | None:
@@ -371,9 +377,16 @@ def _money(value: Any) -> int | None:
     return None if number is None else micros(number)
 
 
+def _price(value: Any) -> int | None:
+    """Money that we pay: below zero there is none."""
+    price = _money(value)
+    return price if price is not None and price >= 0 else None
+
+
 def _ms(value: Any) -> int | None:
+    """None also for what stands for "unknown", such as -1, and for years that our calendars do not have."""
     seconds = _float(value)
-    return None if seconds is None else round(seconds * 1000)
+    return round(seconds * 1000) if seconds is not None and 0 < seconds <= LATEST_S else None
 
 
 def _text(value: Any) -> str:

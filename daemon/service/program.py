@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,10 +18,13 @@ from daemon import platform
 from daemon.errors import Refused
 from daemon.settings import Paths
 
+PROXIES = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")  # may hold a password
 # Variables that the daemon reads and that a service started at log-in would not have.
 CARRIED = (
-    *("HOMEPORT_HOME", "VAST_URL", "VAST_API_KEY", "HF_TOKEN", "HF_ENDPOINT", "WANDB_API_KEY"),
-    *("HTTPS_PROXY", "SSL_CERT_FILE"),
+    *("HOMEPORT_HOME", "VAST_URL", "VAST_API_KEY", "HF_TOKEN", "HF_ENDPOINT", "HF_HOME", "WANDB_API_KEY"),
+    *("XDG_CONFIG_HOME", "XDG_STATE_HOME"),  # where it finds itself
+    *PROXIES,
+    *("NO_PROXY", "no_proxy", "SSL_CERT_FILE"),
 )
 
 
@@ -66,7 +70,7 @@ def write_environment(program: Program, env: Mapping[str, str] = os.environ) -> 
 def dropped(program: Program, env: Mapping[str, str] = os.environ) -> list[str]:
     """What an earlier `up` kept, and `write_environment` will not: it is not set any more."""
     file = program.environment_file
-    kept = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    kept = file.read_text(encoding="utf-8").split("\n") if file.exists() else []
     return [name for name in CARRIED if not env.get(name) and any(line.startswith(f"{name}=") for line in kept)]
 
 
@@ -77,8 +81,8 @@ def read_environment(file: Path) -> dict[str, str]:
     except OSError as error:
         raise Refused(f"{file}: {error.strerror}", hint="jobctl up") from error
     if exposed:
-        raise Refused(f"{file} can be read by others", hint=f"chmod 600 {file}")
-    pairs = [line.partition("=") for line in text.splitlines()]
+        raise Refused(f"{file} can be read by others", hint=f"chmod 600 {shlex.quote(str(file))}")
+    pairs = [line.partition("=") for line in text.split("\n") if line]
     if unknown := [number for number, (name, _, _) in enumerate(pairs, 1) if name not in CARRIED]:
         raise Refused(f"{file}:{unknown[0]}: not one of {', '.join(CARRIED)}", hint="jobctl up")
     return {name: value for name, _, value in pairs}

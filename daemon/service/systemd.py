@@ -17,8 +17,8 @@ NAME = "systemd user unit"
 UNIT = """\
 [Unit]
 Description=homeport: brings trained models home from rented machines
-StartLimitIntervalSec=600
-StartLimitBurst=20
+# It never gives up: a full disk ends every start, and is over some day, while what is rented bills on.
+StartLimitIntervalSec=0
 
 [Service]
 Type=notify
@@ -27,7 +27,7 @@ ExecStart={command}
 TimeoutStartSec=300
 WatchdogSec=60
 Restart=on-failure
-RestartSec=5
+RestartSec=15
 # 5: the market refuses the key. Only a person can mend that.
 RestartPreventExitStatus=5
 TimeoutStopSec=30
@@ -64,7 +64,7 @@ def install(program: Program) -> None:
 
 
 def start(program: Program) -> None:
-    _systemctl("reset-failed", _unit(program), accept=(0, 1))  # a start limit of earlier failures is over
+    _systemctl("reset-failed", _unit(program), accept=(0, 1))  # the failures before are over
     _systemctl("restart", "--no-block", _unit(program))  # whoever waits for READY sees failures by `standing`
 
 

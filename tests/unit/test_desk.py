@@ -177,6 +177,26 @@ async def test_a_model_is_given_up_by_its_machines_id_alone(desk: Desk) -> None:
     assert "abandon asked" in answer["message"] and desk.job(JOB).wish is Wish.ABANDON
 
 
+async def test_of_two_machines_the_one_is_named_whose_id_is_wanted(desk: Desk) -> None:
+    """`jobctl` takes no other id than the one it is told, so the lost one of before must not stand in its place."""
+    desk.write(lambda c: add_job(c))
+    desk.write(lambda c: add_lease(c, instance=70, state=LeaseState.LOST))
+    unused = desk.write(lambda c: add_lease(c, instance=71, state=LeaseState.LOST))
+    live = desk.write(lambda c: add_lease(c, instance=72))
+    lost = desk.write(lambda c: leases.by_instance(c, 70)).id
+    for lease in (lost, live):
+        desk.write(lambda c, lease=lease: start_stage(c, lease))
+
+    named = []
+    for _ in range(2):
+        named.append((await desk.commands.abandon_terms(JOB))["instance"])
+        with pytest.raises(Refused, match=f"destroys instance {named[-1]}"):
+            await desk.commands.abandon(JOB, "me", None)
+        await desk.commands.abandon(JOB, "me", named[-1])
+
+    assert unused and named == [72, 70]
+
+
 async def test_without_a_machine_nothing_is_lost(desk: Desk) -> None:
     desk.write(lambda c: add_job(c))
 

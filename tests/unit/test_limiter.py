@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from daemon.clock import ManualClock, SystemClock
+from daemon.errors import RateLimited
 from daemon.market.limiter import INTERVAL_S, LONGEST_QUIET_S, SLOW_REPLY_S, Call, Limiter
 
 
@@ -80,3 +83,29 @@ async def test_a_waiting_destroy_goes_before_a_waiting_poll():
         tasks.create_task(send(Call.DESTROY))
 
     assert sent == [Call.DESTROY, Call.LIST]
+
+
+@pytest.mark.parametrize("call", [Call.DESTROY, Call.LIST])
+async def test_a_wait_of_hours_is_told_and_not_waited_for(call: Call):
+    """Whoever asks again is told at once; above all no destroy keeps every other request waiting with it."""
+    limiter = Limiter(ManualClock())
+    limiter.refused(call, 3600.0)
+
+    with pytest.raises(RateLimited) as caught:
+        async with asyncio.timeout(1), limiter.turn(call):
+            raise AssertionError("it was sent")
+
+    assert caught.value.retry_after_s == 3600.0
+    assert limiter.wait_s(Call.SHOW) <= 0
+
+
+@pytest.mark.parametrize("stated", [0.0, 0.01])
+async def test_a_refusal_shortens_no_interval(stated: float):
+    """`Retry-After: 0`, or a reset that lies in the past by our clock, is no leave to hammer."""
+    limiter = Limiter(ManualClock())
+    async with limiter.turn(Call.CREATE):
+        pass
+
+    limiter.refused(Call.CREATE, stated)
+
+    assert limiter.wait_s(Call.CREATE) >= INTERVAL_S[Call.CREATE]

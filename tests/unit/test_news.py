@@ -19,7 +19,7 @@ from daemon import notify
 from daemon.artifacts.verify import verify
 from daemon.clock import ManualClock
 from daemon.control.operate import Operator
-from daemon.control.telling import Teller
+from daemon.control.telling import AGAIN_S, Teller
 from daemon.control.world import World
 from daemon.domain.holds import HoldReason
 from daemon.domain.lifecycle import MAIN_LINE, JobState
@@ -256,10 +256,23 @@ async def test_what_did_not_arrive_is_told_again(world: World, phone: Phone) -> 
     teller, phone.reached = Teller(world), False
     await teller.run_once()
     phone.reached = True
+    cast(ManualClock, world.clock).advance(AGAIN_S)
     await teller.run_once()
     await teller.run_once()
 
     assert [again for _, again in phone.messages] == [False, True]
+
+
+async def test_an_address_that_always_refuses_is_asked_ever_more_seldom(world: World, phone: Phone) -> None:
+    """It may have shown the message and answered too late: a day of passes is not thousands of the same message."""
+    with world.database.write() as c:
+        leases.add(c, None, 4711, "hp-test", LeaseState.LIVE, store.NOW)
+    teller, phone.reached = Teller(world), False
+    for _ in range(24 * 60):
+        await teller.run_once()
+        cast(ManualClock, world.clock).advance(60.0)
+
+    assert 24 <= len(phone.messages) <= 36
 
 
 async def test_what_ended_long_ago_is_not_told(world: World, phone: Phone) -> None:
@@ -381,6 +394,33 @@ async def test_the_desktop(
     outcome = await notify.desktop("--title", "text")
 
     assert outcome.delivered is delivered and said in outcome.detail
+
+
+@pytest.mark.parametrize("text", ["a\0b", "half a character \ud800"])
+async def test_no_text_ends_the_telling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """What a box said stands in the reason of a hold; what no argument can carry is shown without it."""
+    tool = tmp_path / "notify-send"
+    tool.write_text("#!/bin/sh\nexit 0\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr("sys.platform", "linux")
+
+    assert (await notify.desktop(text, text)).delivered
+    assert not (await notify.post("http://127.0.0.1:1/secret", text, text)).delivered
+
+
+async def test_a_tool_that_cannot_be_started_ends_no_telling(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No memory or no process is left: the address is still told."""
+
+    async def refused(*command: str, **options: Any) -> None:
+        raise OSError("Cannot allocate memory")
+
+    monkeypatch.setattr("shutil.which", lambda name: name)
+    monkeypatch.setattr("asyncio.create_subprocess_exec", refused)
+
+    outcome = await notify.desktop("t", "x")
+
+    assert not outcome.delivered and "Cannot allocate memory" in outcome.detail
 
 
 @pytest.mark.parametrize("system", ["linux", "darwin", "win32"])

@@ -132,6 +132,37 @@ def test_several_lines_are_no_value(one: Program) -> None:
     assert set(program.CARRIED) >= {"VAST_API_KEY", "HOMEPORT_HOME"}
 
 
+FOUND_BY = {"XDG_STATE_HOME": "/x/state", "XDG_CONFIG_HOME": "/x/config", "HF_HOME": "/x/hub"}
+
+
+@pytest.mark.parametrize(
+    "env",
+    [FOUND_BY, {"https_proxy": "http://proxy:1"}, {"HTTP_PROXY": "http://p:1", "NO_PROXY": "a"}, {"all_proxy": "x"}],
+    ids=" ".join,
+)
+def test_the_service_finds_what_the_command_finds(one: Program, env: dict[str, str]) -> None:
+    """The same folders and the same way out: else `up` waits for a daemon that leads another home."""
+    write_environment(one, env)
+
+    assert read_environment(one.environment_file) == env
+
+
+@pytest.mark.parametrize("value", ["/a\u2028b", "/a\x0cb", "/a\x85b"])
+def test_a_value_of_one_line_is_read_as_one(one: Program, value: str) -> None:
+    """Python knows more ends of a line than the two that are refused; the daemon would refuse its own file."""
+    write_environment(one, {"SSL_CERT_FILE": value, "VAST_API_KEY": SECRET})
+
+    assert read_environment(one.environment_file) == {"SSL_CERT_FILE": value, "VAST_API_KEY": SECRET}
+
+
+def test_systemd_never_gives_up(one: Program) -> None:
+    """A disk that is full for some minutes ends each start: afterwards somebody has to watch what is rented."""
+    unit = systemd.render(one)
+
+    assert "StartLimitIntervalSec=0\n" in unit and "StartLimitBurst" not in unit
+    assert "\nRestartSec=15\n" in unit
+
+
 @pytest.mark.parametrize("abstract", [False, True])
 def test_systemd_hears_it(tmp_path: Path, abstract: bool) -> None:
     """One datagram a call, at a path or under an abstract name."""

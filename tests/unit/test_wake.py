@@ -158,6 +158,17 @@ def test_a_refusal_is_asked_once(missing: bool) -> None:
     assert asked == ["bringing home a"]
 
 
+def test_a_tool_that_died_is_begun_anew() -> None:
+    """An upgrade of the system ended it after it held: it is no refusal, and the model still comes home."""
+    tools: list[Tool] = []
+    awake = Wakefulness(begin=lambda why: cast(Any, tools.append(Tool()) or tools[-1]))
+    assert all(awake.keep(["a"]) for _ in range(2))
+    tools[0].holds = False
+
+    assert [awake.keep(["a"]) for _ in range(2)] == [False, True]
+    assert [tool.ended for tool in tools] == [True, False]
+
+
 @pytest.fixture
 def world(tmp_path: Path) -> Any:
     database, clock = store.opened(tmp_path), ManualClock()

@@ -144,3 +144,23 @@ def test_no_reply_breaks_the_readers(raw):
         except wire.Unreadable:
             continue
     assert reply.new_contract is None or isinstance(reply.new_contract, int)
+
+
+@pytest.mark.parametrize("date", [-1, 0, "0", 1e12, 253_402_300_800])
+def test_a_date_that_no_calendar_has_is_unknown(date: Any):
+    """-1 and 0 stand for "not known": a contract that ended in 1970 would end the training to save the model."""
+    instance = wire.read_instance(ROW | {"end_date": date, "start_date": date})
+    offer = wire.read_offer({"id": 1, "machine_id": 1, "dph_total": 1.0, "end_date": date})
+
+    assert (instance.start_ms, instance.end_ms) == (None, None)
+    assert offer is not None and offer.end_date_ms is None
+
+
+def test_a_price_below_zero_is_unknown():
+    """It would be the cheapest of all offers, and take money off what a machine has cost, and off every limit."""
+    instance = wire.read_instance(ROW | {"dph_total": -1, "storage_total_cost": -1, "storage_cost": -1})
+    costs = {"machine_id": 1, "inet_down_cost": -1, "inet_up_cost": -1}
+    found = wire.read_offers({"offers": [costs | {"id": n, "dph_total": n - 2} for n in (1, 2, 3)]})
+
+    assert (instance.price_per_hour, instance.storage_per_hour) == (None, None)
+    assert [(offer.id, offer.inet_down_per_gb, offer.inet_up_per_gb) for offer in found] == [(3, 0, 0)]
