@@ -45,6 +45,8 @@ def _values(text: str) -> Iterator[str]:
         pass
     for line in text.splitlines():
         name, equals, value = line.partition("=")
+        if name.lower() == "no_proxy":
+            continue  # hosts, such as localhost
         if not equals or any(word in name.lower() for word in ("key", "token", "proxy")):
             yield (value if equals else line).strip().strip("'\"")
 

@@ -16,7 +16,7 @@ from stored import NOW, Stored
 
 from daemon import settings
 from daemon.cli.jobctl import jobctl
-from daemon.cli.redact import Redactor
+from daemon.cli.redact import Redactor, known_secrets
 
 ROW = 'The customer says: "my parcel number is 4711-0815", and wants it today.\nPlease answer kindly.'
 CHALLENGE = "c" * 64
@@ -75,6 +75,18 @@ def test_what_helps_is_in_it(bundle: dict[str, str]) -> None:
     assert bundle["machine.log"].splitlines() == ["step 1", "[holds a training row]", "token [secret]", "step 2"]
     assert "[text of the model]" in bundle["events.jsonl"]
     assert bundle["job.yaml"] == "name: bot\n"
+
+
+def test_hosts_that_need_no_proxy_are_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The background service keeps both; a proxy's address may hold a password."""
+    monkeypatch.setenv("HOMEPORT_HOME", str(tmp_path))
+    loaded = settings.load()
+    loaded.paths.config.mkdir()
+    loaded.paths.environment_file.write_text("NO_PROXY=localhost\nhttps_proxy=http://ann:canary@proxy:1\n")
+
+    secrets = known_secrets(loaded)
+
+    assert "http://ann:canary@proxy:1" in secrets and "localhost" not in secrets
 
 
 def test_a_report_needs_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
