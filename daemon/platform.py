@@ -41,10 +41,8 @@ def machine_id() -> str:
         import winreg
 
         access = winreg.KEY_READ | winreg.KEY_WOW64_64KEY
-        with (
-            contextlib.suppress(OSError),  # the host name is left
-            winreg.OpenKey(winreg.HKEY_LOCAL_MACHINE, r"SOFTWARE\Microsoft\Cryptography", 0, access) as key,
-        ):
+        machine, name = winreg.HKEY_LOCAL_MACHINE, r"SOFTWARE\Microsoft\Cryptography"
+        with contextlib.suppress(OSError), winreg.OpenKey(machine, name, 0, access) as key:  # the host name is left
             return str(winreg.QueryValueEx(key, "MachineGuid")[0])
     for path in (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id")):
         with contextlib.suppress(OSError):  # not every system has every file: the next is asked

@@ -30,8 +30,8 @@ ALLOWED: dict[str, set[str]] = {
     # copy of the database back and moves the home to another computer.
     "cli": {"api.client", "api.messages", "store.readonly", "store.recorder", "store.shapes", "store.high_water",
             "store.backups",
-            "control.leadership", "control.moving", "market.vast", "domain", "rows", "errors", "notify", "settings",
-            "platform", "clock", "version", "app", "sandbox", "service", "artifacts.workstation",
+            "control.leadership", "control.moving", "market.vast", "market.wire", "domain", "rows", "errors", "notify",
+            "settings", "platform", "clock", "version", "app", "sandbox", "service", "artifacts.workstation",
             "artifacts.rebuild", "artifacts.scrub", "artifacts.levels", "artifacts.presence", "artifacts.verify"},
     "sandbox": {"remote_payload"},  # the replay runs on the box's side
     "service": {"settings", "errors", "platform"},

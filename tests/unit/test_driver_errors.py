@@ -271,6 +271,7 @@ async def test_a_state_that_cannot_be_written_is_told_past_it(world: World, monk
 
     async def run_once() -> None:
         world.operator.acted.set()  # the next pass is due at once
+        cast(ManualClock, world.clock).advance(3600.0)  # so often it is told, until it arrives
         if (error := passes.pop(0) if passes else asyncio.CancelledError()) is not None:
             raise error
 
