@@ -155,10 +155,13 @@ class Chain:
         return Done(plan.stage, plan.nonce, self.job.attempt, outputs, seconds, steps, metrics)
 
     def _settle(self, outputs: list[Output]) -> None:
-        """What done.json will name is on the disk before it is: after a power cut nobody looks at it again."""
+        """What done.json will name is on the disk before it is: after a power cut nobody looks at it again.
+
+        What is named and not there is found out at home, which has to doubt it all anyway.
+        """
         files = {self.layout.root / output.path for output in outputs}
         folders = {folder for file in files for folder in (file.parent, file.parent.parent)}
-        for path in files | folders:
+        for path in filter(Path.exists, files | folders):
             checkpoints.sync(path)
 
     def failure(self, plan: StagePlan, code: int, log_began: int) -> Failed:
