@@ -9,18 +9,20 @@ from pathlib import Path
 
 from daemon import platform
 
-SPARE = 64 << 20  # bytes that no transfer takes: where the database cannot be written, no limit of money holds
+# What no transfer takes, of a small disk less: where the database cannot be written, no limit of money holds.
+SPARE_BYTES, SPARE_SHARE = 64 << 20, 20
 
 
 def reserve(fd: int, path: Path, size: int) -> None:
     """Make the open file `path` take `size` bytes on disk, or raise OSError and leave the disk as it was.
 
-    Sizes come from the box: they are compared with what is free, but for SPARE, before anything is taken.
+    Sizes come from the box: they are compared with what is free, but for what is spared, before anything is taken.
     """
     kept = os.fstat(fd).st_size
     if size <= kept:
         return
-    free = max(0, shutil.disk_usage(path.parent).free - SPARE)
+    disk = shutil.disk_usage(path.parent)
+    free = max(0, disk.free - min(SPARE_BYTES, disk.total // SPARE_SHARE))
     if size - kept > free:
         raise _no_room(errno.ENOSPC, path, size, free)
     try:

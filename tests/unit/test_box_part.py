@@ -35,9 +35,14 @@ def test_a_disk_without_room_is_told_and_left_as_it_was(tmp_path: Path) -> None:
     assert part.path.stat().st_blocks == 0
 
 
-def test_no_file_takes_the_last_of_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("disk_bytes", "spared"), [(1 << 40, 64 << 20), (1 << 24, (1 << 24) // 20)], ids=["disk", "small disk"]
+)
+def test_no_file_takes_the_last_of_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disk_bytes: int, spared: int
+) -> None:
     """A box may promise files as large as what is free: the database needs some of it, or no limit of money holds."""
-    free = SimpleNamespace(free=room.SPARE + 2 * CHUNK)
+    free = SimpleNamespace(free=spared + 2 * CHUNK, total=disk_bytes)
     monkeypatch.setattr(room.shutil, "disk_usage", lambda folder: free)
 
     part_of(tmp_path, b"a" * 2 * CHUNK).open(b"")
