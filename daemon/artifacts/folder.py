@@ -77,11 +77,7 @@ def settled(models: Path, *, name: str, job: str, manifest_sha256: str) -> recei
     for folder in _home(models, name).glob(f"v*-{job}"):
         try:
             found = receipt.load((folder / RECEIPT).read_bytes())
-        except (
-            FileNotFoundError,
-            NotADirectoryError,
-            ContractError,
-        ):  # a folder without a receipt of ours is not the one sought
+        except (FileNotFoundError, NotADirectoryError, ContractError):  # without a receipt of ours: not the one sought
             continue
         same = found.manifest_sha256 == manifest_sha256 and found.folder == str(folder)
         if same and receipt.recheck(found) is None:

@@ -108,8 +108,10 @@ def _check(done: Done, run: StageRun) -> None:
 async def _blocks(box: Box, name: LineFile, offset: int) -> AsyncIterator[tuple[bytes, int]]:
     """Whole lines from `offset` on, each block with the offset behind it, as far as one look goes."""
     for _ in range(LOOK_BLOCKS):
+        if offset + READ_LIMIT > MOST_BYTES:  # before it is fetched: each look would pay for a block to throw away
+            return
         chunk, after = await box.read_lines(name, offset, READ_LIMIT)
-        if after == offset or after > MOST_BYTES:
+        if after == offset:
             return
         yield chunk, after
         offset = after

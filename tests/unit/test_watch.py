@@ -181,3 +181,4 @@ async def test_a_log_without_end_holds_up_no_look(looker: Looker) -> None:
         await looker.at(box)
 
     assert len(looker.log_file.read_text().splitlines()) == watch.MOST_BYTES // watch.READ_LIMIT
+    assert box.asked == []  # nor fetched to be thrown away
