@@ -22,7 +22,7 @@ from daemon.domain.market import Offer
 from daemon.domain.model_size import folder_parameters
 from daemon.domain.offers import Ranking, query, rank, widened
 from daemon.domain.spec import JobSpec, from_canonical
-from daemon.errors import HomeportError, MarketError
+from daemon.errors import CredentialsRefused, HomeportError, MarketError
 from daemon.store import downloads, jobs, leases, machines
 from daemon.store.views import coverage_view
 
@@ -212,6 +212,8 @@ async def checks(world: World) -> dict[str, Any]:
         add("account", "WARN" if short else "PASS", f"credit {money.show(account.credit)}{lasts}", mend)
     except HomeportError as error:
         add("account", "FAIL", error.message, error.hint)
+    else:
+        add(*await _charges_check(world))
     listing = await world.operator.market.listing()
     add("listing", "PASS" if listing.trusted else "FAIL", listing.problem or f"{len(listing.instances)} instances")
     with world.database.read() as c:
@@ -224,6 +226,18 @@ async def checks(world: World) -> dict[str, Any]:
             f"jobctl adopt {lease.instance_id} JOB.yaml",
         )
     return {"checks": found}
+
+
+async def _charges_check(world: World) -> tuple[str, str, str, str]:
+    """A key with chosen permissions may not read them, and it is too late to find out when a rental is in doubt."""
+    try:
+        await world.operator.market.charges(world.clock.wall_ms())
+    except CredentialsRefused as error:
+        detail = f"{error.message.rstrip('.')}; without charges a rental that was not answered stays in doubt"
+        return "charges", "WARN", detail, "let the key read billing (billing_read)"
+    except MarketError as error:
+        return "charges", "WARN", error.message, error.hint
+    return "charges", "PASS", "the market tells what it took", ""
 
 
 def _limits(spec: JobSpec) -> dict[str, str]:

@@ -18,7 +18,15 @@ from daemon.domain.holds import HoldReason
 from daemon.domain.lifecycle import JobState
 from daemon.domain.records import LeaseState, Wish
 from daemon.domain.spec import JobSpec
-from daemon.errors import CredentialsRefused, NoSuchJob, Refused, SpecError, WorkstationUnfit
+from daemon.errors import (
+    CredentialsRefused,
+    HomeportError,
+    MarketUnreachable,
+    NoSuchJob,
+    Refused,
+    SpecError,
+    WorkstationUnfit,
+)
 from daemon.store import jobs, leases, operations, stages
 
 
@@ -131,18 +139,37 @@ async def test_offers_without_a_job(desk: Desk) -> None:
 
 
 async def test_what_only_the_daemon_can_check(desk: Desk) -> None:
-    """Credit against what bills, a listing, and machines with our label that belong to no job."""
-    assert [check["status"] for check in (await desk.commands.doctor())["checks"]] == ["PASS", "PASS"]
+    """Credit against what bills, charges, a listing, and machines with our label that belong to no job."""
+    assert [check["status"] for check in (await desk.commands.doctor())["checks"]] == ["PASS", "PASS", "PASS"]
 
     desk.write(lambda c: leases.add(c, None, 7, "hp-x-y-z", LeaseState.LIVE, NOW, price_per_hour=50_000_000))
     desk.write(lambda c: leases.change(c, leases.by_instance(c, 7).id, status="running"))  # type: ignore[union-attr]
-    short, _, orphan = (await desk.commands.doctor())["checks"]
+    short, _, _, orphan = (await desk.commands.doctor())["checks"]
     desk.market.answers["account"] = CredentialsRefused("no such key", hint="jobctl doctor")
     refused, listing, _ = (await desk.commands.doctor())["checks"]
 
     assert short["status"] == "WARN" and "top up" in short["fix"]
     assert (orphan["status"], orphan["fix"]) == ("FAIL", "jobctl adopt 7 JOB.yaml")
     assert (refused["status"], refused["fix"], listing["status"]) == ("FAIL", "jobctl doctor", "FAIL")
+
+
+@pytest.mark.parametrize(
+    ("error", "fix"),
+    [
+        (CredentialsRefused("Key lacks permission.", hint="jobctl doctor"), "let the key read billing (billing_read)"),
+        (MarketUnreachable("charges: timed out"), ""),
+    ],
+    ids=["a key without the right", "a market that is slow"],
+)
+async def test_charges_that_cannot_be_read_are_told_of_before_a_rental_is_in_doubt(
+    desk: Desk, error: HomeportError, fix: str
+) -> None:
+    desk.market.answers["charges"] = error
+
+    account, charges, listing = (await desk.commands.doctor())["checks"]
+
+    assert (account["status"], charges["status"], listing["status"]) == ("PASS", "WARN", "PASS")
+    assert charges["detail"].startswith(error.message.rstrip(".")) and charges["fix"] == fix
 
 
 # What a person says
