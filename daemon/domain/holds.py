@@ -52,7 +52,7 @@ class Release(StrEnum):
 
     RUN_TO_LIMIT = "runs until limits.hold dollars are spent waiting, then is stopped"
     RETURN_UNUSED = "returned at once: nothing was started on it"
-    STOP_NOW = "stopped at once: waiting for it to run brings nothing"
+    STOP_NOW = "stopped at once: waiting for it to run brings nothing; returned where nothing was started on it"
 
 
 @dataclass(frozen=True)

@@ -363,7 +363,7 @@ def _held(s: Snapshot, rule: Hold) -> Action:
     lease = s.lease
     if lease is None:
         return Wait("held")
-    if rule.release is Release.RETURN_UNUSED and not s.work_started(lease):
+    if rule.release is not Release.RUN_TO_LIMIT and not s.work_started(lease):
         return _destroy(s, lease, "nothing was started on it")
     if s.open(Kind.STOP):
         return Wait("held; stop sent")

@@ -418,6 +418,9 @@ CASES: dict[str, tuple[Snapshot, type[actions.Action] | actions.Action]] = {
         training(row=job(JobState.SFT, hold_reason=H.BUDGET, **HELD), report=report(0), rescued=True),
         actions.StopMachine,
     ),
+    "time hold, on a machine that took a lost one's place unused": (
+        snap(job(JobState.SFT, hold_reason=H.TIME, **HELD), lease()), actions.Destroy,
+    ),
     "held, out of reach": (
         training(row=job(JobState.SFT, hold_reason=H.BY_PERSON, **HELD), link_down_since_ms=NOW - 5 * S), actions.Save,
     ),
