@@ -9,6 +9,7 @@ owner twice, at the address in job.json.
 from __future__ import annotations
 
 import fcntl
+import http.client
 import json
 import os
 import sys
@@ -19,6 +20,7 @@ from pathlib import Path
 MARKET = "https://console.vast.ai"
 SIGNS = ("called", "status.json", "events.jsonl")  # of a caller, of a runner that beats, of a stage that outlived it
 LOOK_S = 15.0
+AGAIN_S = 600.0  # after the market's yes; where this still runs then, it did not do what it said
 REQUEST_TIMEOUT_S = 20.0
 TOLD = (  # after which share of the silence, and what
     (0.5, "waiting for home: its work has ended and nobody has called for {quiet:.0f} minutes. Next: jobctl up"),
@@ -27,7 +29,7 @@ TOLD = (  # after which share of the silence, and what
 
 
 def watch(root: Path, limit_s: float) -> None:
-    """Until the market has agreed to stop this machine. Returns at once when another watch lives."""
+    """Until this machine is stopped, and this with it. Returns at once when another watch lives."""
     run = root / "run"
     run.mkdir(parents=True, exist_ok=True)
     with open(run / "away.lock", "a") as lock:
@@ -45,7 +47,7 @@ def watch(root: Path, limit_s: float) -> None:
             if (now := signs(run)) != seen:
                 seen, since, told = now, time.monotonic(), 0
             elif quiet_s >= silence_s and stop_instance():
-                return
+                time.sleep(AGAIN_S)
             elif told < len(TOLD) and quiet_s >= TOLD[told][0] * silence_s:
                 tell(run, TOLD[told][1].format(quiet=quiet_s / 60, left=max(0, silence_s - quiet_s) / 60))
                 told += 1
@@ -79,11 +81,13 @@ def stop_instance() -> bool:
         headers={"Content-Type": "application/json", "Authorization": f"Bearer {key}"},
     )
     try:
-        urllib.request.urlopen(request, timeout=REQUEST_TIMEOUT_S).close()  # noqa: S310
-    except OSError as error:
+        with urllib.request.urlopen(request, timeout=REQUEST_TIMEOUT_S) as reply:  # noqa: S310
+            if json.load(reply).get("success", True):
+                return True
+            say("the market did not agree")  # a 200 may say so too
+    except (OSError, ValueError, AttributeError, http.client.HTTPException) as error:
         say(f"the market did not agree: {error}")
-        return False
-    return True
+    return False
 
 
 def tell(run: Path, text: str) -> None:
@@ -97,7 +101,7 @@ def tell(run: Path, text: str) -> None:
             text_plain = {"Content-Type": "text/plain; charset=utf-8"}
             request = urllib.request.Request(job["notify_url"], line.encode(), text_plain)  # noqa: S310
             urllib.request.urlopen(request, timeout=REQUEST_TIMEOUT_S).close()  # noqa: S310
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, http.client.HTTPException) as error:
         say(f"the owner was not told: {type(error).__name__}")
 
 

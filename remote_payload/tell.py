@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import urllib.request
 
 from remote_payload.contract import JobFile
@@ -18,5 +19,5 @@ def tell(job: JobFile, events: Events, text: str) -> None:
     request = urllib.request.Request(job.notify_url, data=text.encode(), headers=PLAIN)  # noqa: S310 - the owner's own
     try:
         urllib.request.urlopen(request, timeout=REQUEST_TIMEOUT_S).close()  # noqa: S310
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         events.emit("warn", msg=f"notification not delivered: {type(error).__name__}")

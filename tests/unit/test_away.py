@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import socket
+import threading
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,22 +33,40 @@ STARTED_AT = 1_000.0
 SCRIPT_LIMIT = 4096  # characters, the market's
 
 
+class Off(Exception):
+    """The machine is stopped, and the watch with it."""
+
+
 class Box:
-    """A root, a clock that moves when the watch sleeps, and a market that is asked to stop the instance."""
+    """A root, a clock that moves when the watch sleeps, and a market that is asked to stop the instance.
+
+    It agrees or not, as `agrees` says, and does what it agreed to while it `acts`.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root, self.now = root, STARTED_AT
         self.passes: Callable[[float], None] = lambda elapsed_s: None
         self.agrees = iter([True])
+        self.acts = iter([True])
         self.asked_at: list[float] = []
+        self.is_off = False
+
+    def watch(self) -> None:
+        """From the container's start on, until it is off."""
+        with pytest.raises(Off):
+            away.watch(self.root, LIMIT_S)
 
     def sleep(self, seconds: float) -> None:
+        if self.is_off:
+            raise Off
         self.now += seconds
         self.passes(self.now - STARTED_AT)
 
     def stop_instance(self) -> bool:
         self.asked_at.append(self.now - STARTED_AT)
-        return next(self.agrees)
+        agreed = next(self.agrees)
+        self.is_off = agreed and next(self.acts)
+        return agreed
 
     def sign(self, name: str) -> None:
         """Written again, at a time that is another one whatever the real clock says."""
@@ -67,7 +87,7 @@ def box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Box]:
 
 def test_nobody_ever_calls(box: Box) -> None:
     """From the container's start on, with nothing uploaded: it is stopped before the limit is spent."""
-    away.watch(box.root, LIMIT_S)
+    box.watch()
 
     assert box.asked_at == [SILENCE_S]
 
@@ -92,7 +112,7 @@ def test_the_owner_is_told_before_it_stops(box: Box, monkeypatch: pytest.MonkeyP
     (box.root / "run" / "job.json").write_text('{"name": "quick", "job": "abc123", "notify_url": "http://phone/topic"}')
     box.passes = passes
 
-    away.watch(box.root, LIMIT_S)
+    box.watch()
 
     assert [text.split(": ")[1] for _, _, text in posted] == ["waiting for home", "waiting for home", "stopping soon"]
     assert {url for _, url, _ in posted} == {"http://phone/topic"}
@@ -108,7 +128,7 @@ def test_nobody_to_tell(box: Box, job: str | None) -> None:
     if job is not None:
         (box.root / "run").mkdir()
         (box.root / "run" / "job.json").write_text(job)
-    away.watch(box.root, LIMIT_S)
+    box.watch()
     assert box.asked_at == [SILENCE_S]
 
 
@@ -123,7 +143,7 @@ def test_signs_of_life_put_it_off(box: Box, name: str) -> None:
 
     box.passes = passes
 
-    away.watch(box.root, LIMIT_S)
+    box.watch()
 
     assert box.asked_at == [worked_s + SILENCE_S]
 
@@ -141,7 +161,7 @@ def test_a_call_says_how_long_the_next_one_may_stay_away(box: Box, said: str, si
 
     box.passes = passes
 
-    away.watch(box.root, LIMIT_S)
+    box.watch()
 
     assert box.asked_at == [600.0 + silence_s]
 
@@ -201,9 +221,87 @@ def test_a_refusal_is_asked_again(box: Box) -> None:
 
     box.passes = passes
 
-    away.watch(box.root, LIMIT_S)
+    box.watch()
 
     assert box.asked_at == [SILENCE_S, SILENCE_S + away.LOOK_S, LIMIT_S + SILENCE_S]
+
+
+def test_what_the_market_agreed_to_and_did_not_do_is_asked_again(box: Box) -> None:
+    """Its yes is not the end: while this runs the machine bills."""
+    box.agrees, box.acts = iter([True, True]), iter([False, True])
+
+    box.watch()
+
+    first, second = box.asked_at
+    assert first == SILENCE_S
+    assert second - first == pytest.approx(away.AGAIN_S, abs=2 * away.LOOK_S)
+
+
+@pytest.fixture
+def answering() -> Iterator[Callable[[bytes], str]]:
+    """The address of somebody who gives this one answer to whatever is asked, as often as it is."""
+    listeners: list[socket.socket] = []
+
+    def serve(listener: socket.socket, answer: bytes) -> None:
+        while True:
+            try:
+                caller, _ = listener.accept()
+            except OSError:  # the test is over
+                return
+            with caller:
+                caller.recv(65536)
+                caller.sendall(answer)
+
+    def listen(answer: bytes) -> str:
+        listener = socket.create_server(("127.0.0.1", 0))
+        listeners.append(listener)
+        threading.Thread(target=serve, args=(listener, answer), daemon=True).start()
+        return f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+    yield listen
+    for listener in listeners:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+
+
+NO_HTTP = b"220 mail.example ESMTP\r\n"
+
+
+def http(body: bytes) -> bytes:
+    return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s" % (len(body), body)
+
+
+@pytest.mark.parametrize(
+    ("answer", "agreed"),
+    [
+        (http(b'{"success": true}'), True),
+        (http(b'{"msg": "stopping"}'), True),
+        (http(b'{"success": false, "error": "busy", "msg": "try again"}'), False),
+        (http(b"<html>Sign in to this network</html>"), False),
+        (http(b"[]"), False),
+        (b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n", False),
+        (NO_HTTP, False),
+    ],
+)
+def test_what_counts_as_a_yes(
+    answering: Callable[[bytes], str], monkeypatch: pytest.MonkeyPatch, answer: bytes, agreed: bool
+) -> None:
+    """A reply with 200 may still refuse, and what is no reply of the market agrees to nothing."""
+    own = {"CONTAINER_ID": "7", "CONTAINER_API_KEY": "scoped", "VAST_URL": answering(answer)}
+    monkeypatch.setattr(away, "container_environment", lambda: own)
+
+    assert away.stop_instance() is agreed
+
+
+def test_an_address_that_speaks_no_http_changes_nothing(box: Box, answering: Callable[[bytes], str]) -> None:
+    """The owner chose it, and it may be anything: the machine is stopped all the same."""
+    (box.root / "run").mkdir()
+    job = f'{{"name": "n", "job": "j", "notify_url": "{answering(NO_HTTP)}"}}'
+    (box.root / "run" / "job.json").write_text(job)
+
+    box.watch()
+
+    assert box.asked_at == [SILENCE_S]
 
 
 def test_the_first_process_may_not_be_ours_to_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
