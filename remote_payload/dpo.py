@@ -39,7 +39,7 @@ def dpo(layout: Layout, job: JobFile, events: Events) -> Exit:
     if job.dpo is None or job.dpo_data is None:
         raise ScriptFailed(Exit.BAD_CONFIG, "job.json asks for DPO without its settings or data")
     tokenizer = load_tokenizer(layout)
-    pairs = tokens.pairs(tokenizer, read_dpo(layout, job.dpo_data).rows, job)
+    pairs = tokens.pairs(tokenizer, read_dpo(layout, job.dpo_data).sound(), job)
     parent = layout.parent(job, Stage.DPO)
     model = training.attach_adapter(training.load_base(layout, job), job, parent)
     longest = max(len(pair.prompt) + len(pair.chosen) + len(pair.rejected) for pair in pairs)

@@ -40,7 +40,7 @@ def held_out(layout: Layout, job: JobFile, events: Events) -> Exit:
     if job.eval_data is None or events.stage is None:
         raise ScriptFailed(Exit.BAD_CONFIG, "job.json names no held-out rows, or no stage was named")
     stage = Stage(events.stage)
-    rows = read_sft(layout, job.eval_data).rows
+    rows = read_sft(layout, job.eval_data).sound()
     questions = ask(load_tokenizer(layout), rows[:: max(1, math.ceil(len(rows) / MOST))], job)
     if not questions:
         raise ScriptFailed(Exit.BAD_DATA, f"no held-out row has an answer within {job.max_length} tokens")

@@ -21,6 +21,10 @@ Row = dict[str, Any]
 ROLES = frozenset({"system", "user", "assistant", "tool"})
 
 
+class Unsound(ValueError):
+    """A data file in which not every row is sound, where only a whole one will do."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """One objection to a data file, told in the way editors understand: file:line: message."""
@@ -39,6 +43,12 @@ class Table:
 
     rows: list[Row]
     problems: list[Problem]
+
+    def sound(self) -> list[Row]:
+        """Every row. Raises Unsound where something is wrong: it is not the file that `prepare` counted."""
+        if self.problems:
+            raise Unsound(f"the data is not what was prepared: {self.problems[0]}")
+        return self.rows
 
 
 def read_sft(layout: Layout, source: DataFile) -> Table:

@@ -13,6 +13,7 @@ from remote_payload.contract import ContractError, Exit, JobFile, Stage
 from remote_payload.layout import Layout, plan_of
 from remote_payload.progress import Events
 from remote_payload.ranks import conclude
+from remote_payload.rows import Unsound
 
 
 class ScriptFailed(Exception):
@@ -46,6 +47,8 @@ def run(stage: Stage | None, body: Body) -> int:
         return _report(events, failure.code, str(failure))
     except ContractError as error:
         return _report(events, Exit.BAD_CONFIG, str(error))
+    except Unsound as error:
+        return _report(events, Exit.BAD_DATA, str(error))
     except OSError as error:
         traceback.print_exc()
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)

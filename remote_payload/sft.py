@@ -29,7 +29,7 @@ def sft(layout: Layout, job: JobFile, events: Events) -> Exit:
         raise ScriptFailed(Exit.BAD_CONFIG, "job.json asks for SFT without its settings or data")
     tokenizer = load_tokenizer(layout)
     parent = layout.parent(job, Stage.SFT)
-    samples = tokens.samples(tokenizer, read_sft(layout, job.sft_data).rows, job)
+    samples = tokens.samples(tokenizer, read_sft(layout, job.sft_data).sound(), job)
     model = training.attach_adapter(training.load_base(layout, job), job, parent)
     longest = max(len(sample.ids) for sample in samples)
     way = speed.quicken(model, job, longest, training.remembered_micro_batch(layout, Stage.SFT))

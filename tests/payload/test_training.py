@@ -245,6 +245,22 @@ def test_divergence_ends_the_stage(make_box: MakeBox, trained: Box) -> None:
     assert not box.layout.result(Stage.SFT).exists()
 
 
+@pytest.mark.parametrize("stage", [Stage.SFT, Stage.DPO])
+def test_other_data_than_prepare_counted_is_not_trained(make_box: MakeBox, trained: Box, stage: Stage) -> None:
+    """A power cut may shorten a file that was uploaded just before; what is left of it would train in silence."""
+    box = ready(make_box, trained, stage)
+    source = box.job.sft_data if stage is Stage.SFT else box.job.dpo_data
+    assert source
+    file = box.layout.file(source.path)
+    file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:-4]))
+
+    refused = box.call(stage.lower())
+
+    assert refused.returncode == Exit.BAD_DATA
+    assert f"{source.path}: is not the file the workstation sent" in box.events("error")[0]["msg"]
+    assert not box.events("step")
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
