@@ -173,8 +173,7 @@ class Boxes:
         await asyncio.to_thread(power.switch_off, self.home(instance_id), instance_id)
 
     async def wipe(self, instance_id: int) -> None:
-        """Delete the box's disk. Its traffic stays known."""
-        await self.switch_off(instance_id)
+        """Delete the disk of a box that is switched off. Its traffic stays known."""
         await asyncio.to_thread(shutil.rmtree, self.home(instance_id), ignore_errors=False)
 
     def exists(self, instance_id: int) -> bool:

@@ -38,6 +38,11 @@ class Life:
         for instance in self._ledger.existing():
             await self._boxes.switch_off(instance.id)
 
+    async def switch_off(self, instance_id: int) -> None:
+        """Stop the container, and bill the bytes that its sshd counted last."""
+        await self._boxes.switch_off(instance_id)
+        self._ledger.set_traffic(instance_id, self._boxes.traffic(instance_id))
+
     async def tick(self) -> None:
         now = time.time()
         self._keep_account(now)
@@ -76,10 +81,13 @@ class Life:
 
     async def _bury(self, instance: Instance, destroyed_at: float, now: float) -> None:
         if self._boxes.exists(instance.id):
-            self._ledger.set_traffic(instance.id, self._boxes.traffic(instance.id))
-            await self._boxes.wipe(instance.id)
+            await self._wipe(instance.id)
         if now >= destroyed_at + GONE_AFTER_S / self._provider.time_scale + instance.lingers_s:
             self._ledger.change(instance.id, gone=True, allocated=False, ports=None)
+
+    async def _wipe(self, instance_id: int) -> None:
+        await self.switch_off(instance_id)
+        await self._boxes.wipe(instance_id)
 
     async def _advance(self, instance: Instance, now: float) -> None:
         waits = instance.intended == RUNNING and not instance.allocated and not instance.stalled
@@ -95,12 +103,12 @@ class Life:
         if instance.status == RUNNING:
             await self._keep_reachable(instance, now)
         elif self._boxes.is_up(instance.id):
-            await self._boxes.switch_off(instance.id)  # it is restarting
+            await self.switch_off(instance.id)  # it is restarting
 
     async def _move(self, instance: Instance, status: str, now: float) -> None:
         """Prepare the disk or the processes for the next status, then let it hold."""
         if instance.status == RECYCLING:
-            await self._boxes.wipe(instance.id)
+            await self._wipe(instance.id)
         if status == LOADING and not self._boxes.exists(instance.id):
             image = self._provider.images.find(instance.image)
             if image is None:
@@ -109,7 +117,7 @@ class Life:
                 return
             self._boxes.create(instance, image)
         if status in (EXITED, RUNNING) and self._boxes.exists(instance.id):
-            await self._boxes.switch_off(instance.id)
+            await self.switch_off(instance.id)
         current = self._ledger.get(instance.id)
         if current is None or next_status(current, now, self._provider.time_scale) != status:
             return  # something was asked meanwhile: the next tick decides anew

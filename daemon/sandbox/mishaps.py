@@ -64,7 +64,7 @@ class Mishaps:
                        ports=None, changed_at=now)  # fmt: skip
             case "exits":
                 change(instance.id, status=EXITED, allocated=False, stalled=True, ports=None, changed_at=now)
-                await self.boxes.switch_off(instance.id)
+                await self.life.switch_off(instance.id)
             case "reboot":
                 if instance.status == RUNNING:
                     self.provider.restart(instance.id, how="rebooting")

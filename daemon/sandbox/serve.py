@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import json
 import signal
 from collections.abc import Callable
@@ -88,10 +87,11 @@ async def serve(sandbox: Sandbox, announce: Callable[[str], None] = print) -> No
         await server.serve(sockets=[listener])
     finally:
         living.cancel()
-        with contextlib.suppress(asyncio.CancelledError):  # we cancelled it the line before
-            await living
+        await asyncio.wait([living])
         await life.switch_everything_off()
         ledger.close()
+    if not living.cancelled():
+        living.result()  # raises what it ended of
 
 
 async def _live(life: Life) -> None:

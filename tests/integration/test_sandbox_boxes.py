@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import httpx
 import pytest
 from sandboxes import SandboxProcess, alive, until
 
+from daemon.sandbox.catalogue import MACHINES
 from daemon.sandbox.routes import RESULT_AFTER_S
 
 DETACHED = (
@@ -245,6 +247,31 @@ async def test_traffic_is_counted_both_ways(market: SandboxProcess) -> None:
     account = await market.ledger(instance)
     assert account["bytes_in"] < 1.1 * size
     assert account["bytes_out"] < 1.1 * 2 * size
+    (charge,) = (await market.ask("/api/v0/charges/"))["results"]
+    items = {item["type"]: item["amount"] for item in charge["items"]}
+    machine = MACHINES[101]
+    assert items["bwd"] == pytest.approx(account["bytes_in"] / 1e9 * machine.inet_down_cost, abs=1e-6)
+    assert items["bwu"] == pytest.approx(account["bytes_out"] / 1e9 * machine.inet_up_cost, abs=1e-6)
+
+
+@pytest.mark.parametrize("verb", ["stop", "destroy"])
+async def test_the_last_bytes_are_billed(market: SandboxProcess, verb: str) -> None:
+    """What passed just before the power went is in the ledger, to the byte that the box itself has counted."""
+    size = 4_000_000
+    instance = await market.rent()
+    async with await market.connect(instance) as box:
+        await box.run(f"head -c {size} /dev/zero", encoding=None)
+        if verb == "stop":
+            await market.put(instance, state="stopped")
+        else:
+            await market.destroy(instance)
+        await box.wait_closed()
+    await (market.reaches(instance, "exited") if verb == "stop" else market.gone(instance))
+
+    counted = json.loads((market.directory / "boxes" / str(instance) / "traffic.json").read_text())
+    account = await market.ledger(instance)
+    assert counted["bytes_out"] >= size
+    assert (account["bytes_in"], account["bytes_out"]) == (counted["bytes_in"], counted["bytes_out"])
 
 
 async def test_execute_runs_only_what_the_market_allows(market: SandboxProcess) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import psutil
 import pytest
-from sandboxes import SandboxProcess, alive, until
+from sandboxes import WITHIN_S, SandboxProcess, alive, until
 
 DETACHED = "setsid sleep 1000 >/dev/null 2>&1 & echo $!"
 
@@ -72,3 +73,14 @@ async def test_a_killed_destroy_is_carried_out(market: SandboxProcess) -> None:
     await market.gone(instance)
     assert not alive(pid)
     assert not market.home(instance).exists()
+
+
+async def test_a_market_that_fails_leaves_nothing_running(market: SandboxProcess) -> None:
+    """What ends the market by an error of its own, such as a file that it cannot read, ends its boxes too."""
+    instance = await market.rent()
+    async with await market.connect(instance) as box:
+        pid = int(str((await box.run(DETACHED)).stdout))
+    (market.directory / "boxes" / str(instance) / "traffic.json").write_text("{")
+
+    assert await asyncio.to_thread(market.process.wait, WITHIN_S) != 0
+    assert not alive(pid)
