@@ -185,8 +185,8 @@ def _concerned(path: str, effect: str) -> int | None:
 
 async def _drop(scope: Scope) -> None:
     """Lose the connection without a word."""
-    host, port = scope["client"]
-    DroppableHTTP.by_client[host, port].abort()
+    if (transport := DroppableHTTP.by_client.get(tuple(scope["client"]))) is not None:  # else the client gave up first
+        transport.abort()
     await asyncio.sleep(0)  # lets uvicorn see the loss before this request returns unanswered
 
 

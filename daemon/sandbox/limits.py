@@ -1,4 +1,7 @@
-"""The market's rate limits: a minimum interval in seconds per endpoint and key, divided by the time scale."""
+"""The market's rate limits: a minimum interval in seconds per endpoint and key, divided by the time scale.
+
+Who creates too early has to wait for longer than who did not: the market's documentation calls that a penalty.
+"""
 
 from __future__ import annotations
 
@@ -26,16 +29,17 @@ INTERVALS: list[tuple[str, re.Pattern[str], float]] = [
         ("GET", r"/api/v1/invoices", 3.0),
     )
 ]
+CREATE, CREATE_PENALTY_S = 0, 12.0  # the row of the create
 SEARCH = re.compile(r"/api/v0/(bundles|search/asks)")
 SEARCHES, SEARCH_WINDOW_S = 10, 60.0
 
 
 class Limiter:
-    """Remembers when each key last called each endpoint. A refused call does not count against the next one."""
+    """Remembers from when each key may call each endpoint again. But for a create, a refused call costs nothing."""
 
     def __init__(self, time_scale: float) -> None:
         self._time_scale = time_scale
-        self._last: dict[tuple[str, int], float] = {}
+        self._free_at: dict[tuple[str, int], float] = {}
         self._searches: deque[float] = deque()
 
     def refusal(self, key: str, method: str, path: str) -> str | None:
@@ -46,9 +50,11 @@ class Limiter:
             return self._search_refusal(now)
         for row, (verb, pattern, interval) in enumerate(INTERVALS):
             if verb == method and pattern.fullmatch(bare):
-                if now - self._last.get((key, row), float("-inf")) < interval / self._time_scale:
+                if now < self._free_at.get((key, row), now):
+                    if row == CREATE:
+                        self._free_at[key, row] = now + CREATE_PENALTY_S / self._time_scale
                     return f"API requests too frequent: endpoint threshold={interval}"
-                self._last[key, row] = now
+                self._free_at[key, row] = now + interval / self._time_scale
                 return None
         return None
 

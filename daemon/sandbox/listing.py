@@ -6,7 +6,7 @@ import base64
 import binascii
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .catalogue import OFFERS
@@ -32,7 +32,7 @@ def row(instance: Instance, now: float) -> dict[str, Any]:
     hourly = {"gpuCostPerHour": gpus, "diskHour": storage, "totalHour": total,
               "discountTotalHour": 0.0, "discountedTotalPerHour": total}  # fmt: skip
     direct, proxy = instance.ports or (None, None)
-    maps_ports = running and direct is not None and "direc" in instance.runtype
+    maps_ports = running and direct is not None and "direc" in instance.runtype and machine.direct_ports > 0
     return {
         "id": instance.id,
         "label": instance.label,
@@ -108,18 +108,18 @@ def row(instance: Instance, now: float) -> dict[str, Any]:
 
 def page(rows: Sequence[dict[str, Any]], query: dict[str, str]) -> dict[str, Any]:
     """One page of the v1 listing, by its query string. Raises Refusal for a bad token, column or operator."""
-    filters = _json(query, "select_filters", {})
+    filters = parameter(query, "select_filters", {})
     if unknown := filters.keys() - STORED:
         raise Refusal(400, "invalid_args", f"cannot filter by {', '.join(sorted(unknown))}")
     kept = [r for r in rows if _kept(r, filters)]
-    for order in reversed(_json(query, "order_by", [])):
+    for order in reversed(parameter(query, "order_by", [])):
         kept.sort(key=lambda r: (r.get(order["col"]) is not None, r.get(order["col"])), reverse=order["dir"] == "desc")
     limit = int(query.get("limit") or MAX_PAGE)
     limit = TINY_PAGE if limit <= 0 else min(limit, MAX_PAGE)
     start = _position(kept, query.get("after_token"))
     shown = kept[start : start + limit]
     more = start + limit < len(kept)
-    columns = _json(query, "select_cols", None)
+    columns = parameter(query, "select_cols", None)
     if columns and columns != ["*"]:
         shown_rows = [{column: r.get(column) for column in columns} for r in shown]
     else:
@@ -134,7 +134,16 @@ def page(rows: Sequence[dict[str, Any]], query: dict[str, str]) -> dict[str, Any
     }
 
 
-def _json(query: dict[str, str], name: str, default: Any) -> Any:
+def is_charged_within(charge: dict[str, Any], filters: dict[str, dict[str, Any]]) -> bool:
+    """Whether any of a charge's time lies within the days asked for, which are unix seconds, and it is of the type."""
+    days, types = filters.get("day", {}), filters.get("type", {})
+    begun_late = charge["start"] > float(days.get("lte", "inf"))
+    ended_early = charge["end"] < float(days.get("gte", "-inf"))
+    return not (begun_late or ended_early) and _kept(charge, {"type": types})
+
+
+def parameter(query: Mapping[str, str], name: str, default: Any) -> Any:
+    """A parameter of a query string that is JSON. Raises Refusal."""
     try:
         return json.loads(query[name]) if query.get(name) else default
     except ValueError as error:

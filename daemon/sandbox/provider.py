@@ -24,7 +24,12 @@ MAX_LABEL_AT_CREATE, MAX_LABEL = 256, 1024
 MAX_SCRIPT = 4096  # args + args_str + onstart, characters
 MAX_ENV, MAX_ENV_TOTAL = 256, 32_768  # characters of one variable, and of all
 EDITION = 1_000_000  # distance of the ids of two editions of the offers
-QUEUED = "Required resources are currently unavailable, state change queued."
+# The reply to a start that waits for its GPUs: with status 200, and the change holds all the same.
+QUEUED = {
+    "success": False,
+    "error": "resources_unavailable",
+    "msg": "Required resources are currently unavailable, state change queued.",
+}
 
 
 class Refusal(Exception):
@@ -76,7 +81,7 @@ def terms(body: dict[str, Any]) -> Terms:
     if label is not None and len(label) > MAX_LABEL_AT_CREATE:
         raise refuse(f"label is longer than {MAX_LABEL_AT_CREATE}", "label_too_long")
     disk_gb = float(body.get("disk") or MIN_DISK_GB)
-    if disk_gb < MIN_DISK_GB:
+    if not disk_gb >= MIN_DISK_GB:  # nor is "nan", which is less than nothing
         raise refuse(f"disk must be at least {MIN_DISK_GB:g}")
     bid = None if body.get("price") is None else float(body["price"])
     if bid is not None:

@@ -148,7 +148,7 @@ class Api:
         if "state" in body:
             now_or_later = self._provider.set_state(instance_id, str(body["state"]))
             request.state.effect = f"{body['state']} {instance_id}"
-            return JSONResponse({"success": True} if now_or_later else {"success": True, "msg": QUEUED})
+            return JSONResponse({"success": True} if now_or_later else QUEUED)
         if "label" in body:
             self._provider.set_label(instance_id, str(body["label"]))
             request.state.effect = f"labelled {instance_id}"
@@ -273,7 +273,9 @@ class Api:
 
     async def charges(self, request: Request) -> Response:
         now = time.time()
-        rows = [self._charge(instance, now) for instance in self._ledger.all()]
+        asked = listing.parameter(request.query_params, "select_filters", {})
+        every = (self._charge(instance, now) for instance in self._ledger.all())
+        rows = [charge for charge in every if listing.is_charged_within(charge, asked)]
         if request.query_params.get("latest_first") == "true":
             rows.reverse()
         after = int(request.query_params.get("after_token") or 0)

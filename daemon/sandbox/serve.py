@@ -31,6 +31,7 @@ from .provider import Provider, Refusal
 from .routes import Api, objected
 
 LEDGER_FILE = "ledger.sqlite"
+NOT_WHAT_IT_TAKES = (ValueError, KeyError, TypeError, AttributeError)  # what a route makes of a body of another shape
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ async def serve(sandbox: Sandbox, announce: Callable[[str], None] = print) -> No
     observer = Observer(ledger, boxes, mishaps, orders)
     app = Starlette(
         routes=[*Api(provider, boxes, url).routes(), *observer.routes()],
-        exception_handlers=dict.fromkeys((Refusal, ValueError, KeyError), objected),
+        exception_handlers=dict.fromkeys((Refusal, *NOT_WHAT_IT_TAKES), objected),
     )
     limiter = Limiter(sandbox.time_scale) if sandbox.rate_limits else None
     server = uvicorn.Server(

@@ -134,6 +134,23 @@ async def test_the_proxy_reaches_the_same_box(market: SandboxProcess) -> None:
             assert proxy.get_server_host_key() == direct.get_server_host_key()
 
 
+async def test_a_host_without_open_ports_has_its_proxy(market: SandboxProcess) -> None:
+    """No port is mapped there, whatever was asked for: the proxy is the only way in."""
+    instance = await market.rent(10701)
+    await market.reaches(instance, "running")
+
+    async def by_proxy() -> bool:
+        row = await market.show(instance)
+        assert row is not None and row["ports"] is None
+        try:
+            async with await market.login(int(row["ssh_port"])) as box:
+                return (await box.run("echo $CONTAINER_ID")).stdout == f"{instance}\n"
+        except (OSError, asyncssh.Error):  # not up yet
+            return False
+
+    await until(by_proxy)
+
+
 async def test_a_detached_process_survives_its_connection(market: SandboxProcess) -> None:
     """What was started with setsid runs on after the connection is gone; destroy ends it and deletes the directory."""
     instance = await market.rent()

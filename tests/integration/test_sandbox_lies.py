@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -259,9 +260,12 @@ async def test_limits_are_on_unless_switched_off(tmp_path: Path) -> None:
     try:
         assert (await market.create()).status_code == 200
         again = await market.create(OFFER + 100)
+        await asyncio.sleep(4.5)
+        punished = await market.create(OFFER + 100)
         searches = [await market.http.post("/api/v0/bundles/", json={}) for _ in range(11)]
 
         assert (again.status_code, again.text) == (429, "API requests too frequent: endpoint threshold=4.5")
+        assert punished.status_code == 429  # whoever asked too early waits for 12 seconds
         assert [reply.status_code for reply in searches] == [200] * 10 + [429]
     finally:
         await market.end()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -152,12 +153,30 @@ async def test_charges_keep_the_label_after_destroy(market: SandboxProcess) -> N
     assert row["amount"] == pytest.approx(sum(item["amount"] for item in row["items"]))
 
 
+async def test_charges_are_those_asked_for(market: SandboxProcess) -> None:
+    """By day, in seconds, and by type: another time, milliseconds and another type bring none."""
+    instance = await market.rent()
+    now = time.time()
+
+    async def sources(day: dict[str, float], *types: str) -> list[str]:
+        asked = json.dumps({"day": day} | ({"type": {"in": list(types)}} if types else {}))
+        reply = await market.http.get("/api/v0/charges/", params={"select_filters": asked})
+        return [row["source"] for row in reply.json()["results"]]
+
+    assert await sources({"gte": now - 3600, "lte": now + 3600}, "instance") == [f"instance-{instance}"]
+    assert await sources({"gte": now + 3600, "lte": now + 7200}) == []
+    assert await sources({"gte": now - 7200, "lte": now - 3600}) == []
+    assert await sources({"gte": now * 1000, "lte": now * 1000}) == []
+    assert await sources({"gte": now - 3600, "lte": now + 3600}, "volume") == []
+
+
 @pytest.mark.parametrize(
     ("body", "error"),
     [
         ({"image": ""}, "invalid_args"),
         ({"disk": 4}, "invalid_args"),
         ({"disk": 1_000_000}, "invalid_args"),
+        ({"disk": "nan"}, "invalid_args"),
         ({"onstart": "x" * 4097}, "invalid_args"),
         ({"env": "-e A=B"}, "invalid_args"),
         ({"env": {"A": "x" * 300}}, "invalid_args"),
@@ -174,6 +193,15 @@ async def test_a_bad_create_is_refused_and_rents_nothing(
     assert (reply.status_code, reply.json()["error"]) == (400, error)
     assert await market.listed() == []
     assert (await market.journal())[-2]["effect"] == "none"
+
+
+@pytest.mark.parametrize("body", [[], "text", {"image": "box", "price": {}}, {"image": "box", "env": 7}])
+async def test_a_body_that_is_none_is_refused_and_in_the_journal(market: SandboxProcess, body: Any) -> None:
+    """Whatever is sent, the market answers in its own words, rents nothing, and the journal has it."""
+    reply = await market.http.put(f"/api/v0/asks/{OFFER}/", json=body)
+
+    assert (reply.status_code, reply.json()["error"]) == (400, "invalid_args")
+    assert [(r["body"], r["status"], r["effect"]) for r in await market.journal()] == [(body, 400, "none")]
 
 
 async def test_a_bid_below_the_floor_leaves_a_stopped_instance(market: SandboxProcess) -> None:
@@ -196,15 +224,16 @@ async def test_without_cancel_unavail_a_taken_offer_leaves_a_stopped_instance(ma
 
 
 async def test_a_start_on_taken_gpus_is_queued_and_comes_true(market: SandboxProcess) -> None:
-    """The start reads like a success, waits for the GPU, and bills by itself once it is free."""
+    """The start says that it is no success, waits for the GPU all the same, and bills by itself once it is free."""
     first = await market.rent()
     await market.reaches(first, "running")
     await market.put(first, state="stopped")
     await market.reaches(first, "exited")
     second = await market.rent(10108)
 
-    reply = await market.put(first, state="running")
-    assert "state change queued" in reply["msg"]
+    reply = await market.http.put(f"/api/v0/instances/{first}/", json={"state": "running"})
+    assert (reply.status_code, reply.json()["success"]) == (200, False)
+    assert (reply.json()["error"], "state change queued" in reply.json()["msg"]) == ("resources_unavailable", True)
     row = await market.show(first)
     assert row is not None
     assert (row["intended_status"], row["cur_state"]) == ("running", "stopped")
