@@ -21,7 +21,7 @@ MAX_ZERO_RUN = 1 << 16  # bytes; a lost download range is longer, an honest run 
 SCALE_OUTLIER = 1000.0  # times the tensor's median; honest scales reach 23, a flipped exponent bit 85,924
 SAMPLE = 1 << 20  # values that the median is taken of
 PIECE = 4 << 20  # bytes of a file looked at together
-ROWS_MAY_BE_ZERO = "token_embd.weight"  # rows of tokens that were never trained
+ROWS_MAY_BE_ZERO = ("token_embd.weight", "output.weight")  # rows of tokens that were never trained, reserved or padding
 
 # Plain floats as unsigned integers: (numpy type, bits of the exponent, bits without the sign, outlier limit). Honest
 # values vary more than scales do; a flipped top exponent bit multiplies by 2^16 in F16 and by 2^128 in the others.
@@ -78,7 +78,7 @@ class Found:
             return f"{self.non_finite} values or scales are not finite"
         if self.all_zero and not tensor.name.endswith(".bias"):
             return "all zeros"
-        if self.zero_run >= MAX_ZERO_RUN and tensor.name != ROWS_MAY_BE_ZERO:
+        if self.zero_run >= MAX_ZERO_RUN and tensor.name not in ROWS_MAY_BE_ZERO:
             return f"{self.zero_run} bytes of zeros in a row"
         if self.outlier > limit:
             return f"a scale is {self.outlier:.0f} times the tensor's median"
