@@ -9,6 +9,7 @@ import contextlib
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -226,6 +227,15 @@ def new_group() -> dict[str, Any]:
     if sys.platform == "win32":
         return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
     return {"start_new_session": True}
+
+
+def end_group(pid: int) -> None:
+    """End the process that began a group of its own, and whatever is in that group; none left is no error."""
+    with contextlib.suppress(ProcessLookupError):
+        if sys.platform == "win32":
+            os.kill(pid, signal.SIGTERM)  # which ends it at once, there
+        else:
+            os.killpg(pid, signal.SIGKILL)
 
 
 def user_name() -> str:

@@ -60,6 +60,8 @@ async def check(path: Path, size: int, reference: Reference, quant: str, box: Qu
     greedy = GREEDY_TOKENS if available >= MEMORY * size else 0
     try:
         reply = await child.ask(request(path, reference, greedy), size)
+    except child.ChildEnded as error:
+        return Behaviour(not_run(BEHAVIOUR, str(error)))
     except child.ChildFailed as error:
         return Behaviour(failed(BEHAVIOUR, str(error)))
     level = judge(reference, reply, quant, box)

@@ -10,10 +10,12 @@ import json
 import math
 import os
 import sys
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from daemon import platform
 from daemon.artifacts.fence import fence
 
 SCRIPT = Path(__file__).with_name("llama_child.py")
@@ -21,10 +23,17 @@ BESIDE_MODEL = 3 << 30  # bytes of address space for Python, numpy, context and 
 START_S = 120.0  # wall time for imports and a cold disk
 SECONDS_PER_GB = 240.0  # wall time per 1e9 bytes of model; a slow single core needs a quarter of it
 MAX_REPLY = 64 << 20  # bytes
+MAX_TEXT = 1 << 14  # characters of what the model wrote
+LAST_WORDS = 4096  # bytes of standard error
+KILLED, NO_ROOM = -9, 3  # how it ends where the system takes its memory back, and where there is none to begin with
 
 
 class ChildFailed(Exception):
     """The child ended badly, took too long, or answered something else than it was asked for."""
+
+
+class ChildEnded(ChildFailed):
+    """This computer had not the time or the memory for it, which says nothing of the file."""
 
 
 @dataclass(frozen=True)
@@ -110,16 +119,48 @@ async def ask(request: Request, size: int) -> Reply:
         standing = fenced.standing()
     try:
         async with asyncio.timeout(limit_s):
-            output, errors = await process.communicate(json.dumps(asdict(request)).encode())
+            output, errors = await _told(process, json.dumps(asdict(request)).encode())
+            code = await process.wait()
     except TimeoutError as error:
-        raise ChildFailed(f"no answer within {limit_s:.0f} s") from error
+        raise ChildEnded(f"no answer within {limit_s:.0f} s") from error
     finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    if process.returncode:
-        raise ChildFailed(f"ended with code {process.returncode}: {_end_of(errors)}")
+        platform.end_group(process.pid)  # and whatever it may have started
+        await process.wait()
+    if code in (KILLED, NO_ROOM):
+        raise ChildEnded(f"ended with code {code}, for want of memory as it seems: {_end_of(errors)}")
+    if code:
+        raise ChildFailed(f"ended with code {code}: {_end_of(errors)}")
     return replace(_parsed(request, output), fence=standing)
+
+
+async def _told(process: asyncio.subprocess.Process, question: bytes) -> tuple[bytes, bytes]:
+    """All of standard output, which may not be endless, and the end of standard error, which may."""
+    asked, output, errors = (cast(Any, pipe) for pipe in (process.stdin, process.stdout, process.stderr))
+    _, answer, last_words = await asyncio.gather(_put(asked, question), _whole(output), _last_words(errors))
+    return answer, last_words
+
+
+async def _put(pipe: asyncio.StreamWriter, question: bytes) -> None:
+    with suppress(ConnectionError):  # it ended without reading on: its code says more
+        pipe.write(question)
+        await pipe.drain()
+    pipe.close()
+
+
+async def _whole(pipe: asyncio.StreamReader) -> bytes:
+    answer = bytearray()
+    while block := await pipe.read(1 << 16):
+        answer += block
+        if len(answer) > MAX_REPLY:
+            raise ChildFailed(f"answered more than {MAX_REPLY} bytes")
+    return bytes(answer)
+
+
+async def _last_words(pipe: asyncio.StreamReader) -> bytes:
+    end = b""
+    while block := await pipe.read(1 << 16):
+        end = (end + block)[-LAST_WORDS:]
+    return end
 
 
 def _environment() -> dict[str, str]:
@@ -129,14 +170,12 @@ def _environment() -> dict[str, str]:
 
 def _end_of(errors: bytes) -> str:
     """The last lines of standard error as one printable line."""
-    lines = errors[-4096:].decode(errors="replace").strip().splitlines()[-3:] or ["nothing on standard error"]
+    lines = errors.decode(errors="replace").strip().splitlines()[-3:] or ["nothing on standard error"]
     return "".join(c for c in "; ".join(lines) if c.isprintable())[-500:]
 
 
 def _parsed(request: Request, output: bytes) -> Reply:
     """The reply, with exactly as many parts as were asked for, every number finite."""
-    if len(output) > MAX_REPLY:
-        raise ChildFailed(f"answered {len(output)} bytes")
     try:
         raw = json.loads(output.splitlines()[-1])
         reply = Reply(
@@ -144,12 +183,12 @@ def _parsed(request: Request, output: bytes) -> Reply:
             tokens=tuple(tuple(int(i) for i in ids) for ids in raw["tokens"]),
             stops=tuple(bool(stop) for stop in raw["stops"]),
             prompts=tuple(tuple(_position(p) for p in prompt) for prompt in raw["prompts"]),
-            greedy_text=str(raw["greedy_text"]),
+            greedy_text=str(raw["greedy_text"])[:MAX_TEXT],
             greedy_ended=bool(raw["greedy_ended"]),
-            load_s=float(raw["load_s"]),
-            score_s=float(raw["score_s"]),
+            load_s=_number(raw["load_s"]),
+            score_s=_number(raw["score_s"]),
         )
-    except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
+    except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
         raise ChildFailed(f"answered something else than was asked: {error}") from error
     asked_for = len(request.texts), len(request.ends), len(request.prompts)
     if (len(reply.tokens), len(reply.stops), len(reply.prompts)) != asked_for:
@@ -171,7 +210,11 @@ def _position(raw: dict[str, Any]) -> Position | None:
 
 
 def _scores(raw: dict[str, Any]) -> Scores:
-    scores = Scores(tuple(float(log) for log in raw["logs"]), float(raw["tail"]))
-    if not all(math.isfinite(log) for log in (*scores.logs, scores.tail)):
-        raise ValueError("a probability that is not a number")
-    return scores
+    return Scores(tuple(_number(log) for log in raw["logs"]), _number(raw["tail"]))
+
+
+def _number(raw: Any) -> float:
+    number = float(raw)
+    if not math.isfinite(number):
+        raise ValueError(f"{number} is not a number")
+    return number

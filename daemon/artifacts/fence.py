@@ -6,6 +6,8 @@
 | namespaces | the network, every right of the user beyond its own files, the system's IPC | Linux that allows them |
 | landlock | every file but the model, Python and the libraries; TCP; signals to others | Linux 5.13 and later |
 
+On Linux the child also ends with the process that started it, so that a killed daemon leaves none behind.
+
 Each part is put up where the system has it; `Fence.standing` says which stood before the child ran a line, and the
 report of L5 keeps it. Sources: man pages landlock(7), unshare(2), setrlimit(2).
 """
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import struct
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -33,7 +36,7 @@ CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446  # system calls, the sam
 VERSION_FLAG, PATH_BENEATH = 1, 1
 EXECUTE, WRITE_FILE, READ_FILE, READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
 FILE_RIGHTS = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 5: (1 << 16) - 1}  # by the first ABI that has them
-NO_NEW_PRIVS = 38
+NO_NEW_PRIVS, END_WITH_PARENT = 38, 1  # options of prctl
 NEW_NAMESPACES = 0x10000000 | 0x40000000 | 0x08000000  # user, network, IPC
 
 
@@ -86,6 +89,8 @@ def _closing(
                 standing.append(LANDLOCK)
         if sys.platform == "linux" and libc.unshare(NEW_NAMESPACES) == 0:
             standing.append(NAMESPACES)
+        if sys.platform == "linux":
+            libc.prctl(END_WITH_PARENT, signal.SIGKILL, 0, 0, 0)  # last: new credentials would undo it
         os.write(say, " ".join(standing).encode())
 
     return close_behind

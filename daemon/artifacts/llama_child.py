@@ -18,6 +18,7 @@ import numpy as np
 
 FLOOR = -100.0  # natural log of a probability too small to matter; JSON has no infinity
 BATCH = 512  # tokens decoded at once: each batch reads all weights once, from the disk where memory is short
+NO_ROOM = 3  # exit code: it is not the file that is at fault
 TOGETHER = 4096  # tokens in the context at once, at least one prompt; 0.5 GB of it in an 8B model
 
 Fed = tuple[int, int, int, bool]  # a token: its id, position and sequence, and whether its logits are wanted
@@ -75,7 +76,8 @@ class Model:
         settings.n_threads = settings.n_threads_batch = threads
         self._context = llama.llama_init_from_model(self._model, settings)
         if not self._context:
-            sys.exit("llama.cpp cannot make a context")
+            print("llama.cpp cannot make a context", file=sys.stderr)
+            sys.exit(NO_ROOM)
         self._vocab = llama.llama_model_get_vocab(self._model)
         self.vocabulary = int(llama.llama_vocab_n_tokens(self._vocab))
 

@@ -3,17 +3,20 @@
 import asyncio
 import dataclasses
 import json
+import math
 import random
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
 import pytest
 
-from daemon.artifacts import child, fence, tiny, workstation
+from daemon.artifacts import behaviour, child, fence, tiny, workstation
+from daemon.artifacts.reference import Distribution, Prompt, Reference
 
 
 @pytest.fixture
@@ -85,6 +88,107 @@ async def test_a_child_that_takes_too_long_is_ended(request_: child.Request, mon
         await child.ask(request_, 0)
 
     assert not [p for p in psutil.Process().children(recursive=True) if child.SCRIPT.name in " ".join(p.cmdline())]
+
+
+async def test_a_child_without_end_is_not_listened_to(
+    request_: child.Request, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What it prints beyond the longest answer is not kept here, where it would fill this computer's memory."""
+    endless = tmp_path / "endless.py"
+    endless.write_text("import time\nwhile True:\n    print('x' * 100_000, flush=True)\n    time.sleep(0.01)\n")
+    monkeypatch.setattr(child, "SCRIPT", endless)
+    monkeypatch.setattr(child, "MAX_REPLY", 1 << 20)
+
+    async with asyncio.timeout(10):
+        with pytest.raises(child.ChildFailed, match="more than 1048576 bytes"):
+            await child.ask(request_, 1 << 20)
+
+
+async def test_no_child_of_the_child_is_left(
+    request_: child.Request, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What took it over may have started another process, which would go on here after the verdict."""
+    forking = tmp_path / "forking.py"
+    forking.write_text(
+        "import os, sys, time\n"
+        "if child := os.fork():\n    sys.exit(str(child))\n"
+        "os.close(1), os.close(2), time.sleep(60)\n"
+    )
+    monkeypatch.setattr(child, "SCRIPT", forking)
+
+    with pytest.raises(child.ChildFailed) as told:
+        await child.ask(request_, 1 << 20)
+
+    left = int(str(told.value).rpartition(" ")[2])
+    assert _gone(left)
+
+
+ASKING = """
+import asyncio, sys
+from pathlib import Path
+from daemon.artifacts import child
+
+child.SCRIPT = Path(sys.argv[1])
+asyncio.run(child.ask(child.Request(sys.argv[1], (), (), (), (), 0, 1), 1 << 20))
+"""
+
+
+def test_it_ends_with_the_process_that_asked(tmp_path: Path) -> None:
+    """A daemon that is killed leaves no child that works on for half an hour beside the next one's."""
+    sleeping = tmp_path / "sleeping.py"
+    sleeping.write_text("import time\ntime.sleep(60)\n")
+    asking = subprocess.Popen([sys.executable, "-c", ASKING, sleeping])
+    try:
+        begun = next(filter(None, (_child_of(asking.pid, sleeping.name) for _ in range(200))))
+    finally:
+        asking.kill()
+        asking.wait()
+
+    assert _gone(begun)
+
+
+def _child_of(pid: int, command: str) -> int | None:
+    """The child that runs `command`, if there is one by now."""
+    time.sleep(0.1)
+    return next((p.pid for p in psutil.Process(pid).children() if command in " ".join(p.cmdline())), None)
+
+
+def _gone(pid: int) -> bool:
+    """Whether the process ends within seconds; one that nobody has waited for yet has ended."""
+    for _ in range(100):
+        try:
+            if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+                return True
+        except psutil.NoSuchProcess:
+            return True
+        time.sleep(0.05)
+    psutil.Process(pid).kill()
+    return False
+
+
+ENDED = [
+    ("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n", "memory"),
+    ("import time\ntime.sleep(60)\n", "no answer within"),
+    ("import sys\nprint('no context', file=sys.stderr)\nsys.exit(3)\n", "no context"),
+]
+
+
+@pytest.mark.parametrize(("code", "says"), ENDED, ids=["killed", "slow", "no context"])
+async def test_what_this_computer_cannot_do_is_not_held_against_the_model(
+    request_: child.Request, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: str, says: str
+) -> None:
+    """The system took the memory back, or the time was up: L5 was not run, and a person may try again or accept it."""
+    ended = tmp_path / "ended.py"
+    ended.write_text(code)
+    monkeypatch.setattr(child, "SCRIPT", ended)
+    monkeypatch.setattr(child, "START_S", 2.0)
+    answer = Distribution(((1, -0.1),), -2.4)
+    prompt = Prompt("x", tuple(range(10)), 1, (answer,) * 9, (answer,) * 9)
+
+    found = await behaviour.check(Path(request_.gguf), 1 << 20, Reference(260, None, (), (prompt,)), "Q8_0", None)
+
+    assert not found.level.passed and not found.level.ran
+    assert says in found.level.problem
 
 
 async def test_it_sees_no_secret(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request_: child.Request) -> None:
@@ -174,6 +278,9 @@ INSTEAD = [
     ("print('{}')", "something else"),
     ("print('[' * 100000)", "something else"),
     (f"print({json.dumps(json.dumps(REPLY | {'load_s': 'x'}))})", "something else"),
+    (f"print({json.dumps(json.dumps(REPLY | {'load_s': math.nan}))})", "something else"),
+    (f"print({json.dumps(json.dumps(REPLY | {'load_s': 10**400}))})", "something else"),
+    (f"print({json.dumps(json.dumps(REPLY | {'vocabulary': math.inf}))})", "something else"),
     (f"print({json.dumps(json.dumps(REPLY | {'tokens': []}))})", "other questions"),
     (f"print({json.dumps(json.dumps(REPLY | {'stops': []}))})", "other questions"),
     (f"print({json.dumps(json.dumps(REPLY | {'prompts': []}))})", "other questions"),
