@@ -6,6 +6,7 @@ import json
 import math
 import random
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ import pytest
 
 from daemon.artifacts import behaviour, child, fence, tiny, workstation
 from daemon.artifacts.reference import Distribution, Prompt, Reference
+from daemon.artifacts.sizes import shapes
 
 
 @pytest.fixture
@@ -74,10 +76,31 @@ async def test_a_file_that_llama_refuses_is_a_failure_with_its_reason(request_: 
 
 async def test_memory_is_fenced(request_: child.Request, monkeypatch: pytest.MonkeyPatch) -> None:
     """A child that may use too little memory dies cleanly instead of taking the workstation's."""
-    monkeypatch.setattr(child, "BESIDE_MODEL", 100 << 20)
+    monkeypatch.setattr(child, "BESIDE_MODEL", 500 << 20)
 
     with pytest.raises(child.ChildFailed, match="ended with code"):
         await child.ask(request_, 1 << 20)
+
+
+async def test_what_is_kept_of_all_prompts_together_fits(
+    request_: child.Request, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A tenth of what a 13B model without shared heads keeps of each token, in a sixth of the memory."""
+    shape = {"block_count": 4, "attention.head_count": 40, "attention.head_count_kv": 40}
+    sizes = {"attention.key_length": 128, "attention.value_length": 128, "rope.dimension_count": 128}
+    config = {"num_hidden_layers": 4, "num_attention_heads": 40, "num_key_value_heads": 40, "head_dim": 128}
+    table = shapes(tiny.CONFIG | config)
+    assert table is not None
+    metadata = tiny.metadata() | {f"llama.{key}": value for key, value in (shape | sizes).items()}
+    weights = {name: (of, "F32", struct.pack("<f", 0.01) * math.prod(of)) for name, of in table.items()}
+    tiny.write(tmp_path / "wide.gguf", metadata, weights)
+    prompts = (child.Ask((97,) * 200, 199, (((0,),),)),) * 24
+    monkeypatch.setattr(child, "BESIDE_MODEL", 500 << 20)
+
+    asked = dataclasses.replace(request_, gguf=str(tmp_path / "wide.gguf"), prompts=prompts)
+    reply = await child.ask(asked, (tmp_path / "wide.gguf").stat().st_size)
+
+    assert len(reply.prompts) == 24
 
 
 async def test_a_child_that_takes_too_long_is_ended(request_: child.Request, monkeypatch: pytest.MonkeyPatch) -> None:
