@@ -1,17 +1,20 @@
 """Read the structure of a GGUF file from a machine we do not trust, without running any C code.
 
 llama.cpp's own loader has had integer overflows, so this parser goes first: every count, length and dimension is
-bounded as a Python integer before it is used, and the file must be exactly as long as its tensors say.
+bounded as a Python integer before it is used, and so is the header as a whole, of which this process keeps eight times
+its bytes and more. The file must be exactly as long as its tensors say. It is read, not mapped: a disk that fails under
+mapped memory ends the process by a signal.
 Format: version 3, little endian; header, metadata, tensor table, padding, tensor data.
 """
 
 from __future__ import annotations
 
 import math
-import mmap
+import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from daemon.artifacts.blocks import BY_CODE, BlockType, padded
 
@@ -19,6 +22,7 @@ MAGIC = b"GGUF"
 VERSION = 3
 DEFAULT_ALIGNMENT = 32  # bytes
 MAX_ALIGNMENT = 1 << 16
+MAX_HEADER = 64 << 20  # bytes; vocabulary, merges and template of the largest tokenizers take some 15 MB
 MAX_KEYS = 4096
 MAX_TENSORS = 1 << 16
 MAX_NAME = 63  # bytes; ggml keeps names in 64 with a final zero
@@ -68,19 +72,14 @@ class Gguf:
 def read(path: Path) -> Gguf:
     """Parse and check the structure of `path`. Raises GgufError for what is not exactly right, OSError as it comes."""
     with open(path, "rb") as file:
-        try:
-            view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except ValueError as error:
-            raise GgufError("the file is empty") from error
-        with view:
-            return _Reader(view).gguf()
+        return _Reader(file).gguf()
 
 
 class _Reader:
-    """A cursor over the header; every step is checked against the end of the file."""
+    """A cursor over the header; every step is checked against the end of the file, and against what a header may be."""
 
-    def __init__(self, view: mmap.mmap) -> None:
-        self.view, self.size, self.at = view, len(view), 0
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.size, self.at = file, os.fstat(file.fileno()).st_size, 0
 
     def gguf(self) -> Gguf:
         if self._take(4) != MAGIC:
@@ -102,7 +101,7 @@ class _Reader:
     def _metadata(self, count: int) -> dict[str, Value]:
         metadata: dict[str, Value] = {}
         for _ in range(count):
-            key = self._string(MAX_KEY, "key")
+            key = self._name(MAX_KEY, "key")
             if key in metadata:
                 raise GgufError(f"metadata key {key!r} appears twice")
             metadata[key] = self._value(self._u32(), key)
@@ -125,7 +124,7 @@ class _Reader:
 
     def _entry(self) -> tuple[str, tuple[int, ...], BlockType, int]:
         """Name, shape, type and offset (from the data section) of one tensor."""
-        name = self._string(MAX_NAME, "tensor name")
+        name = self._name(MAX_NAME, "tensor name")
         dimensions = self._u32()
         if not 1 <= dimensions <= MAX_DIMENSIONS:
             raise GgufError(f"{name}: {dimensions} dimensions")
@@ -164,14 +163,26 @@ class _Reader:
         return tuple(tensors)
 
     def _zeros(self, start: int, stop: int) -> None:
-        if any(self.view[start:stop]):
-            raise GgufError(f"padding at byte {start} is not zero")
+        """Padding, after the header has been read."""
+        if start < stop:
+            self.file.seek(start)
+            if any(self.file.read(stop - start)):
+                raise GgufError(f"padding at byte {start} is not zero")
 
-    def _take(self, length: int) -> bytes:
+    def _reserve(self, length: int) -> None:
+        """Let the header have `length` bytes more."""
         if length > self.size - self.at:
             raise GgufError(f"the header runs past the end of the file at byte {self.at}")
+        if length > MAX_HEADER - self.at:
+            raise GgufError(f"the header is longer than {MAX_HEADER} bytes")
         self.at += length
-        return self.view[self.at - length : self.at]
+
+    def _take(self, length: int) -> bytes:
+        self._reserve(length)
+        taken = self.file.read(length)
+        if len(taken) < length:
+            raise GgufError("the file was cut off while it was read")
+        return taken
 
     def _u32(self) -> int:
         return int.from_bytes(self._take(4), "little")
@@ -189,6 +200,13 @@ class _Reader:
         raw = self._take(struct.calcsize(form) * count)
         return struct.unpack(f"<{count}{form[1]}", raw)
 
+    def _name(self, limit: int, what: str) -> str:
+        """A string that messages may hold as it is."""
+        name = self._string(limit, what)
+        if not name.isprintable():
+            raise GgufError(f"{what} {name!r} cannot be shown")
+        return name
+
     def _string(self, limit: int, what: str) -> str:
         length = self._u64()
         if length > limit:
@@ -197,13 +215,15 @@ class _Reader:
 
     def _strings(self, count: int, key: str) -> list[str]:
         """`count` strings; written flat because vocabularies have 10^5 of them."""
-        view, at, size = self.view, self.at, self.size
-        strings = []
+        read, start, room = self.file.read, self.at, min(self.size, MAX_HEADER) - self.at
+        strings, used = [], 0
         for _ in range(count):
-            length = int.from_bytes(view[at : at + 8], "little")
-            start, at = at + 8, at + 8 + length
-            if length > MAX_STRING or at > size:
-                raise GgufError(f"{key}: a string of {length} bytes at byte {start}")
-            strings.append(view[start:at].decode("utf-8", "surrogateescape"))
-        self.at = at
+            length = int.from_bytes(read(8), "little")
+            used += 8 + length
+            if length > MAX_STRING or used > room:
+                raise GgufError(f"{key}: a string of {length} bytes at byte {start + used - length}")
+            strings.append(read(length).decode("utf-8", "surrogateescape"))
+        self._reserve(used)
+        if self.file.tell() != self.at:
+            raise GgufError("the file was cut off while it was read")
         return strings

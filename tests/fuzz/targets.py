@@ -44,7 +44,7 @@ def of_contract(kind: type) -> Target:
 
 
 def _gguf(content: bytes) -> None:
-    """The parser maps a file, so it gets one; then everything it promised is used."""
+    """The parser reads a file, so it gets one; then everything it promised is used."""
     fd, name = tempfile.mkstemp(dir=_memory)
     try:
         os.write(fd, content)

@@ -1,9 +1,12 @@
 """The GGUF parser against files made byte by byte: what it reads, and everything it must refuse."""
 
+import os
 import struct
 import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -99,7 +102,7 @@ LIES: list[tuple[str, Callable[[bytes], bytes], str]] = [
     ("half cut", lambda raw: raw[: len(raw) // 2], "past the end|of a file of|fit"),
     ("junk appended", lambda raw: raw + bytes(64), "64 bytes follow the last tensor"),
     ("padding that is not zero", lambda raw: raw[:-1] + b"x", "padding"),
-    ("empty", lambda raw: b"", "empty"),
+    ("empty", lambda raw: b"", "past the end"),
 ]
 
 
@@ -119,6 +122,52 @@ def test_a_cut_header_is_refused(path: Path, count: int) -> None:
 
     with pytest.raises(gguf.GgufError):
         gguf.read(path)
+
+
+def test_a_header_without_measure_is_refused(tmp_path: Path) -> None:
+    """Array beside array, each within its limit, may not fill this computer's memory: a byte there is eight here."""
+    path = tmp_path / "model.gguf"
+    tiny.write(path, {f"k{i}": "x" * (4 << 20) for i in range(20)}, TENSORS)
+
+    tracemalloc.start()
+    try:
+        with pytest.raises(gguf.GgufError, match="header is longer than"):
+            gguf.read(path)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert most < 80 << 20
+
+
+@pytest.mark.parametrize("length", [0, 30, 200])
+def test_a_file_that_is_cut_while_it_is_read_is_refused(
+    path: Path, monkeypatch: pytest.MonkeyPatch, length: int
+) -> None:
+    """As where the disk fails: an error here, where mapped memory would end the whole process by a signal."""
+    begin = gguf._Reader.__init__
+
+    def cut(reader: gguf._Reader, *file: Any) -> None:
+        begin(reader, *file)
+        os.truncate(path, length)
+
+    monkeypatch.setattr(gguf._Reader, "__init__", cut)
+
+    with pytest.raises(gguf.GgufError, match="cut off"):
+        gguf.read(path)
+
+
+@pytest.mark.parametrize("name", ["a\x1b[2J", "a\nb", "a\udc80"])
+def test_names_that_cannot_be_shown_are_refused(tmp_path: Path, name: str) -> None:
+    """They stand in messages and events; a terminal or UTF-8 makes something else of such ones."""
+    path, raw = tmp_path / "model.gguf", name.encode("utf-8", "surrogateescape")
+    tiny.write(path, {"k" * len(raw): 1}, {"n" * len(raw): TENSORS["second"]})
+    whole = path.read_bytes()
+
+    for letter in (b"k", b"n"):
+        path.write_bytes(whole.replace(letter * len(raw), raw))
+        with pytest.raises(gguf.GgufError, match="cannot be shown"):
+            gguf.read(path)
 
 
 def test_a_key_may_not_appear_twice(path: Path) -> None:
