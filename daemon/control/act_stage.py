@@ -8,7 +8,7 @@ from sqlalchemy import Connection
 
 from daemon.control import reporters
 from daemon.control.acting import Acting
-from daemon.control.watch import look
+from daemon.control.watch import end_of, look
 from daemon.domain import actions
 from daemon.domain.holds import HoldReason
 from daemon.domain.lifecycle import Trigger
@@ -17,7 +17,7 @@ from daemon.domain.records import Kind, OpState, StageRun
 from daemon.domain.snapshot import Snapshot
 from daemon.errors import AccessDenied, BoxError, HostKeyChanged, RemoteFailed
 from daemon.store import jobs, operations, reports, stages
-from remote_payload.contract import Exit, dump
+from remote_payload.contract import Done, Exit, dump
 
 STOP_LOOKS = 60  # a second apart, before the plan is asked again
 LOOK_S = 2.0  # at least, between two looks: each starts a process on the box
@@ -90,6 +90,7 @@ async def watch(a: Acting, s: Snapshot, action: actions.Watch) -> None:
 
 
 async def stop_stages(a: Acting, s: Snapshot, action: actions.StopStages) -> None:
+    """Until nothing runs there. A stage that ended just before is over, and need not be asked for again."""
     box = await a.link.to(action.lease)
     await box.stop_stages()
     for _ in range(STOP_LOOKS):
@@ -98,5 +99,9 @@ async def stop_stages(a: Acting, s: Snapshot, action: actions.StopStages) -> Non
         await a.bell.wait(1.0)
     else:
         return  # the plan decides how long it is asked
+    end = await end_of(box, s.stage) if s.stage is not None else None
     with a.world.database.write() as c:
-        reports.put(c, a.job_id, s.job.attempt, alive=0, seen_at=a.world.clock.wall_ms())
+        now = a.world.clock.wall_ms()
+        reports.put(c, a.job_id, s.job.attempt, alive=0, seen_at=now)
+        if s.stage is not None and isinstance(end, Done):
+            stages.mark_done(c, s.stage, dump(end), now)

@@ -84,9 +84,7 @@ async def look(box: Box, job: Job, run: StageRun, database: Database, clock: Clo
         raise RemoteFailed("no report of this box is stored", exit_code_remote=0)
     await _read_events(box, job, database, report.events_offset)
     await _read_log(box, job, database, report.log_offset, log_file)
-    end = await box.stage_end(run.nonce)
-    if isinstance(end, Done):
-        _check(end, run)
+    end = await end_of(box, run)
     if isinstance(end, Done) or not status.alive:
         with database.write() as c:
             reports.put(c, job.id, job.attempt, alive=int(status.alive))
@@ -99,10 +97,12 @@ async def look(box: Box, job: Job, run: StageRun, database: Database, clock: Clo
     return Seen()
 
 
-def _check(done: Done, run: StageRun) -> None:
-    """Only this nonce's own done.json ends a stage."""
-    if done.nonce != run.nonce or done.stage != run.stage:
-        raise TransferFailed(f"done.json of {run.stage} names {done.stage} {done.nonce}, expected {run.nonce}")
+async def end_of(box: Box, run: StageRun) -> Done | Failed | None:
+    """What the box says that it came to. Only this nonce's own done.json ends a stage: raises TransferFailed."""
+    end = await box.stage_end(run.nonce)
+    if isinstance(end, Done) and (end.nonce, end.stage) != (run.nonce, run.stage):
+        raise TransferFailed(f"done.json of {run.stage} names {end.stage} {end.nonce}, expected {run.nonce}")
+    return end
 
 
 async def _blocks(box: Box, name: LineFile, offset: int) -> AsyncIterator[tuple[bytes, int]]:

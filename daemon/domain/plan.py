@@ -322,8 +322,10 @@ def _may_have_ended(s: Snapshot) -> bool:
         return False
     if s.looked_ms is not None and s.looked_ms >= s.awake_since_ms:
         return False
-    begun = any(op.may_have_begun_work and op.lease_id == lease.id and op.nonce in nonces for op in s.operations)
-    return begun and not _in_vain(s, s.link_down_since_ms, s.rules.ssh_patience_s)
+    begun = [op for op in s.operations if op.may_have_begun_work and op.lease_id == lease.id and op.nonce in nonces]
+    if not begun or _runner_died(s, begun[-1]):  # the box's last word, that nothing runs, came with that of the end
+        return False
+    return not _in_vain(s, s.link_down_since_ms, s.rules.ssh_patience_s)
 
 
 def _let_go(s: Snapshot) -> Action:

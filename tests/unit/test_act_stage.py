@@ -21,7 +21,7 @@ from daemon.domain.lifecycle import JobState
 from daemon.domain.records import Kind, OpState, StageRun
 from daemon.errors import AccessDenied, HostKeyChanged, LinkLost, RemoteFailed
 from daemon.store import jobs, stages
-from remote_payload.contract import Exit, Phase, Stage, Status
+from remote_payload.contract import Done, Exit, Phase, Stage, Status
 
 
 @dataclass
@@ -32,6 +32,7 @@ class Box:
     says: list[Exception | None] = field(default_factory=list)
     runs_on: int = 0
     looks: int = 0
+    end: Done | None = None
 
     def allow_silence(self, seconds: float) -> None:
         return None
@@ -43,6 +44,9 @@ class Box:
 
     async def stop_stages(self) -> None:
         return None
+
+    async def stage_end(self, nonce: str) -> Done | None:
+        return self.end
 
     async def status(self) -> BoxStatus:
         self.looks += 1
@@ -152,3 +156,14 @@ async def test_a_runner_is_stopped_when_it_has_ended(counter: Counter, runs_on: 
     report = counter.look().report
     assert (report is not None and not report.alive) is stopped
     assert box.looks == (runs_on + 1 if stopped else STOP_LOOKS)
+
+
+async def test_a_stage_that_ended_before_it_was_stopped_is_over(counter: Counter) -> None:
+    """In a hold nobody looks again, and a limit that is spent lets nobody ask."""
+    s = counter.look()
+    assert s.lease is not None and s.stage is not None
+    meets(counter, Box(end=Done(Stage(s.stage.stage), s.stage.nonce, 1, [], 60.0)))
+
+    await counter.do(StopStages(s.lease))
+
+    assert counter.look().stages[0].done_json is not None

@@ -232,6 +232,10 @@ CASES: dict[str, tuple[Snapshot, type[actions.Action] | actions.Action]] = {
     "and the reserve too": (
         training(live=lease(cost=10_000_000), looked_ms=None), actions.HoldJob(H.BUDGET, TRAINED_OUT),
     ),
+    "and the box said before that nothing runs": (
+        training(live=lease(cost=9_200_000, status="exited", intended="stopped"), looked_ms=None, report=report(0)),
+        actions.HoldJob(H.BUDGET, TRAINED_OUT),
+    ),
     "and nothing was begun": (
         training(live=lease(cost=9_200_000), looked_ms=None, operations=()), actions.HoldJob(H.BUDGET, TRAINED_OUT),
     ),

@@ -172,6 +172,10 @@ def stop_stages(w: World, s: Snapshot, action: actions.StopStages) -> Act:
     machine.kill_runner()
     yield AFTER, STOPPING_MS
     _report(w, 0)
+    run = s.stage
+    found = machine.work.get(run.nonce) if run is not None else None
+    if run is not None and found is not None and found.done_at is not None:
+        run.done_at, run.done_json = w.wall, "{}"
 
 
 def fetch_manifest(w: World, s: Snapshot, action: actions.FetchManifest) -> Act:

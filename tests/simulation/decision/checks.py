@@ -53,7 +53,8 @@ def _limit_is_kept(run: Run) -> None:
 
     One stride of this model is forgiven to each that runs. A second one to a machine that was written off and runs on
     beside it: it counts as the last listing had it. And one for each time the clock was set back: by how much is known
-    from the last pass. Where no machine runs nothing is spent: a hold before it may have spent what is gone.
+    from the last pass. Where no machine runs nothing is spent: a hold before it may have spent what is gone. So may a
+    sleep, and the question after it or after a start whether training has ended meanwhile: of the reserve, once.
     """
     w, limit, job = run.w, run.w.rules.cost_limit, run.w.store.job
     if limit is None or run.slept_in_step or run.disturbed or job.hold_reason is not None or job.wish is not None:
@@ -65,12 +66,12 @@ def _limit_is_kept(run: Run) -> None:
     leases = [w.store.by_instance(m.id) for m in running]
     strides = run.set_backs + sum(1 if lease is not None and lease.is_held else 2 for lease in leases)
     slack = strides * run.dearest * SLACK_MS / HOUR_MS
-    spent = sum(m.cost for m in known)
+    spent = run.spent
     if not w.take().is_training:
         since_spoken = max((m.price for m in running), default=0) * max(0, w.wall - job.spoken_at) / HOUR_MS
         if running and min(spent - limit, since_spoken - w.rules.reserve) > slack:
             raise Violation(f"I11: the way home has spent {spent:.0f} of {limit}")
-    elif running and spent > limit - w.rules.reserve + slack:
+    elif running and spent > max(limit - w.rules.reserve, min(limit, run.excused)) + slack:
         raise Violation(f"I11: training has spent {spent:.0f} of {limit} and goes into the reserve")
 
 

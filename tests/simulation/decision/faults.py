@@ -125,13 +125,14 @@ def _host_stops(run: Run, m: Machine) -> None:
 
 
 def _reappears(run: Run) -> bool:
-    """Something of ours that was gone is listed again."""
+    """Something of ours that was gone is listed again. It may stop itself before a listing shows that it ran."""
     gone = [m for m in run.w.market.machines if m.gone_at is not None]
     if not gone:
         return False
     back = gone[-1]
     back.gone_at, back.actual, back.boots_at = None, "running", FOR_EVER
     back.now = back.listed_from = run.w.now
+    run.unseen_ms += run.w.market.away_ms
     return True
 
 

@@ -91,5 +91,17 @@ FOUND: dict[str, tuple[int, ...]] = {
     "the model lacked the stop of a start whose queueing nobody heard of": (4243583,),
     "one that was written off and runs on beside the new one was forgiven no stride": (2430025, 2536459),
     "a hold and then a sleep cost nearly twice limits.hold: the box waited for as much as the whole": (4693, 10015),
+    "a machine was started to ask it what it had said before it was stopped": (5001974,),
+    "a sleep, and the question after it whether training is over, may take of the reserve": (
+        5017653,
+        5091219,
+        5128034,
+        5375045,
+        5467269,
+        5545274,
+        5546855,
+        5585484,
+    ),
+    "a machine that came back, ran and stopped itself while no listing came": (5577829,),
 }
 PINNED = {seed: why for why, seeds in FOUND.items() for seed in seeds}

@@ -10,7 +10,7 @@ import random
 from dataclasses import dataclass, field
 
 from daemon.domain import plan as decide
-from daemon.domain.actions import Action, Wait, Watch
+from daemon.domain.actions import Action, StopStages, Wait, Watch
 from daemon.domain.holds import HoldReason
 from daemon.domain.lifecycle import JobState
 from daemon.domain.machine import IllegalTransition
@@ -59,6 +59,7 @@ class Run(Chaos):
     recorded: int = 0
     reached_at: int = -1  # when a box last answered, and when one did not
     unreached_at: int = -1
+    excused: float = 0.0  # had been spent when the box had last to be asked whether it was at the end
     steps: int = 0
     last_action: Action | None = None
     sent_marks: dict[int, tuple[int, int]] = field(default_factory=dict)
@@ -167,9 +168,12 @@ class Run(Chaos):
         self.interrupted = False
         self.touched_before_permit = w.home.touched
         self.listed_at = w.now
+        unasked = self.unasked
         self._perform(action, acts.TABLE[type(action)](w, s, action), s.job.state)
         w.market.next_answer = None
         w.memory.in_flight.clear()
+        if unasked or self.unasked:
+            self.excused = self.spent
         checks.after_step(self)
         self.slept_in_step = False
         self._watch_hold()
@@ -180,7 +184,7 @@ class Run(Chaos):
         reason, wait_ms = None, 0
         try:
             self._follow(action, act, state)
-            if isinstance(action, Watch):
+            if isinstance(action, Watch | StopStages):
                 self.reached_at = w.now
             if not isinstance(action, Wait):
                 w.memory.link_down_since_ms, w.memory.failures = None, 0
@@ -307,6 +311,16 @@ class Run(Chaos):
             tuple(op.state for op in store.operations),
             store.job.version,
         )
+
+    @property
+    def unasked(self) -> bool:
+        """The box has not answered since this computer woke or the daemon started."""
+        return self.reached_at <= self.w.woke_at
+
+    @property
+    def spent(self) -> float:
+        """By the market's ledger, of the machines that we know."""
+        return sum(m.cost for m in self.w.market.machines if m.ours and self.w.store.by_instance(m.id) is not None)
 
     @property
     def dearest(self) -> int:

@@ -46,7 +46,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "F12",
         "full",
         "a done.json of another nonce ends the stage",
-        (WATCH, "    if done.nonce != run.nonce or done.stage != run.stage:", "    if False:"),
+        (WATCH, "if isinstance(end, Done) and (end.nonce, end.stage) != (run.nonce, run.stage):", "if False:"),
     ),
     mutant(
         "dead runner is watched",
