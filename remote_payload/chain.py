@@ -6,6 +6,7 @@ resumes from its newest whole checkpoint. It owns status.json and the stage mark
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -22,7 +23,7 @@ from remote_payload.layout import Layout
 from remote_payload.placement import Placed
 from remote_payload.processes import Identity, boot_id, start_ticks
 from remote_payload.progress import Events, read_from
-from remote_payload.ranks import Ranks
+from remote_payload.ranks import GRACE_S, Ranks
 from remote_payload.tell import tell
 
 STEPS: dict[Stage, tuple[str, ...]] = {
@@ -49,6 +50,9 @@ LAST_BYTES = 64 << 10  # likewise: nothing says how long a line is, nor how long
 # the micro batch, and four times lead from the largest default, 16 rows, to one.
 KILL_RETRIES = 1
 MEMORY_RETRIES = 4
+# A training tells every step, so one that tells nothing for so long hangs: a card that fell off its bus, a reader of
+# data that waits for itself. Loading the largest model from a slow disk, and its longest step, take less.
+SILENCE_S = 3600.0
 
 
 @dataclass
@@ -138,11 +142,21 @@ class Chain:
             ticks = start_ticks(ranks.pid) or 0
             began = Started(plan.stage, plan.nonce, self.job.attempt, ranks.pid, ticks, boot_id(), time.time())
             contract.write_whole(markers / contract.STARTED_FILE, contract.dump(began))
+        heard_at = time.monotonic()
         while True:
+            known = self.events_read
             self.beat(Phase.RUNNING, step)
+            if self.events_read != known:
+                heard_at = time.monotonic()
             code = ranks.wait(BEAT_S)
             if code is not None:
                 return Exit.OK if code == 0 else code
+            if step in TRAINING and time.monotonic() - heard_at > SILENCE_S:
+                ranks.end()
+                ranks.finish(GRACE_S)  # the next life wants the memory of the cards
+                silent = f"{step} told nothing for {SILENCE_S / 60:.0f} minutes, and was ended"
+                Events(self.layout.events, plan.stage, plan.nonce).emit("error", code=int(Exit.RANK_LOST), msg=silent)
+                return Exit.RANK_LOST
 
     def success(self, plan: StagePlan, seconds: float) -> Done:
         result = json.loads(self.layout.result(plan.stage).read_text())
@@ -196,7 +210,8 @@ class Chain:
             cards = gpu.load()
             self.status = replace(self.status, gpu_util=cards.busy, gpu_memory=cards.memory)
         self.status = replace(self.status, phase=phase, detail=detail, updated_at=time.time())
-        contract.write_whole(self.layout.status, contract.dump(self.status))
+        with contextlib.suppress(OSError):  # a full disk has room again once the save that filled it has failed
+            contract.write_whole(self.layout.status, contract.dump(self.status))
 
 
 def advance(status: Status, line: dict[str, Any]) -> Status:

@@ -73,6 +73,13 @@ def _is_right(path: Path, output: Output) -> bool:
     return hashes.sha256(path) == output.sha256
 
 
+def drop_unsealed(stage_folder: Path) -> None:
+    """Delete what a failed save left: it may fill the disk, so that nothing else could be written any more."""
+    for folder in _newest_first(stage_folder):
+        if not (folder / CHECKPOINT_MANIFEST).exists():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def prune(stage_folder: Path, keep: int) -> None:
     """Delete all but the `keep` newest sealed checkpoints. What is not sealed is evidence and stays."""
     sealed = [folder for folder in _newest_first(stage_folder) if (folder / CHECKPOINT_MANIFEST).exists()]

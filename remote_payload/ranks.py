@@ -86,7 +86,7 @@ class Ranks:
                 running[0].wait(timeout_s)
         codes = [process.poll() for process in self.processes]
         if None not in codes:
-            own = [code for rank, code in enumerate(codes) if rank not in self.stragglers]
+            own = [code for rank, code in enumerate(codes) if rank not in self.stragglers] or codes
             return verdict([code for code in own if code is not None])
         if self.over_since is None and (codes[0] is not None or any(codes)):
             self.over_since = time.monotonic()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
+import os
+import shutil
 import sys
 import traceback
 from collections.abc import Callable
@@ -25,6 +28,7 @@ class ScriptFailed(Exception):
 
 
 Body = Callable[[Layout, JobFile, Events], Exit]
+LITTLE = 1 << 20  # bytes
 
 
 def run(stage: Stage | None, body: Body) -> int:
@@ -49,16 +53,23 @@ def run(stage: Stage | None, body: Body) -> int:
         return _report(events, Exit.BAD_CONFIG, str(error))
     except Unsound as error:
         return _report(events, Exit.BAD_DATA, str(error))
-    except OSError as error:
-        traceback.print_exc()
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        return _report(events, Exit.OUT_OF_DISK if full else Exit.INTERNAL, f"{type(error).__name__}: {error}")
     except Exception as error:  # noqa: BLE001  # a script ends in an exit code, whatever happened
-        traceback.print_exc()
-        return _report(events, Exit.INTERNAL, f"{type(error).__name__}: {error}")
+        code = Exit.OUT_OF_DISK if is_out_of_disk(error, layout.root) else Exit.INTERNAL
+        with contextlib.suppress(OSError):  # the log may be on a full disk
+            traceback.print_exc()
+        return _report(events, code, f"{type(error).__name__}: {error}")
+
+
+def is_out_of_disk(error: Exception, folder: Path) -> bool:
+    """Whether `error` comes of a full disk. Libraries say so in words of their own, and torch says something else."""
+    if isinstance(error, ScriptFailed):
+        return False
+    said = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(error)
+    return said or shutil.disk_usage(folder).free < LITTLE
 
 
 def _report(events: Events, code: Exit, message: str) -> int:
-    print(f"exit {code} ({code.name}): {message}", file=sys.stderr, flush=True)
-    events.emit("error", code=int(code), msg=message)
+    with contextlib.suppress(OSError):  # no room for words; the code needs none
+        print(f"exit {code} ({code.name}): {message}", file=sys.stderr, flush=True)
+        events.emit("error", code=int(code), msg=message)
     return conclude(code)

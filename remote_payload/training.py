@@ -24,7 +24,7 @@ from remote_payload.layout import Layout
 from remote_payload.progress import Events
 from remote_payload.ranks import Rank, conclude
 from remote_payload.recompute import Room
-from remote_payload.script import ScriptFailed
+from remote_payload.script import ScriptFailed, is_out_of_disk
 
 
 def device() -> str:
@@ -154,7 +154,7 @@ def train(trainer: Any, layout: Layout, job: JobFile, stage: Stage, events: Even
 
     Returns STOPPED after a checkpoint when asked to stop. Raises ScriptFailed: 40, 42 from the gates, 50 when the
     checkpoints are another training's, 70 when memory is short (half the micro batch is remembered for the next try),
-    72 when another rank is lost.
+    71 when the disk is full, 72 when another rank is lost.
     """
     rank = Rank.own()
     progress = Progress(layout, job, stage, events, mark)
@@ -172,6 +172,13 @@ def train(trainer: Any, layout: Layout, job: JobFile, stage: Stage, events: Even
         contract.write_whole(_micro_batch_file(layout, stage), str(halved))
         less = f"{halved} {'tokens' if tokens else 'rows'} a forward"
         raise ScriptFailed(Exit.OUT_OF_MEMORY, f"out of card memory; next try with {less}") from error
+    except Exception as error:
+        full = is_out_of_disk(error, layout.run)
+        if rank.is_first:
+            checkpoints.drop_unsealed(layout.stage(stage))
+        if full:
+            raise ScriptFailed(Exit.OUT_OF_DISK, f"the disk is full: {error}") from error
+        raise
     collective.leave()
     if trainer.state.global_step < trainer.args.max_steps:
         return conclude(Exit.STOPPED)

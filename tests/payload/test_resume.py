@@ -12,6 +12,22 @@ from remote_payload.contract import Exit, Stage, StageTraining
 
 MakeBox = Callable[..., Box]
 
+# The stage's script on a disk that is full once checkpoint-6 is written in part, which torch says in words of its own.
+FILLS_THE_DISK = """
+import runpy, shutil, sys
+from types import SimpleNamespace
+from remote_payload import checkpoints
+seal = checkpoints.seal
+def fill(folder, *rest):
+    if folder.name == "checkpoint-6":
+        shutil.disk_usage = lambda _: SimpleNamespace(free=0)
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534")
+    return seal(folder, *rest)
+checkpoints.seal = fill
+sys.argv = ["sft"]
+runpy.run_module("remote_payload.sft", run_name="__main__")
+"""
+
 
 def test_damaged_checkpoint_is_not_used(make_box: MakeBox, trained: Box) -> None:
     """A damaged newest checkpoint is kept as evidence, and the one before it leads to the same bytes."""
@@ -26,6 +42,22 @@ def test_damaged_checkpoint_is_not_used(make_box: MakeBox, trained: Box) -> None
 
     assert box.events("resume")[0]["step"] == 9
     assert (box.layout.stage(Stage.SFT) / "bad-checkpoint-12-1/optimizer.pt").exists()
+    assert box.adapter_hash(Stage.SFT) == trained.adapter_hash(Stage.SFT)
+
+
+def test_a_save_that_fills_the_disk_leaves_it_room(make_box: MakeBox, trained: Box) -> None:
+    """What was written of it goes, or nothing could be written any more, not even how the stage ended; and the reason
+    is told as it is."""
+    box = ready(make_box, trained, Stage.SFT)
+    (box.layout.root / "fills.py").write_text(FILLS_THE_DISK)
+
+    ended = box.begin("fills").wait()
+    left = sorted(path.name for path in box.layout.stage(Stage.SFT).glob("*checkpoint-*"))
+    box.train(Stage.SFT)
+
+    assert ended == Exit.OUT_OF_DISK
+    assert "the disk is full" in box.events("error")[0]["msg"]
+    assert left == ["checkpoint-3"]
     assert box.adapter_hash(Stage.SFT) == trained.adapter_hash(Stage.SFT)
 
 

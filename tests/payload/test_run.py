@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,11 +20,12 @@ from typing import Any
 import pytest
 from payload_box import Box, launcher, ready, wait_for, warm
 
-from remote_payload import contract, reporting
+from remote_payload import chain, contract, reporting, script
 from remote_payload.chain import Chain, advance, claim
 from remote_payload.contract import Exit, Integration, JobFile, Lora, ModelSource, Phase, Stage, StagePlan, Status
 from remote_payload.layout import Layout
 from remote_payload.processes import Identity, boot_id, start_ticks
+from remote_payload.progress import Events, read_from
 
 MakeBox = Callable[..., Box]
 SFT_ONLY = [StagePlan(Stage.SFT, "nonce-sft")]
@@ -329,6 +332,67 @@ def test_the_heartbeat_says_how_busy_the_cards_are(tmp_path: Path, monkeypatch: 
     told = contract.load(Status, layout.status.read_bytes())
     assert (told.phase, told.gpu_util, told.gpu_memory) == (Phase.RUNNING, 97.0, 75.0)
     assert told.updated_at > STATUS.updated_at
+
+
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> OSError:
+    """Nothing can be written but what lies in the interpreter's own buffers."""
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise full
+
+    monkeypatch.setattr(contract, "write_whole", refuse)
+    monkeypatch.setattr(Events, "emit", refuse)
+    return full
+
+
+def test_a_beat_that_finds_no_room_is_left_out(tmp_path: Path, full_disk: OSError) -> None:
+    """A save may fill the disk: the chain has to see what becomes of its stage, or nobody writes down how it ended."""
+    layout = Layout(tmp_path)
+    layout.run.mkdir()
+
+    Chain(layout, JOB, -1, STATUS).beat(Phase.RUNNING, "sft")
+
+    assert not layout.status.exists()
+
+
+@pytest.mark.parametrize("words", [None, "Error while serializing: I/O error: No space left on device (os error 28)"])
+def test_a_full_disk_is_said_also_where_its_event_has_no_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full_disk: OSError, words: str | None
+) -> None:
+    """By the exit code, which needs none; whether Python says it or a library in words of its own."""
+    layout = Layout(tmp_path)
+    layout.run.mkdir()
+    (layout.run / contract.JOB_FILE).write_text(contract.dump(JOB))
+    monkeypatch.setattr(sys, "argv", ["script", "--root", str(tmp_path)])
+
+    def body(*_: Any) -> Exit:
+        raise RuntimeError(words) if words else full_disk
+
+    assert script.run(None, body) is Exit.OUT_OF_DISK
+
+
+def test_a_training_that_tells_nothing_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It hangs, and would bill as long as anybody lets it: once it may resume, then the stage has failed, with the
+    reason."""
+    endless = tmp_path / "python"
+    endless.write_text("#!/bin/sh\nexec sleep 600\n")
+    endless.chmod(0o755)
+    monkeypatch.setenv("HOMEPORT_PYTHON", str(endless))
+    monkeypatch.setattr(chain, "SILENCE_S", 0.5)
+    monkeypatch.setattr(chain, "BEAT_S", 0.1)
+    layout, plan = Layout(tmp_path), StagePlan(Stage.SFT, "mine")
+    layout.run.mkdir()
+    layout.log.touch()
+    with open(layout.chain_lock, "w") as lock:
+        phase = Chain(layout, dataclasses.replace(JOB, stages=[plan]), lock.fileno(), STATUS).run()
+
+    failed = contract.load(contract.Failed, (layout.markers("mine") / contract.FAILED_FILE).read_bytes())
+    assert phase is Phase.FAILED
+    assert failed.exit_code == Exit.RANK_LOST
+    assert "sft told nothing for" in failed.reason
+    assert [line["kind"] for line in read_from(layout.events, 0)[0]] == ["stage_start", "error", "warn", "error"]
 
 
 def test_what_builds_on_a_fresh_stage_is_set_aside_with_it(tmp_path: Path) -> None:
