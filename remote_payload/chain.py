@@ -51,8 +51,10 @@ LAST_BYTES = 64 << 10  # likewise: nothing says how long a line is, nor how long
 KILL_RETRIES = 1
 MEMORY_RETRIES = 4
 # A training tells every step, so one that tells nothing for so long hangs: a card that fell off its bus, a reader of
-# data that waits for itself. Loading the largest model from a slow disk, and its longest step, take less.
+# data that waits for itself. Its longest step takes less. Before its first word it makes ids of all rows, a millisecond
+# each, and loads the model from a disk that may be slow.
 SILENCE_S = 3600.0
+FIRST_WORD_S = 6 * 3600.0
 
 
 @dataclass
@@ -131,6 +133,7 @@ class Chain:
         """One step to its end, in as many processes as it has. Its exit code; negative when a signal killed it."""
         if self.layout.stop.exists():
             return Exit.STOPPED
+        self.beat(Phase.RUNNING, step)  # what was told before it begins is no word of it
         placed = (step in TRAINING and placement.decided(self.layout, self.job)) or Placed("single")
         command = [interpreter(), "-m", f"remote_payload.{step}", "--root", str(self.layout.root)]
         command += ["--stage", plan.stage] if step in ("place", "held_out") else []
@@ -142,19 +145,19 @@ class Chain:
             ticks = start_ticks(ranks.pid) or 0
             began = Started(plan.stage, plan.nonce, self.job.attempt, ranks.pid, ticks, boot_id(), time.time())
             contract.write_whole(markers / contract.STARTED_FILE, contract.dump(began))
-        heard_at = time.monotonic()
+        heard_at, patience_s = time.monotonic(), FIRST_WORD_S
         while True:
             known = self.events_read
             self.beat(Phase.RUNNING, step)
             if self.events_read != known:
-                heard_at = time.monotonic()
+                heard_at, patience_s = time.monotonic(), SILENCE_S
             code = ranks.wait(BEAT_S)
             if code is not None:
                 return Exit.OK if code == 0 else code
-            if step in TRAINING and time.monotonic() - heard_at > SILENCE_S:
+            if step in TRAINING and time.monotonic() - heard_at > patience_s:
                 ranks.end()
                 ranks.finish(GRACE_S)  # the next life wants the memory of the cards
-                silent = f"{step} told nothing for {SILENCE_S / 60:.0f} minutes, and was ended"
+                silent = f"{step} told nothing for {patience_s / 60:.0f} minutes, and was ended"
                 Events(self.layout.events, plan.stage, plan.nonce).emit("error", code=int(Exit.RANK_LOST), msg=silent)
                 return Exit.RANK_LOST
 

@@ -373,18 +373,23 @@ def test_a_full_disk_is_said_also_where_its_event_has_no_room(
     assert script.run(None, body) is Exit.OUT_OF_DISK
 
 
-def test_a_training_that_tells_nothing_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("word", "patience"), [("", "FIRST_WORD_S"), ("hello", "SILENCE_S")])
+def test_a_training_that_tells_nothing_more_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str, patience: str
+) -> None:
     """It hangs, and would bill as long as anybody lets it: once it may resume, then the stage has failed, with the
-    reason."""
-    endless = tmp_path / "python"
-    endless.write_text("#!/bin/sh\nexec sleep 600\n")
-    endless.chmod(0o755)
-    monkeypatch.setenv("HOMEPORT_PYTHON", str(endless))
-    monkeypatch.setattr(chain, "SILENCE_S", 0.5)
-    monkeypatch.setattr(chain, "BEAT_S", 0.1)
+    reason. Before its first word it may take longer, for it reads all of its data."""
     layout, plan = Layout(tmp_path), StagePlan(Stage.SFT, "mine")
     layout.run.mkdir()
     layout.log.touch()
+    line = json.dumps({"t": 0.0, "kind": word, "stage": "SFT", "nonce": "mine"})
+    endless = tmp_path / "python"
+    says = f"echo '{line}' >> '{layout.events}'" if word else ""
+    endless.write_text(f"#!/bin/sh\n{says}\nexec sleep 600\n")
+    endless.chmod(0o755)
+    monkeypatch.setenv("HOMEPORT_PYTHON", str(endless))
+    monkeypatch.setattr(chain, patience, 0.5)
+    monkeypatch.setattr(chain, "BEAT_S", 0.1)
     with open(layout.chain_lock, "w") as lock:
         phase = Chain(layout, dataclasses.replace(JOB, stages=[plan]), lock.fileno(), STATUS).run()
 
@@ -392,7 +397,8 @@ def test_a_training_that_tells_nothing_is_ended(tmp_path: Path, monkeypatch: pyt
     assert phase is Phase.FAILED
     assert failed.exit_code == Exit.RANK_LOST
     assert "sft told nothing for" in failed.reason
-    assert [line["kind"] for line in read_from(layout.events, 0)[0]] == ["stage_start", "error", "warn", "error"]
+    told = [line["kind"] for line in read_from(layout.events, 0)[0] if line["kind"] != word]
+    assert told == ["stage_start", "error", "warn", "error"]
 
 
 def test_what_builds_on_a_fresh_stage_is_set_aside_with_it(tmp_path: Path) -> None:
