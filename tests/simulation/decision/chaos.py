@@ -44,7 +44,7 @@ class Chaos:
     sleeps: int = 0
     slept_in_step: bool = False
     blind_ms: int = 0
-    unseen_ms: int = 0  # asleep while something billed that no look before or after tells of
+    unseen_ms: int = 0  # asleep, or of a wrong clock, while something billed that no look before or after tells of
     set_backs: int = 0  # of the daemon's wall clock: each may cost a stride that no reckoning sees
     hold_since: int | None = None  # as the row has it, and when that was
     held_from: int = 0
@@ -138,15 +138,23 @@ class Chaos:
         return True
 
     def step_wall(self, ms: int) -> bool:
-        self.set_backs += self.w.set_clock(self.w.wall_off + ms, self.w.floor_off)
+        self._set_clock(self.w.wall_off + ms, self.w.floor_off)
         return True
+
+    def _set_clock(self, wall_off: int, floor_off: int) -> None:
+        """Where it is set back, nobody knows how much of the time since the last listing it had been ahead for."""
+        w = self.w
+        before = w.wall
+        if w.set_clock(wall_off, floor_off):
+            self.set_backs += 1
+            self.unseen_ms += min(before - w.wall, w.now - self.passed_at)
 
     def restart(self) -> None:
         """Another process: what it remembers is empty, and its clock goes on where the rows end."""
         w = self.w
         w.memory, w.last_pass = Memory(), None
         lived = w.store.newest() - EPOCH_MS - w.now
-        self.set_backs += w.set_clock(w.wall_off, max(w.wall_off, lived))
+        self._set_clock(w.wall_off, max(w.wall_off, lived))
         w.wake()
 
     def renew(self) -> None:
@@ -154,7 +162,7 @@ class Chaos:
         w = self.w
         known = self.hold_since == w.store.job.hold_since
         if reconcile.is_trusted(w) and w.floor_off - max(w.wall_off, 0) > AHEAD_MS:  # the market's clock is right
-            self.set_backs += w.set_clock(w.wall_off, max(w.wall_off, 0))
+            self._set_clock(w.wall_off, max(w.wall_off, 0))
         reconcile.renew(w)
         if known:
             self.hold_since = w.store.job.hold_since
