@@ -50,10 +50,10 @@ class Image:
 
 def image_problem(folder: Path) -> str | None:
     """Why `folder` cannot serve as a box image, or None. Reads two small files."""
-    stamp = folder / STAMP
-    if not stamp.exists():
+    try:
+        made = json.loads((folder / STAMP).read_text())
+    except (FileNotFoundError, ValueError):  # none was finished there, which is the answer
         return f"{folder} holds no box image"
-    made = json.loads(stamp.read_text())
     if made["recipe"] != _recipe():
         return f"the box image in {folder} was made from other requirements"
     if made["without"] and compiler():
@@ -69,9 +69,9 @@ def build_image(folder: Path, say: Say) -> Image:
     if image_problem(folder) is None:
         return Image(_python(folder), tuple(json.loads((folder / STAMP).read_text())["without"]))
     python, packages = _python(folder), _requirements()
-    if not python.exists():
+    if not python.exists() or not _has(python, "pip"):
         say(f"box image: virtual environment in {folder}")
-        venv.create(folder, with_pip=True)
+        _make_environment(folder)
     say(f"box image: {TORCH} (about 200 MB)")
     _pip(python, TORCH, *TORCH_SOURCE)
     plain = [line for line in packages if not line.startswith(COMPILED)]
@@ -80,7 +80,9 @@ def build_image(folder: Path, say: Say) -> Image:
     without = _compile(python, [line for line in packages if line.startswith(COMPILED)], say)
     say("box image: llama.cpp's converter (77 MB, of which 2 MB are kept)")
     _run([python, "-P", _payload() / "converter.py", "--into", folder / CONVERTER])
-    (folder / STAMP).write_text(json.dumps({"recipe": _recipe(), "without": without}))
+    beside = folder / f"{STAMP}.new"
+    beside.write_text(json.dumps({"recipe": _recipe(), "without": without}))
+    beside.replace(folder / STAMP)
     return Image(python, tuple(without))
 
 
@@ -89,9 +91,25 @@ def compiler() -> str | None:
     return next(filter(None, map(shutil.which, COMPILERS)), None)
 
 
+def _make_environment(folder: Path) -> None:
+    try:
+        venv.create(folder, with_pip=True)
+    except subprocess.CalledProcessError as error:
+        lines = (error.output or b"").decode(errors="replace").strip().splitlines()[-1:]
+        said = [f"{sys.executable} cannot make a virtual environment:", *lines]
+        raise ImageFailed(
+            "\n".join([*said, "Debian and Ubuntu: apt install python3-venv; then run this again."])
+        ) from error
+
+
+def _has(python: Path, module: str) -> bool:
+    """Whether an interpreter can import it."""
+    return subprocess.run([python, "-c", f"import {module}"], capture_output=True).returncode == 0
+
+
 def _compile(python: Path, packages: list[str], say: Say) -> list[str]:
     """Install what comes as source only; returns what was left out for want of a compiler."""
-    present = subprocess.run([python, "-c", "import llama_cpp"], capture_output=True).returncode == 0
+    present = _has(python, "llama_cpp")
     if not present and compiler() is None:
         say(f"box image: no C compiler ({', '.join(COMPILERS)}) on this machine, so {COMPILED} is left out:")
         say("           the box makes Q8_0 files but no K-quants, and cannot try what it made.")
