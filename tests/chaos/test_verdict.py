@@ -17,7 +17,7 @@ KEPT = Ending(
     integrity="ok",
     model_sha256="abc",
     expected_sha256="abc",
-    machines=[{"id": 1, "destroyed_at": 20.0}],
+    machines=[{"id": 1, "created_at": 4.0, "destroyed_at": 20.0}],
     requests=[
         {"method": "PUT", "path": "/api/v0/asks/9/", "t": 1.0, "body": {"label": "hp-a"}},
         {"method": "DELETE", "path": "/api/v0/instances/1/", "t": 20.0, "body": None},
@@ -26,10 +26,11 @@ KEPT = Ending(
         {"kind": "stage_start.intent", "at": 5_000, "instance_id": 1},
         {"kind": "receipt.stored", "at": 10_000},
         {"kind": "destroy.intent", "at": 11_000, "instance_id": 1, "permit": "receipt"},
+        {"kind": "job.moved", "at": 21_000, "to": "DESTROYED"},
     ],
     log="",
 )
-SECOND = {"id": 2, "destroyed_at": 30.0}
+SECOND = {"id": 2, "created_at": 1.0, "destroyed_at": 3.5}
 RETURNED = {"kind": "destroy.intent", "at": 3_000, "instance_id": 2, "permit": "unused"}
 EARLY = {"method": "DELETE", "path": "/api/v0/instances/1/", "t": 9.0, "body": None}
 
@@ -37,6 +38,7 @@ EARLY = {"method": "DELETE", "path": "/api/v0/instances/1/", "t": 9.0, "body": N
 def test_kept() -> None:
     """One machine, let go by its receipt; and one more that was returned unused is explained."""
     assert broken(KEPT) == []
+    assert broken(replace(KEPT, expected_sha256="")) == []
     assert broken(replace(KEPT, machines=[*KEPT.machines, SECOND], events=[*KEPT.events, RETURNED])) == []
 
 
@@ -48,7 +50,17 @@ def test_kept() -> None:
         ({"open_operations": 1}, "still open"),
         ({"integrity": "row missing"}, "damaged"),
         ({"model_sha256": "abd"}, "another model"),
-        ({"machines": [{"id": 1, "destroyed_at": None}]}, "still bills"),
+        ({"model_sha256": "", "expected_sha256": ""}, "another model: none"),
+        ({"machines": [{**KEPT.machines[0], "destroyed_at": None}]}, "still bills"),
+        ({"machines": [{**KEPT.machines[0], "destroyed_at": 21.5}]}, "billed on after the job was called DESTROYED"),
+        (
+            {"machines": [{**SECOND, "destroyed_at": 4.5}, *KEPT.machines], "events": [*KEPT.events, RETURNED]},
+            "machine 1 was rented beside machine 2",
+        ),
+        (
+            {"machines": [*KEPT.machines, {**SECOND, "created_at": 6.0}], "events": [*KEPT.events, RETURNED]},
+            "machine 2 was rented beside machine 1",
+        ),
         ({"requests": [*KEPT.requests, KEPT.requests[0]]}, "sent 2 times"),
         ({"requests": [*KEPT.requests, EARLY]}, "before the receipt"),
         ({"events": KEPT.events[1:]}, "work was started on 0 machines"),
