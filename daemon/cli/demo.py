@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import click
@@ -33,7 +34,7 @@ from daemon.settings import Paths
 
 IMAGE_REF = "homeport/demo"
 TIME_SCALE = 20.0  # the market's waits and the daemon's windows, divided
-START_S = 30.0  # for the sandbox and the daemon to answer
+START_S = 30.0  # for the daemon to answer, and for either to end
 POLL_S = 0.25
 QUICK_ROWS = {"sft": 64, "dpo": 32}
 FOREX_ROWS = {"sft": 240, "dpo": 96, "eval": 24}
@@ -60,12 +61,21 @@ Say = Callable[[str], None]
 def run(*, quick: bool, chaos: bool = False, image_folder: Path | None = None) -> int:
     """The exit code. With `chaos` four things go wrong on the way. Raises HomeportError when the demo cannot begin.
 
-    Ctrl-C and SIGTERM leave no process behind.
+    Ctrl-C, SIGTERM and a terminal that is closed leave no process behind.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, _end_in_order)
     home = demo_home()
     with _alone(home):
         return _run(home, image_folder, quick=quick, chaos=chaos)
+
+
+def _end_in_order(number: int, _: FrameType | None) -> None:
+    """Leave by way of every `finally`; the shell of a closed terminal sends the signal once more."""
+    signal.signal(number, signal.SIG_IGN)
+    sys.exit(128 + number)
 
 
 def _run(home: Path, image_folder: Path | None, *, quick: bool, chaos: bool) -> int:
@@ -224,8 +234,7 @@ def _market(home: Path, box: image.Image) -> Iterator[dict[str, Any]]:
                 raise HomeportError("the local market did not start", hint=f"see {home / 'market.log'}")
             yield json.loads(announced)
         finally:
-            process.terminate()
-            process.wait(timeout=START_S)
+            _stop(process)
             if process.stdout:
                 process.stdout.close()
 
@@ -250,8 +259,17 @@ def _daemon(home: Path, market: dict[str, Any]) -> Iterator[None]:
             _wait_for(Client(paths), process, home / "jobd.log")
             yield
         finally:
-            process.terminate()
-            process.wait(timeout=START_S)
+            _stop(process)
+
+
+def _stop(process: subprocess.Popen[Any]) -> None:
+    """Told to end, and killed if it does not: the daemon bears that, and boxes end after their market."""
+    process.terminate()
+    try:
+        process.wait(timeout=START_S)
+    except subprocess.TimeoutExpired:  # it hangs
+        process.kill()
+        process.wait()
 
 
 def _environment(home: Path) -> dict[str, str]:
