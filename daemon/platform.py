@@ -6,6 +6,7 @@ Linux is what we run; the macOS and Windows branches follow their documentation 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -144,11 +145,22 @@ def read_ahead(fd: int, offset: int, size: int) -> None:
         os.posix_fadvise(fd, offset, size, os.POSIX_FADV_WILLNEED)
 
 
-def allocated_bytes(status: os.stat_result) -> int | None:
-    """Bytes really on disk, None where the system does not say: finds sparse files of the right length."""
-    if sys.platform == "win32":
-        return None
-    return status.st_blocks * 512
+def bytes_written(path: Path) -> int | None:
+    """Bytes of a file that lie in no hole, None where the system does not say: finds sparse files of the right length.
+
+    Not what it takes on the disk: that is less where the disk compresses, and nothing where it keeps no account.
+    """
+    if sys.platform == "linux":
+        count = end = 0
+        with open(path, "rb") as file:
+            try:
+                while True:
+                    start = os.lseek(file.fileno(), end, os.SEEK_DATA)
+                    end = os.lseek(file.fileno(), start, os.SEEK_HOLE)
+                    count += end - start
+            except OSError as error:  # there is no more data, or the file system cannot say
+                return count if error.errno == errno.ENXIO else None
+    return None
 
 
 def lock_file(file: IO[Any]) -> bool:

@@ -131,11 +131,10 @@ def _lone_levels(path: Path, base: BaseIdentity | None, promised: str | None) ->
 
 
 def _presence(path: Path) -> Level:
-    status = path.stat()
-    allocated = platform.allocated_bytes(status)
-    if allocated is not None and allocated < DENSE * status.st_size:
-        return failed(PRESENCE, f"only {allocated} of {status.st_size} bytes are on disk: the file has holes")
-    return passed(PRESENCE, {"bytes": status.st_size})
+    size, written = path.stat().st_size, platform.bytes_written(path)
+    if written is not None and written < DENSE * size:
+        return failed(PRESENCE, f"only {written} of {size} bytes are on disk: the file has holes")
+    return passed(PRESENCE, {"bytes": size})
 
 
 def _bytes(found: str, promised: str | None) -> Level:

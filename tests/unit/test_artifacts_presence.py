@@ -1,6 +1,7 @@
 """L0's judgement of sizes at their real scale, on sparse files that take no room."""
 
 import os
+import random
 from pathlib import Path
 
 import pytest
@@ -66,3 +67,26 @@ def test_the_right_size_with_nothing_in_it_is_holes(tmp_path: Path) -> None:
     level = presence.check(tmp_path, manifest(Q8_0 + 8_000_000), TABLE)
 
     assert "the file has holes" in level.problem
+
+
+def test_a_disk_that_compresses_makes_no_holes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There weights take less than their length, and with some file systems nothing at all by their own account."""
+    path = tmp_path / "m-Q8_0.gguf"
+    path.write_bytes(random.Random(1).randbytes(1 << 20))
+    found = path.lstat()
+    monkeypatch.setattr(Path, "lstat", lambda _: os.stat_result(tuple(found), {"st_blocks": found.st_blocks // 2}))
+
+    assert presence.check(tmp_path, manifest(1 << 20), None).passed
+
+
+def test_a_lost_piece_is_a_hole(tmp_path: Path) -> None:
+    """One in fifty bytes was never written."""
+    path, content = tmp_path / "m-Q8_0.gguf", random.Random(1).randbytes(49 << 16)
+    with open(path, "wb") as file:
+        file.write(content[: 20 << 16])
+        file.seek(1 << 16, os.SEEK_CUR)
+        file.write(content[20 << 16 :])
+
+    level = presence.check(tmp_path, manifest(50 << 16), None)
+
+    assert f"only {49 << 16} of {50 << 16} bytes" in level.problem
