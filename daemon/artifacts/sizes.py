@@ -29,8 +29,8 @@ ARCHITECTURES = {
     "gemma3_text": "gemma3",
 }
 
-# What the layers of these have beside llama's: biases of q, k and v; norms of q's and k's heads; norms after attention
-# and feed-forward. And whether output and embedding are one where config.json says nothing.
+# What the layers of these have beside llama's, whatever config.json says: biases of q, k and v; norms of q's and k's
+# heads; norms after attention and feed-forward. And where output and embedding are one if config.json says nothing.
 BIASES = frozenset({"qwen2"})
 HEAD_NORMS = frozenset({"qwen3", "gemma3"})
 POST_NORMS = frozenset({"gemma2", "gemma3"})
@@ -153,8 +153,13 @@ def _shapes(config: Mapping[str, Any], architecture: str) -> Shapes:
         layer |= {"attn_q_norm.weight": (head_size(config),), "attn_k_norm.weight": (head_size(config),)}
     if architecture in POST_NORMS:
         layer |= {"post_attention_norm.weight": (hidden,), "post_ffw_norm.weight": (hidden,)}
-    if architecture in BIASES:
+    attention_bias = config.get("attention_bias", False)
+    if attention_bias or architecture in BIASES:
         layer |= {"attn_q.bias": (q,), "attn_k.bias": (kv,), "attn_v.bias": (kv,)}
+    if attention_bias:
+        layer |= {"attn_output.bias": (hidden,)}
+    if config.get("mlp_bias", False):
+        layer |= {"ffn_gate.bias": (ffn,), "ffn_up.bias": (ffn,), "ffn_down.bias": (hidden,)}
     table: Shapes = {"token_embd.weight": (hidden, vocab), "output_norm.weight": (hidden,)}
     if not config.get("tie_word_embeddings", architecture in TIED):
         table["output.weight"] = (hidden, vocab)

@@ -126,6 +126,23 @@ def test_a_config_without_what_its_architecture_needs_is_the_specs_fault() -> No
         sizes.shapes({"model_type": "llama"})
 
 
+def test_a_base_with_biases_has_them_as_tensors() -> None:
+    """As Granite's code models, which call themselves llama: two more rows in config.json, seven tensors a layer."""
+    plain = sizes.shapes(llama(64, 128, 1, 4, 2, 100))
+    biased = sizes.shapes(llama(64, 128, 1, 4, 2, 100, attention_bias=True, mlp_bias=True))
+
+    assert plain is not None and biased is not None
+    assert {name: shape for name, shape in biased.items() if name not in plain} == {
+        "blk.0.attn_q.bias": (64,),
+        "blk.0.attn_k.bias": (32,),
+        "blk.0.attn_v.bias": (32,),
+        "blk.0.attn_output.bias": (64,),
+        "blk.0.ffn_gate.bias": (128,),
+        "blk.0.ffn_up.bias": (128,),
+        "blk.0.ffn_down.bias": (64,),
+    }
+
+
 def test_rope_settings_of_old_and_new_configs() -> None:
     """rope_theta beside rope_scaling, and both inside rope_parameters, mean the same."""
     old = {"rope_theta": 5e5, "rope_scaling": {"type": "llama3"}}
