@@ -19,7 +19,7 @@ from daemon import platform
 from daemon.artifacts import child
 from daemon.artifacts.divergence import distance, divergence
 from daemon.artifacts.levels import BEHAVIOUR, Level, failed, not_run, passed
-from daemon.artifacts.reference import Reference
+from daemon.artifacts.reference import Distribution, Reference
 from remote_payload.contract import Quality
 
 # Mean divergence in nats that no honest file of its kind exceeds. A model of 135M weights, the worst case, gave: Q8_0
@@ -29,6 +29,7 @@ STRICTEST = min(CAPS.values())  # for a kind of file we have no number for
 OVER_BOX = 3.0  # times the divergence the box measured for the same file
 NOISE = 0.002  # nats; below this, processors and precisions differ by themselves
 TOP1_SLACK = 0.03  # share of positions; never less than two positions
+NEARLY = math.log(2)  # nats by which an end may be less likely than the choice: there quantisation decides
 UNSEEN = 1e-6  # nats; what rounding leaves of no difference at all
 FROM_BASE = 3.0  # the base model's divergence from the file must be so many times the tuned model's; where training
 # moved the model by less than the quantisation does, the file must not lean towards the base model instead:
@@ -119,7 +120,7 @@ def judge(reference: Reference, reply: child.Reply, quant: str, box: Quality | N
             BEHAVIOUR, f"token {reference.end}, which ends the model's answers, ends none here: it would run on"
         )
     ended = [
-        positions[-1].choice in stops
+        _ends(prompt.tuned[-1], positions[-1], stops)
         for prompt, positions in zip(reference.prompts, reply.prompts, strict=True)
         if prompt.ids[-1] in stops and positions[-1] is not None
     ]
@@ -155,6 +156,14 @@ def judge(reference: Reference, reply: child.Reply, quant: str, box: Quality | N
         return failed(BEHAVIOUR, f"as near to the base model ({from_base:.4f} nats) as to the trained one", numbers)
     warning = f"adapter effect not measurable at {quant}: training moved the model by {effect:.5f} nats only"
     return passed(BEHAVIOUR, numbers, (warning, *untried))
+
+
+def _ends(asked: Distribution, found: child.Position, stops: set[int]) -> bool:
+    """Whether the file ends its answer here, or would but for a hair."""
+    scores = found.scores[0]
+    logs = dict(zip((token for token, _ in asked.top), scores.logs, strict=True))
+    least = logs.get(found.choice, scores.tail) - NEARLY
+    return found.choice in stops or any(logs.get(stop, -math.inf) >= least for stop in stops)
 
 
 def _last(reference: Reference) -> set[int]:
