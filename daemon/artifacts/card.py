@@ -47,7 +47,9 @@ def trainings(lines: Iterable[bytes]) -> list[Training]:
     for line in lines:
         event = json_object(line)
         stage, step, loss = event.get("stage"), event.get("step"), event.get("loss")
-        if stage in losses and type(step) is int and isinstance(loss, float) and math.isfinite(loss):
+        if not isinstance(stage, str) or stage not in losses:
+            continue
+        if type(step) is int and isinstance(loss, float) and math.isfinite(loss):
             losses[stage].append((step, loss))
     return [Training(stage, seen[-1][0], seen[0][1], seen[-1][1]) for stage, seen in losses.items() if seen]
 
@@ -107,7 +109,9 @@ def readme(
 def modelfile(manifest: Manifest, tokenizer: dict[str, Any], tokenizer_config: dict[str, Any]) -> str:
     """Ollama's recipe: the first GGUF, and a stop parameter for every token that ends a turn or a text."""
     gguf = next(local_name(file.path) for file in manifest.files if file.role is Role.GGUF)
-    known = {token.get("content") for token in tokenizer.get("added_tokens", [])}
+    added = tokenizer.get("added_tokens")
+    tokens = added if isinstance(added, list) else []
+    known = {str(token.get("content")) for token in tokens if isinstance(token, dict)}
     end = tokenizer_config.get("eos_token")
     stops = {token for token in END_OF_TURN if token in known} | ({end} if isinstance(end, str) else set())
     plain = sorted(token for token in stops if token.isprintable() and '"' not in token)

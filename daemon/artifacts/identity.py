@@ -152,7 +152,7 @@ def _template_problem(file: Gguf, base: BaseIdentity) -> str:
 
 
 def _template_sha256(template: str | None) -> str | None:
-    return None if template is None else hashlib.sha256(template.encode()).hexdigest()
+    return None if template is None else hashlib.sha256(template.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _strings(file: Gguf, key: str) -> list[str]:

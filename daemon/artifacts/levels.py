@@ -11,6 +11,7 @@ STRUCTURE = "L2 structure"
 IDENTITY = "L3 identity"
 NUMBERS = "L4 numbers"
 BEHAVIOUR = "L5 behaviour"
+LONGEST = 500  # characters of a problem, which may quote the file
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ def passed(name: str, numbers: dict[str, Any], warnings: tuple[str, ...] = ()) -
 
 
 def failed(name: str, problem: str, numbers: dict[str, Any] | None = None) -> Level:
-    return Level(name, False, numbers or {}, problem)
+    said = problem if len(problem) <= LONGEST else f"{problem[:LONGEST]}..."
+    return Level(name, False, numbers or {}, said)
 
 
 def not_run(name: str, reason: str) -> Level:

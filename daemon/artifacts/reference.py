@@ -74,13 +74,13 @@ def read(path: Path) -> Reference:
         end = header.get("eos")
         end = None if end is None else _integer(end, 0, vocabulary - 1)
         return Reference(vocabulary, end, probes, tuple(_prompt(prompt, vocabulary) for prompt in prompts))
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise BadReference(f"{type(error).__name__}: {error}") from error
 
 
 def _prompt(raw: dict[str, Any], vocabulary: int) -> Prompt:
     ids = _ids(raw["ids"], vocabulary)
-    start = _integer(raw["start"], 1, len(ids))
+    start = _integer(raw["start"], 1, len(ids) - 1)  # an answer has a token at least
     positions = raw["positions"]
     tuned = _items(positions, len(ids), lambda p: _distribution(p["top"], p["tail"], vocabulary))
     base = _items(positions, len(ids), lambda p: _distribution(p["base_top"], p["base_tail"], vocabulary))

@@ -11,7 +11,7 @@ def judge(parsed: Gguf | GgufError) -> Level:
     if isinstance(parsed, GgufError):
         return failed(STRUCTURE, str(parsed))
     numbers = {
-        "architecture": parsed.architecture,
+        "architecture": parsed.architecture[:64],
         "tensors": len(parsed.tensors),
         "metadata_keys": len(parsed.metadata),
         "data_offset": parsed.data_offset,

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from daemon.artifacts import folder, levels, receipt
+from daemon.artifacts.card import modelfile, trainings
 from daemon.artifacts.layout import local_name
 from daemon.artifacts.verify import Report
 from daemon.errors import Refused
@@ -107,6 +108,13 @@ def test_the_texts_say_what_was_done(models: Path) -> None:
     assert "| 7000 | 0.00100 | 99.0% |" in card
     assert "Note: a warning" in card
     assert (home / "Modelfile").read_text() == 'FROM ./m-Q8_0.gguf\nPARAMETER stop "<|im_end|>"\n'
+
+
+@pytest.mark.parametrize("added", [5, [1], [{"content": []}], [{}]])
+def test_what_the_box_wrote_oddly_is_left_out_of_the_texts(added: Any) -> None:
+    """Its tokenizer and its metrics are read after the verification, which they must not bring to nothing."""
+    assert modelfile(manifest(), {"added_tokens": added}, {"eos_token": {}}) == "FROM ./m-Q8_0.gguf\n"
+    assert trainings([b'{"stage": [], "step": 1, "loss": 1.0}', b'{"stage": {}, "step": 1, "loss": 1.0}']) == []
 
 
 def test_the_card_says_whether_the_model_is_better(models: Path) -> None:

@@ -77,6 +77,7 @@ CHANGED = [
     ("tokenizer.ggml.tokens", ["x"] * 260, "token 0 is 'x'"),
     ("tokenizer.ggml.tokens", ["x"], "1 tokens, the base model has at least 259"),
     ("tokenizer.chat_template", "{{ evil }}", "chat template is not the base model's"),
+    ("llama.block_count", "9" * 10_000, "block_count is '99999"),
 ]
 
 
@@ -86,7 +87,18 @@ def test_each_difference_is_named(tmp_path: Path, base: BaseIdentity, key: str, 
     level = identity.check(made(tmp_path, {key: value}), base, "")
 
     assert not level.passed
-    assert says in level.problem
+    assert says in level.problem and len(level.problem) < 1000
+
+
+def test_a_template_that_is_no_text_differs_too(tmp_path: Path, base: BaseIdentity) -> None:
+    """Bytes that are not UTF-8, from a file whose manifest fits it: a verdict, not an error of ours."""
+    made(tmp_path)
+    path = tmp_path / "model.gguf"
+    path.write_bytes(path.read_bytes().replace(TEMPLATE.encode(), b"\xff" * len(TEMPLATE)))
+
+    level = identity.check(gguf.read(path), base, "")
+
+    assert "chat template is not the base model's" in level.problem
 
 
 def test_a_missing_tensor_is_named(tmp_path: Path, base: BaseIdentity) -> None:

@@ -53,7 +53,7 @@ BAD: list[tuple[Callable[[list[dict[str, Any]]], None], str]] = [
     (at(0, "probes", value={}), "expected a list of at most"),
     (at(0, "eos", value=10), "10 is not an integer from 0 to 9"),
     (at(1, "ids", value=[1, 2, 99]), "99 is not an integer"),
-    (at(1, "start", value=4), "4 is not an integer from 1 to 3"),
+    (at(1, "start", value=3), "3 is not an integer from 1 to 2"),
     (at(1, "positions", value=[POSITION]), "1 positions for ids 1 to 3"),
     (at(1, "prompt_text", value=7), "expected a text"),
     (at(1, "positions", 0, "top", value=[]), "a position without tokens"),
@@ -62,6 +62,7 @@ BAD: list[tuple[Callable[[list[dict[str, Any]]], None], str]] = [
     (at(1, "positions", 0, "tail", value=float("nan")), "NaN is not a number"),
     (at(1, "positions", 0, "tail", value=-0.1), "add up to 1.405"),
     (at(1, "positions", 0, value=7), "TypeError"),
+    (at(1, "positions", 0, "top", value=[[]]), "IndexError"),
 ]
 
 
