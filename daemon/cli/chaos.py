@@ -19,7 +19,7 @@ from daemon.store.shapes import Event
 class Trial:
     """One fault and the requests it `meets`.
 
-    Ordered after the event `after` ('' at once), survived with the first event `ends` after that.
+    Ordered after the event `after` ('' at once), survived with the first event `ends` once it has struck.
     """
 
     fault: str
@@ -54,22 +54,20 @@ class Chaos:
         )
         self._orders: dict[Trial, int] = {}
         self._struck: set[Trial] = set()
-        self._ended: set[Trial] = set()
         self._survived: set[Trial] = set()
         self._order_after("")
 
     def look(self, events: Sequence[Event]) -> Iterator[str]:
         """Take the job's new events; the lines about what has struck and what was survived."""
-        for event in events:
-            happened = _named(event["kind"], event["body"])
-            self._ended |= {trial for trial in self._orders if trial.ends == happened}
-            self._order_after(happened)
+        happened = [_named(event["kind"], event["body"]) for event in events]
+        for each in happened:
+            self._order_after(each)
         hits = {order["id"]: order["hits"] for order in self._ask("GET", "/sandbox/faults")["faults"]}
         for trial, order in self._orders.items():
             if trial not in self._struck and hits[order]:
                 self._struck.add(trial)
                 yield f"FAULT     {trial.strikes}"
-            if trial in self._struck & self._ended and trial not in self._survived:
+            if trial in self._struck - self._survived and trial.ends in happened:
                 self._survived.add(trial)
                 yield f"SURVIVED  {trial.survived}"
 

@@ -227,7 +227,9 @@ def _market(home: Path, box: image.Image) -> Iterator[dict[str, Any]]:
         f"{IMAGE_REF}={box.python}",
     ]
     with open(home / "market.log", "w", encoding="utf-8") as errors:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, **platform.new_group())
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=errors, text=True, env=_environment(home), **platform.new_group()
+        )
         try:
             announced = process.stdout.readline() if process.stdout else ""
             if not announced:

@@ -8,12 +8,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from daemon.cli import demo
+from daemon.cli.chaos import TRIALS, Chaos
 
 STUBBORN = (
     "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
@@ -82,3 +84,21 @@ def test_what_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
         child.kill()
         child.wait()
         child.stdout.close()
+
+
+def test_nothing_is_survived_before_it_struck(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What happened of itself before the fault is no proof that the fault was survived."""
+    hits = dict.fromkeys(range(1, len(TRIALS) + 1), 0)
+    ids = iter(hits)
+
+    def ask(self: Chaos, method: str, path: str, body: Any = None) -> Any:
+        return {"id": next(ids)} if method == "POST" else {"faults": [{"id": i, "hits": n} for i, n in hits.items()]}
+
+    monkeypatch.setattr(Chaos, "_ask", ask)
+    with closing(Chaos({"url": "http://127.0.0.1:1", "api_key": "none"})) as chaos:
+        training: Any = {"kind": "job.moved", "body": {"to": "SFT"}}
+        again: Any = {"kind": "box.reconnected", "body": {}}
+        assert list(chaos.look([training, again])) == []
+        hits[3] = 1  # the connections are cut
+        assert [line.split()[0] for line in chaos.look([])] == ["FAULT"]
+        assert [line.split()[0] for line in chaos.look([again])] == ["SURVIVED"]
