@@ -9,6 +9,7 @@ import asyncio
 import json
 import math
 import os
+import subprocess
 import sys
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -105,18 +106,21 @@ async def ask(request: Request, size: int) -> Reply:
     """The answer about a GGUF of `size` bytes. Raises ChildFailed; never leaves a child behind."""
     limit_s = START_S + SECONDS_PER_GB * size / 1e9
     readable = (Path(request.gguf), SCRIPT)
-    with fence(size + BESIDE_MODEL, math.ceil(limit_s * request.threads) + 1, readable) as fenced:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-I",
-            str(SCRIPT),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env=_environment(),
-            preexec_fn=fenced.close_behind,
-        )
-        standing = fenced.standing()
+    try:
+        with fence(size + BESIDE_MODEL, math.ceil(limit_s * request.threads) + 1, readable) as fenced:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-I",
+                str(SCRIPT),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                env=_environment(),
+                preexec_fn=fenced.close_behind,
+            )
+            standing = fenced.standing()
+    except (OSError, subprocess.SubprocessError) as error:  # too many processes, or narrower limits of the person's own
+        raise ChildEnded(f"the child that opens the file cannot be started behind its fence: {error}") from error
     try:
         async with asyncio.timeout(limit_s):
             output, errors = await _told(process, json.dumps(asdict(request)).encode())

@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from daemon.artifacts import behaviour, child, fence, tiny, workstation
+from daemon.artifacts.levels import Level
 from daemon.artifacts.reference import Distribution, Prompt, Reference
 from daemon.artifacts.sizes import shapes
 
@@ -205,13 +206,35 @@ async def test_what_this_computer_cannot_do_is_not_held_against_the_model(
     ended.write_text(code)
     monkeypatch.setattr(child, "SCRIPT", ended)
     monkeypatch.setattr(child, "START_S", 2.0)
+
+    level = await judged(request_)
+
+    assert not level.passed and not level.ran
+    assert says in level.problem
+
+
+async def test_limits_that_this_computer_does_not_allow_are_not_held_against_the_model(
+    request_: child.Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a person may not have the memory that the fence is wide: without a fence no file is opened."""
+
+    def refused(memory_bytes: int, cpu_seconds: int) -> None:
+        raise ValueError("not allowed to raise maximum limit")
+
+    monkeypatch.setattr(fence, "_limit", refused)
+
+    level = await judged(request_)
+
+    assert not level.passed and not level.ran
+    assert "cannot be started" in level.problem
+
+
+async def judged(request_: child.Request) -> Level:
+    """L5 of that file, whatever it is."""
     answer = Distribution(((1, -0.1),), -2.4)
     prompt = Prompt("x", tuple(range(10)), 1, (answer,) * 9, (answer,) * 9)
-
-    found = await behaviour.check(Path(request_.gguf), 1 << 20, Reference(260, None, (), (prompt,)), "Q8_0", None)
-
-    assert not found.level.passed and not found.level.ran
-    assert says in found.level.problem
+    asked = Reference(260, None, (), (prompt,))
+    return (await behaviour.check(Path(request_.gguf), 1 << 20, asked, "Q8_0", None)).level
 
 
 async def test_it_sees_no_secret(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request_: child.Request) -> None:
