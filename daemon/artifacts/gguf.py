@@ -88,6 +88,8 @@ class _Reader:
         if version != VERSION:
             raise GgufError(f"version {version} is not {VERSION}")
         n_tensors = self._count(MAX_TENSORS, "tensors")
+        if not n_tensors:
+            raise GgufError("it holds no tensors")
         n_keys = self._count(MAX_KEYS, "metadata keys")
         metadata = self._metadata(n_keys)
         alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)

@@ -189,6 +189,15 @@ def test_a_tensor_name_may_not_appear_twice(tmp_path: Path) -> None:
         gguf.read(path)
 
 
+def test_a_vocabulary_alone_is_no_model(tmp_path: Path) -> None:
+    """Of an architecture that is not predicted, at depth "hash", nothing else would miss the weights."""
+    path = tmp_path / "model.gguf"
+    tiny.write(path, HEADER, {})
+
+    with pytest.raises(gguf.GgufError, match="no tensors"):
+        gguf.read(path)
+
+
 @pytest.mark.parametrize("alignment", [0, 3, 1 << 20])
 def test_an_odd_alignment_is_refused(tmp_path: Path, alignment: int) -> None:
     """An alignment is a power of two of sane size; zero would divide by itself."""
