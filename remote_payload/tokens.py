@@ -252,8 +252,13 @@ def _encoded(tokenizer: Any, texts: Iterable[Text]) -> Iterator[Encoded]:
 
 
 def _token_span(offsets: list[tuple[int, int]], start: int, end: int) -> tuple[int, int]:
-    """The tokens that hold any of the characters [start, end); one that merged with the text before it included."""
-    return bisect_right(offsets, start, key=lambda at: at[1]), bisect_left(offsets, end, key=lambda at: at[0])
+    """The tokens that hold any of the characters [start, end); one that merged with the text before it included.
+
+    What the tokenizer itself put at the end is in no place, (0, 0), and no place to search in.
+    """
+    of_text = next((i for i in range(len(offsets), 0, -1) if offsets[i - 1][1]), 0)
+    first = bisect_right(offsets, start, hi=of_text, key=lambda at: at[1])
+    return first, bisect_left(offsets, end, hi=of_text, key=lambda at: at[0])
 
 
 def _shared(one: Sequence[Any], other: Sequence[Any]) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from payload_box import TAG, Box, dpo_rows, sft_rows, write_rows
 
-from remote_payload import contract
+from remote_payload import contract, tokens
 from remote_payload.contract import Exit, Integration, Prepared, StageTraining
 from remote_payload.prepare import steps
 from remote_payload.rows import read_dpo, read_sft
@@ -353,3 +353,22 @@ def own_model(box: Box, tmp_path: Path, template: tuple[str, str] = ("", "")) ->
     text = (copy / "chat_template.jinja").read_text()
     assert template[0] in text
     (copy / "chat_template.jinja").write_text(text.replace(*template))
+
+
+@pytest.mark.parametrize("words", range(1, 12))
+def test_an_answer_of_one_token_is_learned_before_an_end_that_the_tokenizer_writes(words: int) -> None:
+    """Such an end has no place in the text, (0, 0): a search among places must not end up behind it."""
+
+    class Ending:
+        """A word a token, its number; 0 begins and 99 ends a text."""
+
+        eos_token_id = 99
+
+        def __call__(self, texts: list[str], **_: object) -> dict[str, list[object]]:
+            places = [[(0, 0), *((i, i + 1) for i in range(len(text))), (0, 0)] for text in texts]
+            return {"input_ids": [[0, *range(1, len(text) + 1), 99] for text in texts], "offset_mapping": [*places]}
+
+    (sample,) = tokens.whole_samples(Ending(), [{"prompt": "p" * words, "completion": "c"}], "keep")
+
+    assert sample.labels[-2:] == [words + 1, 99]
+    assert set(sample.labels[:-2]) == {tokens.IGNORED}
