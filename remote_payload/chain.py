@@ -54,7 +54,7 @@ MEMORY_RETRIES = 4
 # data that waits for itself. Its longest step takes less. Before its first word it makes ids of all rows, a millisecond
 # each, and loads the model from a disk that may be slow.
 SILENCE_S = 3600.0
-FIRST_WORD_S = 6 * 3600.0
+FIRST_WORD_S = 6 * 3600.0  # and for every word of another step: some tell nothing before their end
 
 
 @dataclass
@@ -150,11 +150,11 @@ class Chain:
             known = self.events_read
             self.beat(Phase.RUNNING, step)
             if self.events_read != known:
-                heard_at, patience_s = time.monotonic(), SILENCE_S
+                heard_at, patience_s = time.monotonic(), SILENCE_S if step in TRAINING else FIRST_WORD_S
             code = ranks.wait(BEAT_S)
             if code is not None:
                 return Exit.OK if code == 0 else code
-            if step in TRAINING and time.monotonic() - heard_at > patience_s:
+            if time.monotonic() - heard_at > patience_s:
                 ranks.end()
                 ranks.finish(GRACE_S)  # the next life wants the memory of the cards
                 silent = f"{step} told nothing for {patience_s / 60:.0f} minutes, and was ended"

@@ -373,16 +373,19 @@ def test_a_full_disk_is_said_also_where_its_event_has_no_room(
     assert script.run(None, body) is Exit.OUT_OF_DISK
 
 
-@pytest.mark.parametrize(("word", "patience"), [("", "FIRST_WORD_S"), ("hello", "SILENCE_S")])
-def test_a_training_that_tells_nothing_more_is_ended(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str, patience: str
+@pytest.mark.parametrize(
+    ("stage", "word", "patience"),
+    [(Stage.SFT, "", "FIRST_WORD_S"), (Stage.SFT, "hello", "SILENCE_S"), (Stage.GGUF, "gguf", "FIRST_WORD_S")],
+)
+def test_a_step_that_tells_nothing_more_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: Stage, word: str, patience: str
 ) -> None:
     """It hangs, and would bill as long as anybody lets it: once it may resume, then the stage has failed, with the
     reason. Before its first word it may take longer, for it reads all of its data."""
-    layout, plan = Layout(tmp_path), StagePlan(Stage.SFT, "mine")
+    layout, plan = Layout(tmp_path), StagePlan(stage, "mine")
     layout.run.mkdir()
     layout.log.touch()
-    line = json.dumps({"t": 0.0, "kind": word, "stage": "SFT", "nonce": "mine"})
+    line = json.dumps({"t": 0.0, "kind": word, "stage": stage, "nonce": "mine"})
     endless = tmp_path / "python"
     says = f"echo '{line}' >> '{layout.events}'" if word else ""
     endless.write_text(f"#!/bin/sh\n{says}\nexec sleep 600\n")
@@ -396,7 +399,7 @@ def test_a_training_that_tells_nothing_more_is_ended(
     failed = contract.load(contract.Failed, (layout.markers("mine") / contract.FAILED_FILE).read_bytes())
     assert phase is Phase.FAILED
     assert failed.exit_code == Exit.RANK_LOST
-    assert "sft told nothing for" in failed.reason
+    assert f"{stage.lower()} told nothing for" in failed.reason
     told = [line["kind"] for line in read_from(layout.events, 0)[0] if line["kind"] != word]
     assert told == ["stage_start", "error", "warn", "error"]
 
