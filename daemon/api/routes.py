@@ -6,6 +6,7 @@ Readings are plain functions: Starlette runs them in its threads, so that a slow
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -65,7 +66,8 @@ class _Reading:
 
     def health(self, request: Request) -> Response:
         about = {"version": self.version, "demo": self.settings.demo, "market": self.settings.market_url}
-        return JSONResponse({"schema": "homeport.health/1", **about, "money": self.model.money()})
+        who = {"schema": "homeport.health/1", "pid": os.getpid()}
+        return JSONResponse({**who, **about, "money": self.model.money()})
 
     def jobs(self, request: Request) -> Response:
         return JSONResponse(self.model.jobs())

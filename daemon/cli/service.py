@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import time
 from importlib.metadata import version
+from typing import Any
 
 import click
 
 from daemon import settings
 from daemon.api.client import Client
 from daemon.cli.source import read_leases
-from daemon.cli.terminal import cents, cleaned, examples
+from daemon.cli.terminal import cents, cleaned, examples, report
 from daemon.errors import DaemonUnreachable, HomeportError, Refused
 from daemon.service import program as programs
-from daemon.service.holder import holder
+from daemon.service.holder import holder, unread
 from daemon.service.program import Program
 from daemon.service.system import Standing, System, put, remove, this_system
 from daemon.settings import Paths
-from daemon.store import backups
+from daemon.store import backups, high_water
 from daemon.store.shapes import UNSURE
 
 ANSWERS_WITHIN_S = 120.0  # its first look at the market comes first, and the market may be slow
@@ -28,7 +29,8 @@ LOOK_EVERY_S = 0.2
 def up() -> None:
     """Set the daemon up as a background service of this user, start it, and wait until it answers.
 
-    May be called again: a changed environment or version is taken over. Nothing that is rented is touched.
+    May be called again: a changed environment, key, config.toml or version is taken over. Nothing that is rented is
+    touched.
     """
     loaded = settings.load()
     backups.refuse_lost(loaded.paths.database, loaded.paths.backups)
@@ -38,10 +40,13 @@ def up() -> None:
     dropped = programs.dropped(program)
     changed = programs.write_environment(program)
     changed |= put(system, program)
-    if changed or not before.running or _other_version(loaded.paths):
+    old = _daemon(loaded.paths)
+    other_version = old is not None and old["version"] != version("homeport")
+    if started := changed or not before.running or other_version or bool(unread(loaded.paths)):
         system.start(program)
-    health = _answer(system, program, loaded.paths)
-    click.echo(f"{'installed' if changed else 'in place'}   {system.NAME} {system.file(program)}")
+    health = _answer(system, program, loaded.paths, ended=old if started else None)
+    became = "installed" if changed else "restarted" if started else "in place"
+    click.echo(f"{became:<12}{system.NAME} {system.file(program)}")
     click.echo(f"running     version {health['version']}, market {cleaned(health['market'])}, key of {key.hint}")
     for advice in system.standing(program).advice:
         click.echo(f"note        {advice.detail}{f'; to keep it: {advice.fix}' if advice.fix else ''}")
@@ -59,10 +64,11 @@ def down(uninstall: bool) -> None:
     loaded = settings.load()
     try:
         _end(programs.of(loaded.paths), loaded.paths, uninstall)
-    except HomeportError:
+    except HomeportError as error:  # said first: what bills may not be to be had either
+        report(error)
         _what_bills(loaded.paths, watched=holder(loaded.paths) is not None)
-        raise
-    _what_bills(loaded.paths, watched=False)
+        raise SystemExit(error.exit_code) from error
+    _what_bills(loaded.paths, watched=holder(loaded.paths) is not None)
 
 
 def _end(program: Program, paths: Paths, uninstall: bool) -> None:
@@ -94,31 +100,35 @@ def _standing(system: System, program: Program, paths: Paths) -> Standing:
     )
 
 
-def _answer(system: System, program: Program, paths: Paths) -> dict[str, str]:
-    """What the daemon says of itself, once it answers. Raises Refused when it ended instead."""
+def _answer(system: System, program: Program, paths: Paths, ended: dict[str, Any] | None) -> dict[str, Any]:
+    """What the daemon says of itself, once it answers, and not the one that was `ended`. Raises Refused else."""
     deadline = time.monotonic() + ANSWERS_WITHIN_S
     while True:
         try:
-            return Client(paths).health()
+            health = Client(paths).health()
         except DaemonUnreachable as error:
-            if not system.standing(program).running or time.monotonic() > deadline:
-                raise Refused(f"the service does not come up: {error.message}", hint=system.log_command(program)) from (
-                    error
-                )
+            why = error.message
+        else:
+            if ended is None or health.get("pid") != ended.get("pid"):
+                return health
+            why = "the daemon that ran before still answers"
+        if not system.standing(program).running or time.monotonic() > deadline:
+            raise Refused(f"the service does not come up: {why}", hint=system.log_command(program))
         time.sleep(LOOK_EVERY_S)
 
 
-def _other_version(paths: Paths) -> bool:
-    """Whether a daemon of another version answers, as after an upgrade."""
+def _daemon(paths: Paths) -> dict[str, Any] | None:
+    """What the daemon that answers now says of itself."""
     try:
-        return bool(Client(paths).health()["version"] != version("homeport"))
+        return Client(paths).health()
     except DaemonUnreachable:
-        return False  # it is starting
+        return None  # there is none, or it is starting
 
 
 def _what_bills(paths: Paths, *, watched: bool) -> None:
-    if not paths.database.exists():
-        return
+    installed = (paths.database, paths.database.with_name(high_water.NAME), *backups.newest_first(paths.backups))
+    if not any(each.exists() for each in installed):
+        return  # nothing was ever rented from here
     reading = read_leases().value
     billing = [lease for lease in reading["leases"] if lease["state"] in ("LIVE", "LOST")]
     unsure = [item for item in reading["attention"] if item["kind"] in UNSURE]

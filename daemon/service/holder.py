@@ -1,9 +1,13 @@
-"""Who leads the installation now: whoever holds its lock file, which names its process."""
+"""Who leads the installation now: whoever holds its lock file, which names its process and is as old as that."""
 
 from __future__ import annotations
 
+import contextlib
+from pathlib import Path
+
 from daemon import platform
-from daemon.settings import Paths
+from daemon.errors import CredentialsRefused
+from daemon.settings import Paths, api_key
 
 
 def holder(paths: Paths) -> str | None:
@@ -14,3 +18,14 @@ def holder(paths: Paths) -> str | None:
         if platform.lock_file(file):
             return None  # given back by closing
         return platform.lock_holder(file)
+
+
+def unread(paths: Paths) -> list[Path]:
+    """What a daemon reads once, at its start, and who began last did not read: settings and key written since then."""
+    if not paths.lock.exists():
+        return []
+    began = paths.lock.stat().st_mtime
+    files = [paths.config_file, paths.environment_file, paths.key_file]
+    with contextlib.suppress(CredentialsRefused):  # there is no key: then none was written
+        files.append(Path(api_key(paths).source))  # the market's own file, or a variable, which is no file
+    return [file for file in dict.fromkeys(files) if file.is_file() and file.stat().st_mtime > began]

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Iterator
 from contextlib import closing, nullcontext
+from itertools import count, repeat
+from types import SimpleNamespace
 from pathlib import Path
 
 import pytest
 from scripted import CANARY, Run, Scripted
 from stored import HOUR, NOW, Stored
 
-from daemon.cli import straight
+from daemon.cli import service, straight
 from daemon.control.leadership import hold_lock
 from daemon.service import systemd
 from daemon.settings import Settings
+from daemon.store import backups, high_water
 from daemon.store.readonly import ReadModel
 
 DAY = 24 * HOUR
@@ -38,8 +43,14 @@ def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("sys.platform", "linux")
     monkeypatch.setattr("daemon.platform.user_name", lambda: "ann")
     monkeypatch.setattr(systemd, "LINGERING", tmp_path / "linger")
+    _processes(monkeypatch, count(1))  # what answers is always another one
     (tmp_path / "linger").mkdir()
     return tmp_path / "linger"
+
+
+def _processes(monkeypatch: pytest.MonkeyPatch, numbers: Iterator[int]) -> None:
+    """As which process the daemon answers, each time that it is asked."""
+    monkeypatch.setattr("daemon.api.routes.os", SimpleNamespace(getpid=lambda: next(numbers)))
 
 
 @pytest.mark.parametrize("lingers", [False, True])
@@ -175,3 +186,83 @@ def test_down_asks_the_market_where_the_database_cannot_say(
 
     assert down.exit_code == 0 and "straight from the market" in down.stderr
     assert "bills on    instance 29481133  0.40/h  job k7f3qd\n" in down.stdout
+
+
+@pytest.fixture
+def restarts(tmp_path: Path) -> Path:
+    """A line for each time that the service was started anew."""
+    tool, log = tmp_path / "bin" / "systemctl", tmp_path / "restarts"
+    log.touch()
+    tool.write_text(SYSTEMCTL.replace("esac", f'    restart) echo x >>"{log}" ;;\nesac'))
+    return log
+
+
+@pytest.mark.parametrize("changed", ["config.toml", "vast_api_key", "the market's own file"])
+def test_up_takes_over_what_the_daemon_read_at_its_start(
+    run: Run,
+    commands: Scripted,
+    config: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    restarts: Path,
+    changed: str,
+) -> None:
+    """A key or a setting that was mended after the start: the daemon is started anew, and only once."""
+    monkeypatch.delenv("VAST_API_KEY")
+    file = {
+        "config.toml": config.paths.config_file,
+        "vast_api_key": config.paths.key_file,
+        "the market's own file": tmp_path / "xdg/vastai/vast_api_key",
+    }[changed]
+    if changed != "config.toml":
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch(mode=0o600)
+        file.write_text("an-old-key")
+    else:
+        monkeypatch.setenv("VAST_API_KEY", CANARY)
+    assert run("up").exit_code == 0
+    began = time.time() + 1
+    config.paths.lock.touch()
+    os.utime(config.paths.lock, (began, began))
+    restarts.write_text("")
+    assert run("up").exit_code == 0 and restarts.read_text() == ""
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text('notify_url = "https://ntfy.sh/x"\n' if changed == "config.toml" else "a-new-key")
+    os.utime(file, (began + 1, began + 1))
+    assert run("up").exit_code == 0
+
+    assert restarts.read_text() == "x\n"
+
+
+def test_up_believes_no_daemon_that_is_about_to_end(
+    run: Run, commands: Scripted, monkeypatch: pytest.MonkeyPatch, restarts: Path
+) -> None:
+    """What it started has to answer, not what it asked to end: that may answer for seconds."""
+    _processes(monkeypatch, repeat(1))
+    monkeypatch.setattr(service, "ANSWERS_WITHIN_S", 1.0)
+    monkeypatch.setattr(service, "version", lambda name: "0.2.0")
+
+    up = run("up")
+
+    assert restarts.read_text() == "x\n"
+    assert up.exit_code == 1 and "running" not in up.stdout
+    assert "the daemon that ran before still answers" in up.stderr
+
+
+@pytest.mark.parametrize("left", ["high-water", "copies"])
+def test_down_asks_the_market_where_the_database_is_gone(
+    run: Run, stored: Stored, config: Settings, monkeypatch: pytest.MonkeyPatch, left: str
+) -> None:
+    """What an installation left behind says that machines may be rented."""
+    stored.job("k7f3qd")
+    stored.lease("k7f3qd")
+    listed = ReadModel(stored.path, stored.path.parent).leases()
+    monkeypatch.setattr(straight, "leases", lambda loaded: listed)
+    if left == "copies":
+        backups.write(stored.path, config.paths.backups / "homeport-1.db")
+    else:
+        high_water.write(stored.path.with_name(high_water.NAME), high_water.HighWater(1, 0, "machine"))
+    stored.path.unlink()
+
+    assert "bills on    instance 29481133  0.40/h  job k7f3qd\n" in run("down").stdout
