@@ -22,7 +22,8 @@ from daemon.cli import market_checks, message_checks, store_checks
 from daemon.cli.service_checks import service
 from daemon.cli.terminal import cleaned, size
 from daemon.cli.verdicts import failed, passed, skipped, warned
-from daemon.errors import CredentialsRefused, DaemonUnreachable, HomeportError
+from daemon.errors import CredentialsRefused, DaemonUnreachable, HomeportError, from_system
+from daemon.service.holder import holder, unread
 from daemon.settings import Settings
 
 PYTHON = (3, 11)
@@ -38,7 +39,23 @@ def run() -> list[Check]:
     except HomeportError as error:
         return [failed("settings", error.message, error.hint)]
     with ThreadPoolExecutor(max_workers=len(CHECKS)) as pool:
-        return [check for found in pool.map(lambda check: check(loaded), CHECKS) for check in found]
+        return [_leading_on(line) for found in pool.map(lambda check: _made(check, loaded), CHECKS) for line in found]
+
+
+def _made(check: Callable[[Settings], Sequence[Check]], loaded: Settings) -> Sequence[Check]:
+    """Its lines; where it cannot be made at all, a line that says why: the others are wanted most on a full disk."""
+    try:
+        return check(loaded)
+    except HomeportError as error:
+        why = error
+    except OSError as error:
+        why = from_system(error, "jobctl doctor --fix")
+    return [failed(check.__name__.strip("_").replace("_", " "), cleaned(why.message), why.hint)]
+
+
+def _leading_on(line: Check) -> Check:
+    """An error's own hint may be to ask doctor."""
+    return {**line, "fix": "mend what this says, then: jobctl up"} if line["fix"] == "jobctl doctor" else line
 
 
 def _python(loaded: Settings) -> Sequence[Check]:
@@ -119,7 +136,8 @@ def _daemon(loaded: Settings) -> Sequence[Check]:
     except DaemonUnreachable as error:
         return [failed("daemon", error.message, error.hint), market_checks.unwatched(loaded)]
     except HomeportError as error:  # it answers, and cannot read its own database
-        return [failed("daemon", error.message, store_checks.PUT_BACK), market_checks.unwatched(loaded)]
+        mend = store_checks.PUT_BACK if error.hint == "jobctl doctor" else error.hint  # damaged, or not to be had now
+        return [failed("daemon", error.message, mend), market_checks.unwatched(loaded)]
     try:
         asked: Sequence[Check] = cleaned(client.doctor()["checks"])
     except HomeportError as error:
@@ -127,8 +145,20 @@ def _daemon(loaded: Settings) -> Sequence[Check]:
     return [passed("daemon", f"version {health['version']}, market {health['market']}"), *asked, _attention(client)]
 
 
+def _unread(loaded: Settings) -> Sequence[Check]:
+    """Of a daemon that runs: it has read key and settings at its start."""
+    files = unread(loaded.paths) if holder(loaded.paths) is not None else []
+    if not files:
+        return []
+    names = ", ".join(map(str, files))
+    return [warned("settings", f"the daemon that runs has not read what was written since: {names}", "jobctl up")]
+
+
 def _attention(client: Client) -> Check:
-    urgent = [item for item in client.jobs()["attention"] if item["urgent"]]
+    try:
+        urgent = [item for item in client.jobs()["attention"] if item["urgent"]]
+    except HomeportError as error:
+        return failed("attention", cleaned(error.message), error.hint)
     if urgent:
         return warned("attention", cleaned("; ".join(item["text"] for item in urgent)), "jobctl status")
     return passed("attention", "no held job, no machine without a job")
@@ -148,6 +178,7 @@ CHECKS: tuple[Callable[[Settings], Sequence[Check]], ...] = (
     market_checks.clock,
     message_checks.told,
     service,
+    _unread,
     _daemon,
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -9,6 +10,7 @@ import click
 from daemon import settings
 from daemon.cli.path import writing
 from daemon.cli.terminal import cleaned, examples, size
+from daemon.service.holder import refuse_running
 
 
 @click.command(epilog=examples("jobctl export ~/homeport.export", "jobctl down && jobctl export /media/stick/home.tar"))
@@ -20,8 +22,10 @@ def export(file: Path) -> None:
     """
     from daemon.control import moving
 
+    loaded = settings.load()
+    refuse_running(loaded.paths, f"jobctl export {shlex.quote(str(file))}")
     with writing(file):
-        moved = moving.export_home(settings.load(), file)
+        moved = moving.export_home(loaded, file)
     click.echo(f"{file}  {size(moved.size)}: {len(moved.jobs)} unfinished jobs ({cleaned(', '.join(moved.jobs))})")
     click.echo("This home drives nothing any more. On the other computer, once: jobctl import FILE, then jobctl up")
     click.echo("The file holds your SSH key: delete it afterwards.", err=True)
@@ -33,7 +37,9 @@ def import_(file: Path) -> None:
     """Make this computer the home of what `export` wrote into FILE. Import it on one computer only."""
     from daemon.control import moving
 
-    moved = moving.import_home(settings.load(), file)
+    loaded = settings.load()
+    refuse_running(loaded.paths, f"jobctl import {shlex.quote(str(file))}")
+    moved = moving.import_home(loaded, file)
     click.echo(f"{len(moved.jobs)} unfinished jobs live here now ({cleaned(', '.join(moved.jobs))}). Next: jobctl up")
     for note in moved.notes:
         click.echo(f"note: {cleaned(note)}")

@@ -13,7 +13,8 @@ import click
 from daemon import platform, settings
 from daemon.api.messages import Check
 from daemon.control.leadership import hold_lock
-from daemon.errors import HomeportError, Refused
+from daemon.errors import HomeportError, Refused, from_system
+from daemon.service.holder import refuse_running
 from daemon.settings import Settings
 from daemon.store import backups, readonly
 
@@ -27,7 +28,9 @@ def mend(found: Sequence[Check]) -> list[str]:
         try:
             done += REPAIRS[check["name"]](settings.load())
         except (HomeportError, OSError) as error:
-            click.echo(f"not mended: {check['name']}: {error}", err=True)
+            told = error if isinstance(error, HomeportError) else from_system(error)
+            click.echo(f"not mended: {check['name']}: {told.message}", err=True)
+            click.echo(f"Try:   {told.hint}", err=True)
     return done
 
 
@@ -46,12 +49,15 @@ def _put_copy_back(loaded: Settings) -> Iterator[str]:
     The next daemon sees what was done, and holds every job.
     """
     database = loaded.paths.database
+    refuse_running(loaded.paths, "jobctl doctor --fix")
     with closing(hold_lock(loaded.paths.lock)):
         if database.exists() and readonly.integrity(database) == "ok":
             return
         copy = next((path for path in backups.newest_first(loaded.paths.backups) if _is_whole(path)), None)
         if copy is None:
-            raise Refused(f"there is no whole copy in {loaded.paths.backups}; what is rented: jobctl leases")
+            raise Refused(
+                f"there is no whole copy in {loaded.paths.backups}", hint="jobctl leases   shows what is rented"
+            )
         beside = database.with_suffix(".restored")  # whole and on the platter before anything is moved
         shutil.copy(copy, beside)
         beside.chmod(0o600)

@@ -6,7 +6,7 @@ import contextlib
 from pathlib import Path
 
 from daemon import platform
-from daemon.errors import CredentialsRefused
+from daemon.errors import CredentialsRefused, Refused
 from daemon.settings import Paths, api_key
 
 
@@ -18,6 +18,14 @@ def holder(paths: Paths) -> str | None:
         if platform.lock_file(file):
             return None  # given back by closing
         return platform.lock_holder(file)
+
+
+def refuse_running(paths: Paths, again: str) -> None:
+    """Raises Refused while a daemon leads: it has to end before `again` is typed."""
+    if (process := holder(paths)) is not None:
+        raise Refused(
+            f"a daemon runs here (process {process}), and has to end first", hint=f"jobctl down, then {again}"
+        )
 
 
 def unread(paths: Paths) -> list[Path]:

@@ -26,8 +26,10 @@ from daemon.cli.exits import Exit
 from daemon.cli.jobctl import jobctl
 from daemon.control.leadership import hold_lock
 from daemon.settings import Settings
+from daemon.errors import StoreError
 from daemon.store import backups, high_water
 from daemon.store.high_water import HighWater
+from daemon.store.readonly import ReadModel
 
 HOUR_MS = 3_600_000
 
@@ -412,3 +414,80 @@ def test_a_database_that_cannot_be_read_hides_no_machine(home: Home, another_mac
     assert leases.exit_code == Exit.NO_DAEMON and "straight from the market" in leases.stderr
     assert told["source"] == "MARKET" and {lease["job"] for lease in told["leases"]} == {"k7f3qd"}
     assert home.doctor("--fix")["database"]["status"] == "PASS"
+
+
+def no_room_for_temporary_files(home: Home) -> None:
+    def full(prefix: str) -> None:
+        raise FileNotFoundError(2, "No usable temporary directory found in ['/tmp']")
+
+    home.patch.setattr(checks.tempfile, "TemporaryDirectory", full)  # type: ignore[attr-defined]
+
+
+def a_folder_that_is_not_ours(home: Home) -> None:
+    def refused(folder: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    home.patch.setattr(checks.shutil, "disk_usage", refused)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("plant", "name"), [(no_room_for_temporary_files, "rebuild"), (a_folder_that_is_not_ours, "disk")]
+)
+def test_a_check_that_cannot_be_made_hides_no_other(home: Home, plant: Plant, name: str) -> None:
+    """A full disk or a folder of somebody else: that line says so, and every other is there."""
+    before = home.doctor()
+    plant(home)
+
+    found = home.doctor()
+
+    assert found[name]["status"] == "FAIL" and found[name]["fix"]
+    assert {*before} <= {*found}
+
+
+def test_a_reading_that_fails_hides_no_check(home: Home) -> None:
+    """The daemon answers, and one of its readings is an error."""
+
+    def busy(self: ReadModel) -> None:
+        raise StoreError("the database is locked", hint="fuser -v homeport.db")
+
+    home.patch.setattr(ReadModel, "jobs", busy)
+    with running(home.config, Scripted()):
+        found = home.doctor()
+
+    assert found["attention"]["status"] == "FAIL" and "fuser -v" in found["attention"]["fix"]
+    assert found["daemon"]["status"] == found["python"]["status"] == "PASS"
+
+
+def test_a_key_that_the_daemon_has_not_read_is_said(home: Home) -> None:
+    """It reads key and settings once, at its start; what mends that is no word to the market."""
+    with running(home.config, Scripted()), closing(hold_lock(home.config.paths.lock)):
+        before = home.doctor()
+        later = time.time() + 1
+        os.utime(home.config.paths.key_file, (later, later))
+        found = home.doctor()
+
+    assert "settings" not in before
+    assert found["settings"]["status"] == "WARN" and found["settings"]["fix"] == "jobctl up"
+    assert str(home.config.paths.key_file) in found["settings"]["detail"]
+
+
+def test_doctor_never_sends_to_doctor(home: Home) -> None:
+    """Where the market refuses the key, of the daemon or of this command."""
+    refused = Scripted()
+    line = {"name": "account", "status": "FAIL", "detail": "invalid user key", "fix": "jobctl doctor"}
+    refused.answers["doctor"] = {"checks": [line]}
+    home.config.paths.key_file.write_text("wrong")
+    alone = home.doctor()
+    with running(home.config, refused):
+        found = home.doctor()
+
+    for line in (alone["market"], found["account"]):
+        assert "jobctl doctor" not in line["fix"] and "jobctl up" in line["fix"]
+
+
+def test_fix_names_what_has_to_end_first(home: Home) -> None:
+    damage(home)
+    with closing(hold_lock(home.config.paths.lock)):
+        said = CliRunner().invoke(jobctl, ["doctor", "--fix", "--json"]).stderr
+
+    assert "not mended: database: " in said and "jobctl down" in said
