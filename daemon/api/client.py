@@ -176,4 +176,4 @@ def _job(ref: str, *parts: str) -> str:
     """Raises NoSuchJob for what no job can be called: no route has it, and its 404 would be no answer of ours."""
     if not ref or "/" in ref:
         raise NoSuchJob(f"no job {ref!r}", hint="jobctl status")
-    return "/".join(("/v1/jobs", quote(ref, safe="@"), *parts))
+    return "/".join(("/v1/jobs", quote(ref, safe="@", errors="replace"), *parts))

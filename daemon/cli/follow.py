@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -215,7 +214,6 @@ def _say_why(view: JobView, end: Exit) -> None:
         click.echo(f"Try: {'   or   '.join(hold['commands'])}", err=True)
     elif end is Exit.OK:
         click.echo(f"Model safe here?  {view['safety']['text']}", err=True)
-    sys.stderr.flush()
 
 
 def _seconds(text: str) -> float:

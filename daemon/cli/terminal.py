@@ -15,7 +15,7 @@ from calendar import timegm
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
@@ -57,18 +57,23 @@ class Look:
 
 def look() -> Look:
     """As standard output and the environment allow."""
-    terminal = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+    terminal = _is_terminal(sys.stdout) and os.environ.get("TERM") != "dumb"
     return Look(
         width=shutil.get_terminal_size().columns,
         colour=terminal and "NO_COLOR" not in os.environ,
-        blocks="utf" in (sys.stdout.encoding or "").lower(),
+        blocks="utf" in (getattr(sys.stdout, "encoding", None) or "").lower(),
         live=terminal,
     )
 
 
 def interactive() -> bool:
     """Whether a person can be asked."""
-    return sys.stdin.isatty() and sys.stderr.isatty()
+    return _is_terminal(sys.stdin) and _is_terminal(sys.stderr)
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    """None: it was closed before we began."""
+    return stream is not None and stream.isatty()
 
 
 def typed_number(prompt: str) -> int:
@@ -125,7 +130,10 @@ def table(columns: Sequence[Column], look: Look) -> list[str]:
     for i in sorted(range(len(kept)), key=lambda i: widths[i] - _least(kept[i]), reverse=True):
         cut = max(0, min(excess, widths[i] - _least(kept[i])))
         widths[i], excess = widths[i] - cut, excess - cut
-    rows = [[c.title for c in kept], *([c.cells[i] for c in kept] for i in range(len(columns[0].cells)))]
+    rows = [
+        [c.title for c in kept],
+        *([" ".join(c.cells[i].split()) for c in kept] for i in range(len(columns[0].cells))),
+    ]
     return [
         "  ".join(_fit(look.clip(cell, w), w, c.right) for cell, w, c in zip(row, widths, kept, strict=True)).rstrip()
         for row in rows

@@ -25,8 +25,8 @@ from daemon.cli import checks, market_checks, service_checks
 from daemon.cli.exits import Exit
 from daemon.cli.jobctl import jobctl
 from daemon.control.leadership import hold_lock
-from daemon.settings import Settings
 from daemon.errors import StoreError
+from daemon.settings import Settings
 from daemon.store import backups, high_water
 from daemon.store.high_water import HighWater
 from daemon.store.readonly import ReadModel

@@ -7,8 +7,8 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, nullcontext
 from itertools import count, repeat
-from types import SimpleNamespace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from scripted import CANARY, Run, Scripted

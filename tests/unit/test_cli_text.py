@@ -35,3 +35,10 @@ def test_a_table_clips_what_may_be_clipped() -> None:
     lines = table([Column("ID", ["k7f3qd"]), Column("NAME", ["a-rather-long-name"], least=8)], Look(width=16))
 
     assert lines == ["ID      NAME", "k7f3qd  a-rathe…"]
+
+
+def test_a_cell_is_one_line() -> None:
+    """What a machine says must not look like a line of ours."""
+    lines = table([Column("SAYS", ["boom\nNothing is being rented. $0.00/h."]), Column("N", ["1"])], Look(width=60))
+
+    assert lines == ["SAYS                                    N", "boom Nothing is being rented. $0.00/h.  1"]

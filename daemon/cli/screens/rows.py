@@ -89,7 +89,11 @@ def _row(row: Row, look: Look) -> Iterator[str]:
 
 
 def _said(who: str, text: str, look: Look, most: int = TEXT_LINES) -> list[str]:
-    lines = [line for part in text.strip().split("\n") for line in textwrap.wrap(part, look.width - LABEL - 2) or [""]]
+    lines = [
+        line
+        for part in text.strip().split("\n")
+        for line in textwrap.wrap(part, max(1, look.width - LABEL - 2)) or [""]
+    ]
     if len(lines) > most:
         lines = [*lines[:most], f"... {len(lines) - most} more lines"]
     return [f"  {who if i == 0 else '':<{LABEL}}{line}".rstrip() for i, line in enumerate(lines)]
