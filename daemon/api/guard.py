@@ -54,4 +54,6 @@ def _has_token(headers: Headers, token: str) -> bool:
 
 
 def _refuse(status: int, message: str) -> JSONResponse:
-    return JSONResponse({"error": ErrorBody(message=message, hint="", exit_code=4, problems=[])}, status_code=status)
+    return JSONResponse(
+        {"error": ErrorBody(message=message, hint="jobctl up", exit_code=4, problems=[])}, status_code=status
+    )

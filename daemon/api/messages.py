@@ -214,7 +214,8 @@ class ErrorBody(TypedDict):
 
 # Exit code -> class: the same error is raised on both sides of the socket.
 _BY_CODE: dict[int, type[HomeportError]] = {
-    kind.exit_code: kind for kind in (errors.NoSuchJob, errors.CredentialsRefused, errors.NothingFits)
+    kind.exit_code: kind
+    for kind in (errors.NoSuchJob, errors.DaemonUnreachable, errors.CredentialsRefused, errors.NothingFits)
 }
 # Exit code -> HTTP status; any other code is a 409: legal in another state.
 _STATUS = {2: 422, 3: 404, 5: 401, 6: 409}

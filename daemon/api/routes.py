@@ -151,7 +151,7 @@ class _Asking:
     async def fetch(self, request: Request) -> Response:
         body = await _body(request)
         pattern, to, host_key = _text(body, "pattern"), _text(body, "to"), _optional_text(body, "host_key")
-        return JSONResponse(await self.commands.fetch(request.path_params["instance"], pattern, to, host_key))
+        return JSONResponse(await self.commands.fetch(_instance(request), pattern, to, host_key))
 
     async def transfer(self, request: Request) -> Response:
         return JSONResponse(await self.commands.transfer(request.path_params["number"]))

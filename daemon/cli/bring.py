@@ -36,7 +36,9 @@ def pull(job: str, checkpoint: str, to: Path, as_json: bool) -> None:
         "jobctl fetch --instance 29481133 --path '~/out/**' --to . --host-key SHA256:...",
     )
 )
-@click.option("--instance", type=int, required=True, metavar="ID", help="Any running machine of this account.")
+@click.option(
+    "--instance", type=click.IntRange(1), required=True, metavar="ID", help="Any running machine of this account."
+)
 @click.option(
     "--path", "pattern", required=True, metavar="GLOB", help="Files there; quote it, or the shell expands it."
 )
@@ -89,10 +91,10 @@ def progress(seen: Transfer, drawn: Look) -> str:
 
 
 def _told(done: Transfer, as_json: bool) -> None:
-    if as_json:
-        emit_json({"schema": "homeport.transfer/1", **done})
-        return
     seen: Transfer = cleaned(done)
+    if as_json:
+        emit_json({"schema": "homeport.transfer/1", **seen})
+        return
     for file in seen["files"]:
         click.echo(f"{file['sha256']}  {file['path']}  {size(file['size'])}")
         if "floor" in file:

@@ -61,7 +61,7 @@ def offers(gpu: tuple[str, ...], count: int | None, max_price: float | None, why
 
 
 @click.command(epilog=examples("jobctl adopt 29481133 job.yaml", "jobctl adopt 29481133 ~/bots/support.yaml"))
-@click.argument("instance", type=int)
+@click.argument("instance", type=click.IntRange(1))
 @click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 def adopt(instance: int, file: Path) -> None:
     """Take INSTANCE back, whose job the database does not know any more. FILE is the job file it was submitted with.
@@ -75,7 +75,7 @@ def adopt(instance: int, file: Path) -> None:
 @click.command(
     name="write-off", epilog=examples("jobctl write-off 29481133", "jobctl write-off 29481133 --confirm 29481133")
 )
-@click.argument("instance", type=int)
+@click.argument("instance", type=click.IntRange(1))
 @click.option("--confirm", type=int, metavar="INSTANCE", help="The same id again, where nobody can be asked.")
 def write_off(instance: int, confirm: int | None) -> None:
     """Stop counting on INSTANCE, which cannot be returned. It may go on billing; it is watched for ever."""

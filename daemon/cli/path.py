@@ -10,15 +10,21 @@ import click
 
 from daemon.errors import SpecError
 
+LARGEST = 1 << 20  # characters of a job file: some thousand are usual, and the daemon takes four MiB
+
 
 def text_of(file: Path) -> str:
     """A job file as it stands. Raises SpecError."""
     try:
-        return file.read_text(encoding="utf-8")
+        with file.open(encoding="utf-8") as opened:
+            text = opened.read(LARGEST + 1)
     except OSError as error:
         raise SpecError([f"{file}: {error.strerror}"]) from error
     except UnicodeDecodeError as error:
         raise SpecError([f"{file}: is not UTF-8 text"]) from error
+    if len(text) > LARGEST:
+        raise SpecError([f"{file}: is larger than 1 MiB: that is no job file"])
+    return text
 
 
 def expanded(path: str) -> Path:

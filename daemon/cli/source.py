@@ -34,8 +34,9 @@ class Readings(Protocol):
 @dataclass(frozen=True)
 class Reading(Generic[_T]):
     value: _T
-    source: str  # DAEMON, DATABASE when it is down, MARKET when there is no readable database either
+    source: str  # DAEMON, DATABASE when it does not answer, MARKET when there is no readable database either
     demo: bool
+    silent: DaemonUnreachable | None = None  # why the daemon did not answer
 
     @property
     def live(self) -> bool:
@@ -63,11 +64,12 @@ def read(ask: Callable[[Readings], _T]) -> Reading[_T]:
     where = loaded.paths
     try:
         return Reading(cleaned(ask(Client(where))), source="DAEMON", demo=loaded.demo)
-    except DaemonUnreachable:
+    except DaemonUnreachable as silent:
         backups.refuse_lost(where.database, where.backups)
         if not where.database.exists():
             raise
-        return Reading(cleaned(ask(ReadModel(where.database, where.job_folders))), source="DATABASE", demo=loaded.demo)
+        found = cleaned(ask(ReadModel(where.database, where.job_folders)))
+        return Reading(found, source="DATABASE", demo=loaded.demo, silent=silent)
 
 
 def read_leases() -> Reading[Leases]:
@@ -87,11 +89,11 @@ def banner(reading: Reading[Any], money: MoneyStrip, drawn: Look) -> list[str]:
     lines = []
     if reading.demo:
         lines.append(drawn.paint("DEMO: market and machines are on this computer, and the money is not real.", "warn"))
-    if reading.source == "DATABASE":
+    if reading.silent is not None:
         age = seconds_since(money["as_of"], time.time())
         old = f"figures are {duration(age)} old" if age is not None else "it never saw the market"
         count = money["machines"] + money["unsure"]
         bills = f" and {count} machine{'s' if count > 1 else ''} may be billing" if count else ""
-        lines.append(drawn.paint(f"! the daemon is not running; {old}{bills}.", "warn"))
-        lines.append("  Try: jobctl up")
+        lines.append(drawn.paint(f"! {cleaned(reading.silent.message)}; {old}{bills}.", "warn"))
+        lines.append(f"  Try: {reading.silent.hint}")
     return lines

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import aclosing
-from pathlib import Path
 
 from daemon.clock import SystemClock
 from daemon.domain import ids
@@ -44,7 +43,7 @@ def leases(loaded: Settings) -> Leases:
             problem=None,
             kept_awake=False,
         ),
-        attention=[_attention(instance, loaded.paths.backups) for instance in ours],
+        attention=[_attention(instance) for instance in ours],
     )
 
 
@@ -78,7 +77,7 @@ def _view(instance: Instance) -> LeaseView:
     """What the market alone knows; cost and history lie in the database."""
     count = f"{instance.num_gpus}x " if instance.num_gpus > 1 else ""
     return LeaseView(
-        lease=0,
+        lease=0,  # none of ours: what it has cost is not known
         instance=instance.id,
         job=ids.label_job(instance.label),
         state="LIVE",
@@ -97,13 +96,13 @@ def _view(instance: Instance) -> LeaseView:
     )
 
 
-def _attention(instance: Instance, backups: Path) -> Attention:
+def _attention(instance: Instance) -> Attention:
     return Attention(
         kind="ORPHAN",
         urgent=True,
         job=ids.label_job(instance.label),
         instance=instance.id,
-        text=f"instance {instance.id} has the label of a job, no database here knows it, "
+        text=f"instance {instance.id} has the label of a job, and no database here can be asked about it, "
         f"may bill ${decimal_string(_rate(instance))}/h",
-        hint=f"jobctl doctor --fix   puts the newest copy of {backups} back",
+        hint="jobctl doctor   says what to do; a machine of another computer is that one's",
     )

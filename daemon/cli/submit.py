@@ -13,6 +13,7 @@ from daemon.cli.path import text_of
 from daemon.cli.screens import plan as plan_screen
 from daemon.cli.source import client
 from daemon.cli.terminal import cleaned, emit_json, examples, interactive, look
+from daemon.domain.lifecycle import TERMINAL
 
 _FILE = click.argument("file", type=click.Path(path_type=Path))
 
@@ -57,7 +58,11 @@ def submit(file: Path, yes: bool, waiting: bool, again: bool, as_json: bool) -> 
     elif answer["created"]:
         click.echo(f"{job}  {answer['name']} is queued.   Look: jobctl show {job}")
     else:
-        click.echo(f"{job}  {answer['name']} is this very file, submitted before: still one job. A new one: --again")
+        lives = daemon.job(job)["job"]["state"] not in TERMINAL  # and its name is taken
+        first = f", once this one has ended (jobctl cancel {job})" if lives else ""
+        click.echo(
+            f"{job}  {answer['name']} is this very file, submitted before: still one job. A new one{first}: --again"
+        )
     if waiting:
         from daemon.cli.follow import wait_for
 

@@ -268,3 +268,18 @@ def test_an_unexpected_error_is_named_not_shown(client: Client, commands: Script
 
     assert "RuntimeError" in caught.value.message
     assert "canary" not in caught.value.message
+
+
+def test_the_port_of_another_daemon_is_no_daemon_of_ours(
+    config: Settings, stored: Stored, commands: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It wants another token than the one that our ended daemon left: the database is read then."""
+    monkeypatch.setattr(platform, "unix_socket_fits", lambda path: False)
+    with running(config, commands):
+        address = json.loads(config.paths.address.read_text())
+        config.paths.address.write_text(json.dumps(address | {"token": "another"}))
+
+        with pytest.raises(DaemonUnreachable) as refused:
+            Client(config.paths).jobs()
+
+    assert refused.value.hint

@@ -154,6 +154,7 @@ def test_cursors_beyond_all_measure(api: Any, what: str, number: str) -> None:
         ("/v1/offers", {"max_price": "NaN"}),
         ("/v1/offers", {"max_price": 3}),
         (f"/v1/leases/{10**20}/write-off", {"by": "me"}),
+        (f"/v1/instances/{10**20}/fetch", {"pattern": "*", "to": "/tmp"}),
         ("/v1/leases/1/write-off", {"by": "me", "confirm": 10**20}),
     ],
 )

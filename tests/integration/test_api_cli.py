@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from scripted import CANARY, PLAN, Run, Scripted, a_job_file, running
 from stored import HOUR, NOW, Stored
 
 from daemon import platform
 from daemon.artifacts import tiny
+from daemon.cli import bring
 from daemon.errors import CredentialsRefused, HomeportError, NothingFits, Refused, SpecError
 from daemon.settings import Settings
 
@@ -32,8 +34,9 @@ def test_submit_sends_the_text_its_folder_and_an_id_of_both(run: Run, commands: 
     assert "k7f3qd  support-bot is queued" in first.stdout
 
 
-def test_submit_says_when_it_is_the_same_job(run: Run, commands: Scripted, tmp_path: Path) -> None:
+def test_submit_says_when_it_is_the_same_job(run: Run, commands: Scripted, stored: Stored, tmp_path: Path) -> None:
     """A second submit of one file is no second job, and says how to get one."""
+    stored.job("k7f3qd")
     commands.answers["submit"] |= {"created": False}
 
     result = run("submit", a_job_file(tmp_path))
@@ -404,3 +407,57 @@ def test_verify_needs_no_daemon_and_tells_by_its_exit_code(run: Run, stored: Sto
     assert "L2 structure: passed" in good.stdout and "not run: L1, L3, L5" in good.stdout
     assert cut.exit_code == 10 and json.loads(cut.stdout)["levels"][-1]["name"] == "L2 structure"
     assert without.exit_code == 1 and "no verified model of it is here" in without.stderr
+
+
+def test_a_job_file_that_is_none(run: Run, commands: Scripted, tmp_path: Path) -> None:
+    """Rows in place of the job file: they are not sent, and the daemon is not said to be down."""
+    rows = tmp_path / "sft.jsonl"
+    rows.write_text('{"text": "a"}\n' * 400_000)
+
+    for verb in ("submit", "plan"):
+        result = run(verb, str(rows))
+        assert result.exit_code == 2 and f"{rows}: is larger than " in result.stderr
+    assert commands.calls == []
+
+
+def test_a_new_job_of_the_same_file_waits_for_the_end_of_the_old_one(
+    run: Run, commands: Scripted, stored: Stored, tmp_path: Path
+) -> None:
+    """`--again` is refused while a job of that name lives: what ends that is said first."""
+    stored.job("k7f3qd", hold_reason="DATA", hold_since=NOW)
+    commands.answers["submit"] |= {"created": False}
+
+    living = run("submit", a_job_file(tmp_path)).stdout
+    with closing(sqlite3.connect(stored.path)) as db, db:
+        db.execute("UPDATE jobs SET state = 'CANCELLED', hold_reason = NULL")
+    ended = run("submit", a_job_file(tmp_path)).stdout
+
+    assert "jobctl cancel k7f3qd" in living and "--again" in living
+    assert "jobctl cancel" not in ended and "--again" in ended
+
+
+def test_a_daemon_that_hangs_is_not_said_to_be_down(
+    run: Run, stored: Stored, config: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`jobctl up` would find it running."""
+    stored.job("k7f3qd", state="SFT")
+    stored.lease("k7f3qd")
+    monkeypatch.setattr("daemon.api.client.READ_S", 0.2)
+    listener = platform.listen_unix(config.paths.socket)
+    try:
+        result = run("status")
+    finally:
+        listener.close()
+
+    first, second = result.stdout.splitlines()[:2]
+    assert "does not answer within 0.2 s" in first and "1 machine may be billing" in first
+    assert second == "  Try: jobctl doctor"
+
+
+def test_a_transfer_as_json_is_made_plain_too() -> None:
+    """A name that a machine chose: with the control character that some terminals take for an escape."""
+    done = {"files": [{"path": "a\x9b31m.gguf", "size": 1, "sha256": "0"}], "state": "DONE"}
+    with CliRunner().isolation() as (out, _, _):
+        bring._told(done, as_json=True)
+
+    assert "\x9b" not in out.getvalue().decode()

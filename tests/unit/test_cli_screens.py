@@ -179,6 +179,25 @@ def test_a_machine_without_a_job_is_never_hidden_by_an_empty_table() -> None:
     assert "Renting 2 machines" in jobs_screen.screen(reading(), Look(), NOW)
 
 
+def test_an_empty_table_does_not_hide_a_silent_market() -> None:
+    """That nothing is rented is then the word of a database that may be new."""
+    idle = MONEY | {"machines": 0, "rate": "0.00", "problem": "no answer"}
+
+    assert "The market cannot be asked: no answer." in jobs_screen.screen(
+        reading(money=idle, attention=[]), Look(), NOW
+    )
+
+
+def test_what_nobody_knows_is_no_zero() -> None:
+    """Straight from the market, what a machine has cost is not known; `$0.00 so far` would be a lie."""
+    rows = [lease(lease=0, cost="0")]
+    unknown = cast(Leases, {"schema": "", "leases": rows, "money": MONEY | {"cost": "0"}, "attention": []})
+
+    text = leases_screen.screen(unknown, Look(width=120), NOW, everything=False)
+
+    assert "so far" not in text and "0.00" not in text.splitlines()[1].split()
+
+
 PAGE = {
     "schema": "homeport.job/1",
     "job": job(),
@@ -224,10 +243,11 @@ def test_show_of_a_held_job_leads_to_its_two_commands() -> None:
 
 
 def test_show_says_that_a_destroy_is_not_confirmed() -> None:
-    """Accepted is not gone: the price goes on being named."""
+    """Accepted is not gone: the price goes on being named. No hold is suggested, which is refused by then."""
     text = job_screen.screen(page(lease=lease(destroy_requested=ago(60))), Look(), NOW)
 
     assert "NOT confirmed, may bill $0.41/h" in text
+    assert "jobctl hold" not in text and "jobctl wait k7f3qd" in text
 
 
 def test_show_warns_of_rows_that_are_never_trained() -> None:

@@ -55,6 +55,8 @@ MISUSED = [
     ["data-check", "no-such-file.jsonl"],
     ["sandbox", "serve", "--image", "nano"],
     ["offers", "--max-price", "cheap"],
+    ["fetch", "--instance", "-5", "--path", "x", "--to", "y"],
+    ["write-off", "--confirm", "5", "--", "-5"],
 ]
 
 

@@ -26,7 +26,8 @@ def money_strip(money: MoneyStrip, look: Look, now: float) -> list[str]:
 def _rented(money: MoneyStrip) -> str:
     count, unsure = money["machines"], money["unsure"]
     if count:
-        known = f"Renting {_machines(count)}, {dollars(money['rate'])}/h, {dollars(money['cost'])} so far."
+        so_far = f", {dollars(money['cost'])} so far" if float(money["cost"]) else ""  # not known, or not begun
+        known = f"Renting {_machines(count)}, {dollars(money['rate'])}/h{so_far}."
         return f"{known} Beside {'it' if count == 1 else 'them'} {unsure} may bill." if unsure else known
     if unsure:
         return f"Nothing is known to be rented, but {_machines(unsure)} may bill."

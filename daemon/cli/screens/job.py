@@ -178,7 +178,9 @@ def _next(job: JobView) -> list[str]:
         return [f"jobctl logs {ref}", *job["hold"]["commands"]]
     if job["finished_at"]:
         return [f"jobctl metrics {ref}", f"jobctl logs {ref}"]
-    return [f"jobctl logs {ref} -f", f"jobctl metrics {ref} --plot loss", f"jobctl hold {ref}"]
+    watching = [f"jobctl logs {ref} -f", f"jobctl metrics {ref} --plot loss"]
+    leaving = job["lease"] is not None and job["lease"]["destroy_requested"] is not None  # hold is refused by then
+    return [*watching, f"jobctl {'wait' if leaving else 'hold'} {ref}"]
 
 
 def _listed(commands: Sequence[str]) -> str:

@@ -14,7 +14,7 @@ EMPTY = "No jobs. Nothing is being rented. $0.00/h.   Start with: jobctl demo"
 def screen(reading: Jobs, look: Look, now: float) -> str:
     """Every job of `reading` in one line of at most `look.width`, then the money, then what needs a person."""
     money = reading["money"]
-    if not reading["jobs"] and not money["machines"] and not money["unsure"]:
+    if not (reading["jobs"] or money["machines"] or money["unsure"] or money["problem"]):
         return "\n".join([EMPTY, *attention(reading["attention"], look)])
     lines = []
     if reading["jobs"]:

@@ -19,7 +19,7 @@ def screen(reading: Leases, look: Look, now: float, *, everything: bool) -> str:
                 Column("MARKET SAYS", [_status(lease["status"], lease["destroy_requested"]) for lease in shown]),
                 Column("GPU", [lease["gpu"] for lease in shown], drop=3),
                 Column("$/H", [cents(lease["rate"]) for lease in shown], right=True),
-                Column("COST", [cents(lease["cost"]) for lease in shown], right=True),
+                Column("COST", [cents(lease["cost"]) if lease["lease"] else "?" for lease in shown], right=True),
                 Column("SEEN", [_ago(lease["last_seen"], now) for lease in shown], right=True),
                 Column("CONTRACT TO", [_end(lease["contract_ends"], now) for lease in shown], drop=2),
             ],
