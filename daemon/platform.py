@@ -293,6 +293,7 @@ _STAY_AWAKE: dict[str, tuple[str, ...]] = {
     "linux": ("systemd-inhibit", "--what=sleep:idle", "--who=homeport", "--why={why}", "cat"),
     "darwin": ("caffeinate", "-i", "cat"),
 }
+_ENDS_WITHIN_S = 2.0  # the daemon waits for it, and does nothing else meanwhile
 _ES_CONTINUOUS, _ES_SYSTEM_REQUIRED = 0x80000000, 0x00000001
 
 
@@ -324,4 +325,10 @@ class KeptAwake:
 
             ctypes.windll.kernel32.SetThreadExecutionState(_ES_CONTINUOUS)
         if self._child is not None:
-            self._child.communicate()  # closes its end of the pipe, and waits
+            if self._child.stdin is not None:
+                self._child.stdin.close()
+            try:
+                self._child.wait(_ENDS_WITHIN_S)
+            except subprocess.TimeoutExpired:  # it still asks a service that hangs: we do not wait for that
+                self._child.kill()
+                self._child.wait()

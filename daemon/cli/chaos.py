@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 
+from daemon.errors import HomeportError
 from daemon.store.shapes import Event
 
 
@@ -93,8 +94,11 @@ class Chaos:
                 self._orders[trial] = self._ask("POST", "/sandbox/faults", order)["id"]
 
     def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
-        reply = self._http.request(method, path, json=body)
-        reply.raise_for_status()
+        try:
+            reply = self._http.request(method, path, json=body)
+            reply.raise_for_status()
+        except httpx.HTTPError as error:
+            raise HomeportError(f"the local market does not answer: {error}", hint="jobctl demo --chaos") from error
         return reply.json()
 
 

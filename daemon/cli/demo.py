@@ -260,6 +260,8 @@ def _daemon(home: Path, market: dict[str, Any]) -> Iterator[None]:
         try:
             _wait_for(Client(paths), process, home / "jobd.log")
             yield
+        except DaemonUnreachable as error:  # whose own hint would set up a service
+            raise HomeportError(f"the demo's daemon ended: {error.message}", hint=f"see {home / 'jobd.log'}") from error
         finally:
             _stop(process)
 

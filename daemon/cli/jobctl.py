@@ -106,6 +106,13 @@ class Jobctl(click.Group):
         except (KeyboardInterrupt, click.Abort):  # Abort: the same, while a question was open
             click.echo("\ninterrupted", err=True)
             ctx.exit(Exit.INTERRUPTED)
+        except RuntimeError as error:  # pathlib knows no narrower one for a user without a home, as in a container
+            if "home directory" not in str(error):
+                raise
+            from daemon.cli.terminal import report
+
+            report(HomeportError("this user has no home directory", hint="export HOMEPORT_HOME=/a/folder/of/yours"))
+            ctx.exit(Exit.FAILED)
 
 
 @click.group(

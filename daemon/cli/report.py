@@ -17,7 +17,7 @@ from daemon import settings
 from daemon.cli.path import writing
 from daemon.cli.redact import BLOCK, SHORTEST, Redactor, known_secrets
 from daemon.cli.terminal import examples, size
-from daemon.errors import DaemonUnreachable
+from daemon.errors import DaemonUnreachable, Refused
 from daemon.settings import Settings
 from daemon.store import recorder
 from daemon.store.readonly import LOG_NAME, ReadModel
@@ -34,6 +34,8 @@ def report(job: str, to: Path | None) -> None:
     Events, operations, leases and the ends of the logs; without keys, tokens, secrets of machines and training rows,
     as far as these are longer than a few words.
     """
+    if to is not None and (to.exists() or to.is_symlink()):
+        raise Refused(f"{to} is there already, and is not replaced", hint="name a file that does not exist yet")
     loaded = settings.load()
     if not loaded.paths.database.exists():
         raise DaemonUnreachable(f"there is no database at {loaded.paths.database}", hint="jobctl doctor")

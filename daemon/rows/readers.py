@@ -151,7 +151,7 @@ def _parquet(path: Path) -> Iterator[Numbered]:
                 for row in batch.to_pylist():
                     count += 1
                     yield count, _without_nulls(row)
-    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+    except (pyarrow.ArrowException, ValueError, OverflowError) as error:  # the last two: of a time that no day has
         raise SpecError([f"{path}:1: is not Parquet that can be read ({error})"]) from error
 
 

@@ -195,7 +195,10 @@ def _instruction(row: Row) -> list[Row]:
     if isinstance(row.get("input"), str) and row["input"].strip():
         question = f"{question}\n\n{row['input']}"
     turns: list[Row] = []
-    for i, exchange in enumerate(row.get("history") or []):
+    history = row.get("history") or []
+    if not isinstance(history, list):
+        raise BadRow("history is not a list of pairs of question and answer")
+    for i, exchange in enumerate(history):
         if not isinstance(exchange, list) or len(exchange) != 2:
             raise BadRow(f"history[{i}] is not a pair of question and answer")
         asked, answered = ({"content": text} for text in exchange)
@@ -212,7 +215,7 @@ def _spoken(row: Row, key: str) -> list[Row]:
             turns.append(turn)
             continue
         speaker = turn.get("from") if isinstance(turn, dict) else None
-        if speaker not in SPEAKERS:
+        if not isinstance(speaker, str) or speaker not in SPEAKERS:
             raise BadRow(f"{key}[{i}]: from is {speaker!r}, expected one of {', '.join(SPEAKERS)}")
         if speaker == "function_call":
             turns.append({"role": "assistant", "tool_calls": turn.get("value")})

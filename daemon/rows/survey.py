@@ -20,6 +20,7 @@ from daemon.rows.shapes import Row
 DATE_COLUMNS = ("date", "datetime", "timestamp", "time", "day", "created_at")
 MARKER = re.compile(r"<\|[^|<>\s]{1,40}\|>|<\uff5c[^<>\s]{1,40}\uff5c>|<s>|</s>|\[/?INST\]")
 MILLISECONDS_FROM = 1e11  # unix seconds reach this in the year 5138, milliseconds reached it in 1973
+MILLISECONDS_TO = 253_402_300_800_000  # the end of the year 9999: beyond it a number is no time that a day has
 NO_ROW = -1
 
 
@@ -131,7 +132,7 @@ def _seconds(value: Any) -> float | None:
         return (value if value.tzinfo else value.replace(tzinfo=datetime.UTC)).timestamp()
     if isinstance(value, datetime.date):
         return datetime.datetime.combine(value, datetime.time(), datetime.UTC).timestamp()
-    if isinstance(value, int | float) and not isinstance(value, bool) and value > 0:
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < MILLISECONDS_TO:
         return float(value / 1000 if value >= MILLISECONDS_FROM else value)
     return None
 

@@ -16,6 +16,9 @@ from daemon.errors import SpecError
 from daemon.rows.readers import INSTALL
 from daemon.rows.shapes import Row
 
+# What the code of a template may run into; the rest is jinja2's own.
+OWN_FAULTS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
+
 
 class Tokenizer:
     """What `folder` says about text. Raises SpecError when packages or files are missing or cannot be read.
@@ -39,7 +42,7 @@ class Tokenizer:
             raise SpecError([f"{folder / 'tokenizer.json'}:1: is no tokenizer ({error})"]) from error
         self._raw.no_truncation()
         self._raw.no_padding()
-        settings = _json(folder / "tokenizer_config.json")
+        settings = settings_of(folder / "tokenizer_config.json")
         self._special = {name: _content(settings[name]) for name in ("bos_token", "eos_token") if settings.get(name)}
         self.eos_token = self._special.get("eos_token")
         self.chat_template = _template(folder, settings)
@@ -71,9 +74,12 @@ class Tokenizer:
             raise jinja2.TemplateError("the model has no chat template, which conversations need")
         if template not in self._compiled:
             self._compiled[template] = self._jinja.from_string(template)
-        return self._compiled[template].render(
-            messages=list(messages), tools=tools, add_generation_prompt=add_generation_prompt, **self._special
-        )
+        try:
+            return self._compiled[template].render(
+                messages=list(messages), tools=tools, add_generation_prompt=add_generation_prompt, **self._special
+            )
+        except OWN_FAULTS as error:
+            raise jinja2.TemplateError(f"{type(error).__name__}: {error}") from error
 
 
 def folder_of(model: str, base: Path, fetched: Path) -> Path | None:
@@ -92,14 +98,19 @@ def folder_of(model: str, base: Path, fetched: Path) -> Path | None:
 def _template(folder: Path, settings: dict[str, Any]) -> str | None:
     file = folder / "chat_template.jinja"
     if file.is_file():
-        return file.read_text(encoding="utf-8")
+        try:
+            return file.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise SpecError([f"{file}:1: cannot be read ({error})"]) from error
     found = settings.get("chat_template")
     if isinstance(found, list):  # several, by name
-        found = next((each["template"] for each in found if each.get("name") == "default"), None)
+        named = [each for each in found if isinstance(each, dict) and each.get("name") == "default"]
+        found = named[0].get("template") if named else None
     return found if isinstance(found, str) else None
 
 
-def _json(path: Path) -> dict[str, Any]:
+def settings_of(path: Path) -> dict[str, Any]:
+    """One JSON object; of a file that is not there or holds something else, an empty one. Raises SpecError."""
     if not path.is_file():
         return {}
     try:
@@ -110,7 +121,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _content(token: Any) -> str:
-    return str(token["content"] if isinstance(token, dict) else token)
+    return str(token.get("content", "") if isinstance(token, dict) else token)
 
 
 def _to_json(value: Any, indent: int | None = None, **_: Any) -> str:

@@ -5,7 +5,6 @@ The texts that are counted are made by the payload's own code, so what is counte
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING
 from daemon.errors import SpecError
 from daemon.rows.readers import INSTALL
 from daemon.rows.shapes import BadRow, Row
-from daemon.rows.tokenizer import Tokenizer
+from daemon.rows.tokenizer import Tokenizer, settings_of
 from remote_payload import lengths
 from remote_payload.contract import Stage
 
@@ -57,9 +56,8 @@ class Counter:
         return lengths.fitting(counted, self._longest()) if counted else None
 
     def _longest(self) -> int:
-        config = self._folder / "config.json"
-        settings = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
-        return int(settings.get("max_position_embeddings", lengths.LONGEST))
+        longest = settings_of(self._folder / "config.json").get("max_position_embeddings")
+        return longest if isinstance(longest, int) else lengths.LONGEST
 
     def _texts(self, row: Row) -> tuple[Text, ...]:
         from jinja2 import TemplateError

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import plistlib
+import shlex
 from pathlib import Path
 
 from daemon import platform
@@ -62,7 +63,7 @@ def standing(program: Program) -> Standing:
 
 
 def log_command(program: Program) -> str:
-    return f"tail {program.log}"
+    return f"tail {shlex.quote(str(program.log))}"
 
 
 def _domain() -> str:

@@ -56,13 +56,22 @@ def write_environment(program: Program, env: Mapping[str, str] = os.environ) -> 
     if "HOMEPORT_HOME" in kept:
         kept["HOMEPORT_HOME"] = str(Path(kept["HOMEPORT_HOME"]).expanduser().absolute())
     file, text = program.environment_file, "".join(f"{name}={value}\n" for name, value in kept.items())
-    if file.exists() and file.read_text(encoding="utf-8") == text and not platform.open_to_others(file):
+    if file.exists() and platform.open_to_others(file):
+        file.unlink()
+    return write(file, text)
+
+
+def write(file: Path, text: str) -> bool:
+    """Make `file` hold `text`, whole or not at all, for this user alone; whether that changed it."""
+    if file.exists() and file.read_text(encoding="utf-8", errors="replace") == text:
         return False
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     beside = file.with_suffix(".new")
     beside.unlink(missing_ok=True)
     with open(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as out:
         out.write(text)
+        out.flush()
+        platform.sync_file(out.fileno())
     beside.replace(file)
     return True
 
@@ -70,7 +79,7 @@ def write_environment(program: Program, env: Mapping[str, str] = os.environ) -> 
 def dropped(program: Program, env: Mapping[str, str] = os.environ) -> list[str]:
     """What an earlier `up` kept, and `write_environment` will not: it is not set any more."""
     file = program.environment_file
-    kept = file.read_text(encoding="utf-8").split("\n") if file.exists() else []
+    kept = file.read_text(encoding="utf-8", errors="replace").split("\n") if file.exists() else []
     return [name for name in CARRIED if not env.get(name) and any(line.startswith(f"{name}=") for line in kept)]
 
 

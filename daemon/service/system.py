@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from daemon.errors import Refused
-from daemon.service.program import Program
+from daemon.service.program import Program, write
 
 PATIENCE_S = 60.0  # of one command of the service manager; ending the daemon takes some seconds
 
@@ -78,11 +78,7 @@ def this_system() -> System:
 
 def put(system: System, program: Program) -> bool:
     """Write the service's file and register it; whether it changed."""
-    file, text = system.file(program), system.render(program)
-    changed = not file.exists() or file.read_text(encoding="utf-8") != text
-    if changed:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text, encoding="utf-8")
+    changed = write(system.file(program), system.render(program))
     system.install(program)
     return changed
 

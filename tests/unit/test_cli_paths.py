@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,11 @@ from click.testing import CliRunner, Result
 from store import add_job, opened
 
 from daemon import app, platform, settings
+from daemon.cli import demo
+from daemon.cli.chaos import Chaos
 from daemon.cli.jobctl import jobctl
-from daemon.errors import from_system
+from daemon.control.leadership import hold_lock
+from daemon.errors import DaemonUnreachable, HomeportError, from_system
 
 LONG = "x" * 300  # longer than any name may be
 
@@ -129,3 +133,37 @@ def test_a_daemon_that_cannot_begin_says_why(
     said = capsys.readouterr().err.splitlines()
     assert caught.value.code == 1 and len(said) == 2
     assert said[0] == f"jobd: {tmp_path}/state: File exists" and said[1].startswith("Try: ")
+
+
+@pytest.mark.parametrize("words", [("export", "moved"), ("import", "file")], ids=" ".join)
+def test_what_has_to_end_first_is_said(words: tuple[str, ...]) -> None:
+    """While a daemon runs; `jobctl status` would not help."""
+    with closing(hold_lock(settings.load().paths.lock)):
+        result = run(*words)
+
+    assert result.exit_code == 1
+    assert f"jobctl down, then jobctl {' '.join(words)}" in result.stderr
+
+
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container whose user has a number and no name."""
+    monkeypatch.delenv("HOMEPORT_HOME")
+    monkeypatch.setattr("posixpath.expanduser", lambda path: path)
+
+    result = run("status")
+
+    assert result.exit_code == 1 and "export HOMEPORT_HOME=" in result.stderr
+
+
+def test_a_demo_whose_parts_end_sends_nobody_to_the_service(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """`jobctl up`, which an absent daemon is mended with, would set up one that has nothing to do with it."""
+    market = {"url": "http://127.0.0.1:9", "api_key": "k", "time_scale": 20}
+    monkeypatch.setattr(demo, "_wait_for", lambda *_: None)
+    monkeypatch.setattr(demo.sys, "executable", "/bin/true")  # type: ignore[attr-defined]
+
+    with pytest.raises(HomeportError) as ended, demo._daemon(tmp_path, market):
+        raise DaemonUnreachable("the daemon is not running", hint="jobctl up")
+    with pytest.raises(HomeportError, match="local market does not answer"):
+        Chaos(market)
+
+    assert ended.value.hint == f"see {tmp_path / 'jobd.log'}"

@@ -102,3 +102,13 @@ def test_a_bad_line_is_named_and_leads_on(folder):
 def test_a_job_file_stands_alone(folder, more):
     """Nothing beside it: a second answer to what it already says would be a contradiction."""
     assert check(folder / "job.yaml", *more).exit_code == 2
+
+
+@pytest.mark.parametrize("when", ["1e999", "1e300", "9" * 400, "1764460800000000000"])
+def test_a_number_that_is_no_time_dates_nothing(folder, when):
+    """Nanoseconds, too, would be of the year 55914."""
+    (folder / "dated.jsonl").write_text(f'{{"text": "a", "time": {when}}}\n')
+
+    result = check(folder / "dated.jsonl")
+
+    assert result.exit_code == 0 and "Dated" not in result.stdout

@@ -91,3 +91,15 @@ def test_without_the_tool_it_is_an_os_error(tool: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(OSError):
         KeptAwake("x")
+
+
+def test_a_tool_that_hangs_is_not_waited_for(tool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may wait half a minute for a service that is gone, and the daemon's loop would wait with it."""
+    tool.write_text("#!/bin/sh\nexec sleep 20\n")
+    monkeypatch.setattr("daemon.platform._ENDS_WITHIN_S", 0.2, raising=False)
+    kept = KeptAwake("x")
+
+    began = time.monotonic()
+    kept.end()
+
+    assert time.monotonic() - began < 10 and not kept.holds

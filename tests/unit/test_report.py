@@ -130,3 +130,15 @@ def test_a_row_of_several_lines_is_found_line_by_line(tmp_path: Path) -> None:
     hidden = "[holds a training row]"
     assert found["log"].splitlines() == ["before", "ab", hidden, "PIN 0815", hidden]
     assert found["json"].splitlines() == [hidden]
+
+
+def test_a_report_replaces_nothing_that_was_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model, for one."""
+    monkeypatch.setenv("HOMEPORT_HOME", str(tmp_path))
+    Stored(settings.load().paths.database).job("k7f3qd")
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+
+    result = CliRunner().invoke(jobctl, ["report", "k7f", "--to", str(tmp_path / "model.gguf")])
+
+    assert result.exit_code == 1 and "is there already" in result.stderr
+    assert (tmp_path / "model.gguf").read_bytes() == b"GGUF"

@@ -166,6 +166,8 @@ def test_every_shape_is_shown_above():
         ("sft", {"prompt": "a", "completion": "b", "system": "c"}, "a system column needs conversations"),
         ("sft", {"prompt": "a", "completion": "b", "label": False}, "label tells good answers from bad ones"),
         ("sft", {"instruction": "a", "output": "b", "history": ["x"]}, "history[0] is not a pair"),
+        ("sft", {"instruction": "a", "output": "b", "history": 5}, "history is not a list"),
+        ("sft", {"conversations": [{"from": [], "value": "x"}]}, "conversations[0]: from is [], expected one"),
         ("sft", {"conversations": [{"from": "bing", "value": "x"}]}, "conversations[0]: from is 'bing', expected one"),
         ("sft", {"question": "x"}, "has the columns question; for sft expected one of: messages; conversations;"),
         ("dpo", {"messages": [USER, BOT]}, "has the columns messages; for dpo expected one of: prompt, chosen,"),

@@ -167,3 +167,41 @@ def test_where_a_tokenizer_is_looked_for(tmp_path, monkeypatch):
     for name, place in places.items():
         assert folder_of(name, tmp_path, tmp_path / "base") == place
     assert folder_of("org/other", tmp_path, tmp_path / "base") is None
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["{{ messages[0]['content'] + 1 }}", "{{ 1 / 0 }}", "{{ '{a}'.format() }}", "{{ strftime_now(5) }}"],
+)
+def test_a_template_that_fails_is_a_bad_row(tmp_path, template):
+    """Whatever its code runs into."""
+    with pytest.raises(BadRow, match="the chat template cannot say it"):
+        Counter(model(tmp_path / "model", template)).length({"messages": [USER, ROSE]})
+
+
+@pytest.mark.parametrize("text", ["[]", '{"max_position_embeddings": null}', '{"max_position_embeddings": "x"}'])
+def test_a_model_that_does_not_say_how_long_it_reads(tmp_path, counter, text):
+    folder = model(tmp_path / "model", counter._tokenizer.chat_template)
+    (folder / "config.json").write_text(text)
+
+    assert Counter(folder).fitting([[100]]) == counter.fitting([[100]])
+
+
+@pytest.mark.parametrize(
+    ("file", "content"), [("chat_template.jinja", b"\xff"), ("config.json", b"{"), ("tokenizer_config.json", b"{")]
+)
+def test_a_model_folder_that_cannot_be_read_is_named(tmp_path, file, content):
+    folder = model(tmp_path / "model", "{{ messages }}")
+    (folder / file).write_bytes(content)
+
+    with pytest.raises(SpecError, match=file):
+        Counter(folder).fitting([[100]])
+
+
+def test_a_strange_tokenizer_config_is_no_error_of_ours(tmp_path):
+    """Half a description of a token, and templates in a list that names none."""
+    folder = model(tmp_path / "model", "")
+    (folder / "chat_template.jinja").unlink()
+    (folder / "tokenizer_config.json").write_text('{"eos_token": {"x": 1}, "chat_template": [5, {"name": "default"}]}')
+
+    assert Tokenizer(folder).chat_template is None

@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from daemon.service import launchd, program, systemd, task_scheduler
 from daemon.service.holder import holder
 from daemon.service.notify_socket import teller
 from daemon.service.program import Program, of, read_environment, write_environment
+from daemon.service.system import put
 from daemon.settings import Paths
 
 SECRET = "canary-4711"
@@ -194,3 +196,28 @@ def test_the_holder_is_named_while_it_holds(paths: Paths) -> None:
         hold_lock(paths.lock)
     lock.close()
     assert holder(paths) is None
+
+
+def test_a_full_disk_leaves_the_unit_that_was_there(one: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a unit would start nothing at the next log-in."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(one.log.parent))
+    file = systemd.file(one)
+    file.parent.mkdir(parents=True)
+    file.write_text("the one before")
+    monkeypatch.setattr(systemd, "install", lambda program: None)
+    monkeypatch.setattr("daemon.platform.sync_file", _full)
+
+    with pytest.raises(OSError, match="No space left"):
+        put(systemd, one)
+    assert file.read_text() == "the one before"
+
+
+def _full(fd: int) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_where_the_agent_logs_can_be_typed(paths: Paths) -> None:
+    """The folder's own name has a space in it on macOS."""
+    spaced = of(replace(paths, state=Path("/Users/ann/Library/Application Support/homeport")), {})
+
+    assert launchd.log_command(spaced) == "tail '/Users/ann/Library/Application Support/homeport/service.out'"
