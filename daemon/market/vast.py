@@ -148,8 +148,12 @@ class Vast(Market):
         return Reply(reply.status, reply.body, instance_id=reply.new_contract)  # even in an error: something exists now
 
     async def start(self, instance_id: int) -> Reply:
-        reply = await self._ask(Call.CHANGE, "PUT", _path(instance_id), {"state": "running"})
-        return Reply(reply.status, reply.body, queued=wire.says_queued(reply))
+        """That it waits for its GPU is an answer too, for the caller to cancel: it calls itself a failure and is none."""
+        reply = await self._exchange(Call.CHANGE, "PUT", _path(instance_id), {"state": "running"})
+        queued = wire.says_queued(reply)
+        if not queued:
+            _raise_if_failed(Call.CHANGE, reply)
+        return Reply(reply.status, reply.body, queued=queued)
 
     async def stop(self, instance_id: int) -> Reply:
         reply = await self._ask(Call.CHANGE, "PUT", _path(instance_id), {"state": "stopped"})

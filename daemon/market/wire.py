@@ -168,7 +168,7 @@ def says_attached_already(reply: Answer) -> bool:
 
 def says_queued(reply: Answer) -> bool:
     """A start whose GPU is taken: it will run, and bill, whenever the GPU is free again."""
-    return "state change queued" in reply.words
+    return reply.status == 200 and "state change queued" in reply.words
 
 
 def retry_after_s(reply: Answer, now_s: float) -> float | None:

@@ -175,15 +175,42 @@ async def test_a_shown_instance_is_read(market, vast):
     assert market.asked(("GET", ONE))[0].query == {"owner": "me"}
 
 
-async def test_a_start_that_waits_for_its_gpu_says_so(market, vast):
-    """The market's success that is none: it will bill whenever the GPU is free."""
-    queued = "Required resources are currently unavailable, state change queued."
-    market.answers(("PUT", ONE), Said(body={"success": True, "msg": queued}), Said(body={"success": True}))
+WAITS = "Required resources are currently unavailable, state change queued."
 
-    first, second = await vast.start(7), await vast.start(7)
 
-    assert (first.queued, second.queued) == (True, False)
+@pytest.mark.parametrize(
+    ("body", "queued"),
+    [
+        ({"success": False, "error": "resources_unavailable", "msg": WAITS}, True),
+        ({"success": False, "msg": WAITS}, True),
+        ({"success": True, "msg": WAITS}, True),
+        ({"success": True}, False),
+    ],
+)
+async def test_a_start_that_waits_for_its_gpu_says_so(market, vast, body, queued):
+    """Neither a success nor a refusal, whichever of them it calls itself: it will bill whenever the GPU is free."""
+    market.answers(("PUT", ONE), Said(body=body))
+
+    reply = await vast.start(7)
+
+    assert reply.queued == queued
     assert market.asked(("PUT", ONE))[0].body == {"state": "running"}
+
+
+@pytest.mark.parametrize(
+    ("said", "error"),
+    [
+        (Said(body={"success": False, "error": "resources_unavailable", "msg": "none free"}), MarketRefused),
+        (Said(400, {"success": False, "msg": WAITS}), MarketRefused),
+        (Said(502, {"success": False, "msg": WAITS}), MarketUnreachable),
+    ],
+)
+async def test_a_start_that_was_refused_does_not_wait(market, vast, said, error):
+    """Only status 200 and the market's own words mean that the start will come true by itself."""
+    market.answers(("PUT", ONE), said)
+
+    with pytest.raises(error):
+        await vast.start(7)
 
 
 async def test_stop_and_label_send_one_change_each(market, vast):
