@@ -6,7 +6,7 @@ import asyncio
 import json
 from dataclasses import asdict
 
-from daemon.artifacts.levels import Level
+from daemon.artifacts.levels import IDENTITY, Level
 from daemon.artifacts.receipt import Changed, Receipt
 from daemon.control.acting import Acting
 from daemon.control.transfers import told
@@ -16,6 +16,7 @@ from daemon.domain.holds import HoldReason
 from daemon.domain.lifecycle import Trigger
 from daemon.domain.machine import fire
 from daemon.domain.snapshot import Snapshot
+from daemon.errors import SpecError, WorkstationUnfit
 from daemon.store import artifacts, downloads, events, jobs
 
 
@@ -65,7 +66,11 @@ async def verify(a: Acting, s: Snapshot, action: actions.Verify) -> None:
         return
     with w.database.read() as c:
         accepted = artifacts.accepted_level(c, s.job)
-    report = await home.prove(store, accepted)
+    try:
+        report = await home.prove(store, accepted)
+    except (WorkstationUnfit, SpecError) as error:  # the base model, which was there at submit, cannot be had or read
+        a.hold(s, HoldReason.NOT_VERIFIED, f"{IDENTITY}: not run: {error}")
+        return
     with w.database.write() as c:
         events.add(
             c,

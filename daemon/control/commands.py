@@ -241,9 +241,8 @@ class Commands:
                 )
             stopped = (row.hold_detail or "")[:2]
             if stopped <= level:
-                raise Refused(
-                    f"{stopped} could not run, so {level} is not reached", hint=f"--level L{int(stopped[1]) - 1}"
-                )
+                below = "--level L3" if stopped > "L3" else f"jobctl resume {row.id}   less than L3 is never accepted"
+                raise Refused(f"{stopped} could not run, so {level} is not reached", hint=below)
             if confirm != row.name:
                 raise Refused(
                     f"the machine is returned though {row.hold_detail}: whether the model works is then not known",

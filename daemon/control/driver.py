@@ -42,7 +42,6 @@ from daemon.errors import (
     MarketUnreachable,
     RateLimited,
     TransferFailed,
-    WorkstationUnfit,
 )
 from daemon.store import downloads, events, reports
 from remote_payload.contract import ContractError
@@ -167,8 +166,6 @@ class Driver:
             self.acting.artifact_lost(s, str(error))
         except (TransferFailed, ContractError) as error:
             await self._hold(s, HoldReason.TRANSFER_FAILED, str(error))
-        except WorkstationUnfit as error:
-            await self._hold(s, HoldReason.DISK_FULL, str(error))
         except CredentialsRefused as error:
             await self._hold(s, HoldReason.CREDENTIALS, str(error))
         except RateLimited as error:

@@ -121,7 +121,10 @@ class Homecoming:
         await box.download(manifest, self.incoming, durable, follow, Pace.on_line(self.spec.limits.line))
 
     async def prove(self, say: Say, accepted: Mapping[str, Any] | None) -> Report:
-        """L0 to L5 of what lies in `incoming`; `accepted` is what the person accepted of this very set, if anything."""
+        """L0 to L5 of what lies in `incoming`; `accepted` is what the person accepted of this very set, if anything.
+
+        Raises WorkstationUnfit or SpecError when the base model, which L3 compares with, cannot be had.
+        """
         base = await base_identity(self._base_name, self.job.model_revision, self.settings)
         base = replace(base, without_opening=self._without_opening)
         depth: Depth = accepted["level"] if accepted else self.spec.verify.level

@@ -148,7 +148,7 @@ class Vast(Market):
         return Reply(reply.status, reply.body, instance_id=reply.new_contract)  # even in an error: something exists now
 
     async def start(self, instance_id: int) -> Reply:
-        """That it waits for its GPU is an answer too, for the caller to cancel: it calls itself a failure and is none."""
+        """That it waits for its GPU is an answer too, for the caller to cancel: it only calls itself a failure."""
         reply = await self._exchange(Call.CHANGE, "PUT", _path(instance_id), {"state": "running"})
         queued = wire.says_queued(reply)
         if not queued:

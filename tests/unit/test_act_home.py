@@ -15,9 +15,11 @@ from store import NOW
 
 from daemon.artifacts import levels
 from daemon.artifacts.verify import Report
+from daemon.control import homecoming
 from daemon.domain.actions import Verify
 from daemon.domain.holds import HoldReason
 from daemon.domain.lifecycle import JobState
+from daemon.errors import HomeportError, SpecError, WorkstationUnfit
 from daemon.store import jobs
 from remote_payload.contract import ArtifactFile, Manifest, Role, dump
 
@@ -113,6 +115,34 @@ async def test_a_model_that_is_not_proven_holds_the_job(counter: Counter, report
     assert s.job.hold_detail is not None and report.levels[-1].problem in s.job.hold_detail
     assert counter.driver.acting.home(s).incoming.is_dir()
     assert [level["name"] for level in told(counter, "verify.level")] == [level.name for level in report.levels]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        WorkstationUnfit("org/base: the model hub does not answer"),
+        SpecError(["org/base: the model hub refuses access"]),
+    ],
+)
+async def test_a_base_model_that_cannot_be_had_is_a_level_that_cannot_run(
+    counter: Counter, monkeypatch: pytest.MonkeyPatch, error: HomeportError
+) -> None:
+    """This disk is not full and nothing is wrong in homeport; named by its level, as every other that could not run."""
+
+    async def fail(*_: Any) -> None:
+        raise error
+
+    proofs = Proofs(counter, PASSED)
+    monkeypatch.setattr(homecoming, "base_identity", fail)
+
+    await counter.do(Verify())
+
+    s = counter.look()
+    assert (s.job.hold_reason, s.job.hold_detail) == (HoldReason.NOT_VERIFIED, f"L3 identity: not run: {error}")
+    assert proofs.asked == 0
+    monkeypatch.undo()
+    await counter.do(Verify())
+    assert_proven(counter)
 
 
 async def test_a_file_changed_since_its_proof_holds_the_job(counter: Counter) -> None:

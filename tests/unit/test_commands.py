@@ -195,6 +195,9 @@ def accepted(database: Database) -> dict[str, Any] | None:
         return artifacts.accepted_level(c, jobs.get(c, JOB))
 
 
+NO_BASE = "L3 identity: not run: org/base: the model hub does not answer"
+
+
 async def test_a_level_that_cannot_run_is_accepted_by_name(database: Database) -> None:
     """The typed name is kept with who typed it, for this artifact set alone, and the job goes on to verify again."""
     with database.write() as c:
@@ -216,6 +219,7 @@ async def test_a_level_that_cannot_run_is_accepted_by_name(database: Database) -
     [
         (HoldReason.VERIFY_FAILED, "L5 behaviour: 0.4 nats", "L4", JOB, "a level that failed is not accepted"),
         (HoldReason.NOT_VERIFIED, "L4 numbers: not run: numpy is not installed", "L4", JOB, "L4 is not reached"),
+        (HoldReason.NOT_VERIFIED, NO_BASE, "L3", JOB, "L3 is not reached"),
         (HoldReason.NOT_VERIFIED, NO_MEMORY, "L4", None, "whether the model works is then not known"),
         (HoldReason.NOT_VERIFIED, NO_MEMORY, "L4", "yes", "whether the model works is then not known"),
     ],
@@ -226,8 +230,9 @@ async def test_what_is_not_accepted(
     """A failure, a level that itself could not run, a name that was not typed: refused, and the job stays held."""
     hold(database, reason, detail)
 
-    with pytest.raises(Refused, match=says):
+    with pytest.raises(Refused, match=says) as refused:
         await commands(database).accept(JOB, "ann", level, confirm)
 
+    assert "L2" not in refused.value.hint  # it is never accepted
     assert accepted(database) is None
     assert job(database).hold_reason is reason

@@ -43,7 +43,6 @@ from daemon.errors import (
     RemoteFailed,
     StoreError,
     TransferFailed,
-    WorkstationUnfit,
 )
 from daemon.settings import Paths, Settings
 from daemon.store import jobs
@@ -96,7 +95,6 @@ HELD = [
     (HostKeyChanged("another key"), "HOST_KEY"),
     (TransferFailed("other bytes"), "TRANSFER_FAILED"),
     (ContractError("contract 99"), "TRANSFER_FAILED"),
-    (WorkstationUnfit("no room"), "DISK_FULL"),
     (OSError(errno.ENOSPC, "No space left on device"), "DISK_FULL"),
     (OSError(errno.EDQUOT, "Disk quota exceeded"), "DISK_FULL"),
     (CredentialsRefused("bad key"), "CREDENTIALS"),

@@ -6,6 +6,7 @@ One generator an action; see operate.py for what it yields. Box calls raise what
 from __future__ import annotations
 
 from collections.abc import Callable
+from errno import ENOSPC
 from functools import lru_cache
 from math import ceil
 from typing import Any
@@ -26,7 +27,6 @@ from daemon.errors import (
     OfferGone,
     RemoteFailed,
     TransferFailed,
-    WorkstationUnfit,
 )
 from tests.simulation.decision import operate
 from tests.simulation.decision.market import HOUR_MS, Machine
@@ -215,7 +215,7 @@ def verify(w: World, s: Snapshot, action: actions.Verify) -> Act:
     version, manifest = job.version, job.manifest_sha256 or ""
     yield BEFORE, VERIFY_MS
     if not w.home.room:
-        raise WorkstationUnfit("no room")
+        raise OSError(ENOSPC, "no room")
     if not w.home.verifies or manifest not in w.home.whole:
         hold(w, version, HoldReason.VERIFY_FAILED, "L3")
         return
@@ -323,7 +323,7 @@ def box(w: World, s: Snapshot, lease: LeaseRow) -> Machine:
 
 def _transfer(w: World) -> None:
     if not w.home.room:
-        raise WorkstationUnfit("no room")
+        raise OSError(ENOSPC, "no room")
     if w.home.spoils:
         w.home.spoils -= 1
         raise TransferFailed("a block hashed wrong three times")

@@ -27,7 +27,6 @@ from daemon.errors import (
     MarketUnreachable,
     RateLimited,
     TransferFailed,
-    WorkstationUnfit,
 )
 from tests.simulation.coverage import aim_of
 from tests.simulation.decision import acts, checks, faults, operate, reconcile
@@ -44,7 +43,7 @@ CHANCE = (0.05, 0.15)  # and of one that has none
 HOLDS_FOR: tuple[tuple[type[Exception], HoldReason], ...] = (  # as driver._guarded, in its order
     (HostKeyChanged, HoldReason.HOST_KEY),
     (TransferFailed, HoldReason.TRANSFER_FAILED),
-    (WorkstationUnfit, HoldReason.DISK_FULL),
+    (OSError, HoldReason.DISK_FULL),
     (CredentialsRefused, HoldReason.CREDENTIALS),
 )
 
