@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from remote_payload.contract import JobFile, Prepared, Stage
@@ -24,8 +25,7 @@ class Pace:
 
 
 def planned_tokens(prepared: Prepared, job: JobFile, stage: Stage) -> float:
-    """Tokens of all steps of `stage`; where max_steps ends it early, as many as so many average rows have."""
-    training = job.sft if stage is Stage.SFT else job.dpo
+    """Tokens of all steps of `stage`; where they end within an epoch, as many of it as so many average rows have."""
     kept = prepared.kept[stage]
-    rows = min(kept * (training.epochs if training else 1.0), prepared.steps[stage] * job.batch_size)
-    return prepared.tokens[stage] * rows / kept
+    epochs, begun = divmod(prepared.steps[stage], math.ceil(kept / job.batch_size))
+    return prepared.tokens[stage] * (epochs + begun * job.batch_size / kept)

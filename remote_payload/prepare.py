@@ -183,8 +183,11 @@ def convert(layout: Layout, job: JobFile, found: Findings) -> None:
 
 
 def steps(rows: int, training: StageTraining, batch: int) -> int:
-    """Optimizer steps: rows times epochs over the global batch, rounded up, capped by the spec's max_steps."""
-    derived = math.ceil(rows * training.epochs / batch)
+    """Optimizer steps: epochs times those of one, rounded up, capped by the spec's max_steps. As the estimate counts.
+
+    The last step of an epoch may be short: it is not filled from the next epoch, which begins with one of its own.
+    """
+    derived = math.ceil(training.epochs * math.ceil(rows / batch))
     return min(derived, training.max_steps or derived)
 
 

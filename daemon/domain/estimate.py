@@ -155,8 +155,11 @@ def _reserve(rescue_s: float, home_bytes: float, price: int, up_per_gb: int) -> 
 
 
 def steps_of(training: Training, rows: int, batch_size: int) -> int:
-    """Optimizer steps: rows times epochs over the global batch, rounded up, capped by max_steps. As the box counts."""
-    derived = math.ceil(rows * training.epochs / batch_size)
+    """Optimizer steps: epochs times those of one, rounded up, capped by max_steps. As the box counts.
+
+    The last step of an epoch may be short: it is not filled from the next epoch, which begins with one of its own.
+    """
+    derived = math.ceil(training.epochs * math.ceil(rows / batch_size))
     return min(derived, training.max_steps or derived)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from remote_payload.contract import Integration, JobFile, Lora, ModelSource, Prepared, Stage, StageTraining
+from remote_payload.contract import Integration, JobFile, Lora, ModelSource, Prepared, Stage
 from remote_payload.pace import Pace, planned_tokens
 
 WARM_UP_S = 25.0
@@ -42,15 +42,12 @@ def test_right_within_a_tenth(count: int, batch: int, seed: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("epochs", "steps", "expected"),
-    [(1.0, 10, 1000.0), (2.0, 20, 2000.0), (1.0, 4, 400.0), (1.0, 11, 1000.0)],
+    ("rows", "steps", "expected"),
+    [(40, 10, 1000.0), (40, 20, 2000.0), (40, 4, 400.0), (41, 11, 1025.0), (41, 22, 2050.0), (41, 12, 1125.0)],
 )
-def test_planned_tokens(epochs: float, steps: int, expected: float) -> None:
-    """Every epoch reads all tokens; max_steps ends it after so many average rows; the last step may be short."""
-    training = StageTraining(epochs=epochs)
-    job = JobFile(
-        "j", 1, "n", ModelSource("m"), [], Integration("T", 40, 0), Lora(), ["Q8_0"], sft=training, batch_size=4
-    )
-    prepared = Prepared(True, "line", 40, 0, kept={"SFT": 40}, steps={"SFT": steps}, tokens={"SFT": 1000})
+def test_planned_tokens(rows: int, steps: int, expected: float) -> None:
+    """Every epoch reads all tokens, its last step may be short; one that is cut ends after so many average rows."""
+    job = JobFile("j", 1, "n", ModelSource("m"), [], Integration("T", rows, 0), Lora(), ["Q8_0"], batch_size=4)
+    prepared = Prepared(True, "line", rows, 0, kept={"SFT": rows}, steps={"SFT": steps}, tokens={"SFT": 25 * rows})
 
     assert planned_tokens(prepared, job, Stage.SFT) == pytest.approx(expected)

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from payload_box import TAG, Box, dpo_rows, sft_rows, write_rows
 
+from daemon.domain.estimate import steps_of
+from daemon.domain.spec import Training
 from remote_payload import contract, tokens
 from remote_payload.contract import Exit, Integration, Prepared, StageTraining
 from remote_payload.prepare import steps
@@ -81,15 +83,51 @@ def test_line_separator_inside_a_row_ends_no_line(make_box: MakeBox) -> None:
     ("rows", "training", "expected"),
     [
         (15300, StageTraining(epochs=1), 479),
-        (15300, StageTraining(epochs=2), 957),
+        (15300, StageTraining(epochs=2), 958),
+        (33, StageTraining(epochs=10), 20),
+        (100, StageTraining(epochs=1.5), 6),
         (32, StageTraining(epochs=0.5), 1),
         (2550, StageTraining(epochs=1, max_steps=50), 50),
         (64, StageTraining(epochs=1, max_steps=50), 2),
     ],
 )
 def test_steps_are_derived(rows: int, training: StageTraining, expected: int) -> None:
-    """Steps follow from rows, epochs and the global batch, and a cap only ever lowers them."""
+    """Steps follow from rows, epochs and the global batch, and a cap only ever lowers them. So does the estimate."""
     assert steps(rows, training, batch=32) == expected
+    planned = Training(data="x", epochs=float(training.epochs), max_steps=training.max_steps)
+    assert steps_of(planned, rows, batch_size=32) == expected
+
+
+TRAINER_STEPS = """
+import torch, transformers
+from datasets import Dataset
+
+class Loader(transformers.Trainer):
+    def __init__(self, rows, micro, accumulated, epochs):
+        arguments = transformers.TrainingArguments(
+            output_dir="out", use_cpu=True, report_to=[], per_device_train_batch_size=micro,
+            gradient_accumulation_steps=accumulated, num_train_epochs=epochs)
+        data = Dataset.from_dict({"input": list(range(rows))})
+        super().__init__(torch.nn.Linear(1, 1), arguments, train_dataset=data)
+
+for rows in (31, 32, 33, 100):
+    for micro, accumulated in ((32, 1), (8, 4), (1, 32)):
+        for epochs in (0.5, 1, 1.5, 10):
+            trainer = Loader(rows, micro, accumulated, epochs)
+            found = trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())
+            print("steps", rows, epochs, found[-1])
+"""
+
+
+def test_epochs_are_those_the_trainer_counts(make_box: MakeBox) -> None:
+    """Asked for epochs itself, the library's trainer makes as many steps, packed or accumulated."""
+    printed = make_box().evaluate(TRAINER_STEPS).splitlines()
+
+    told = [line.split()[1:] for line in printed if line.startswith("steps ")]
+
+    assert len(told) == 48
+    for rows, epochs, found in told:
+        assert steps(int(rows), StageTraining(epochs=float(epochs)), batch=32) == int(found), (rows, epochs)
 
 
 def test_says_what_it_read(make_box: MakeBox) -> None:

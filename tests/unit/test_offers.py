@@ -46,10 +46,20 @@ def ranking(*offers: Offer, spec: JobSpec = SPEC, **known):
 
 @pytest.mark.parametrize(
     ("rows", "epochs", "cap", "steps"),
-    [(15_300, 1.0, None, 479), (2_550, 1.0, None, 80), (15_300, 1.0, 330, 330), (33, 0.5, None, 1), (10, 1.0, 99, 1)],
+    [
+        (15_300, 1.0, None, 479),
+        (15_300, 2.0, None, 958),
+        (33, 10.0, None, 20),
+        (100, 1.5, None, 6),
+        (2_550, 1.0, None, 80),
+        (15_300, 1.0, 330, 330),
+        (33, 0.5, None, 1),
+        (10, 1.0, 99, 1),
+        (0, 2.0, None, 0),
+    ],
 )
 def test_steps_follow_from_rows(rows, epochs, cap, steps):
-    """Rows times epochs over the global batch, rounded up; 15300 rows at 32 are 479 steps."""
+    """Epochs times the steps of one, whose last is short; 15300 rows at 32 are 479 steps."""
     assert steps_of(Training(data="x", epochs=epochs, max_steps=cap), rows, 32) == steps
 
 
