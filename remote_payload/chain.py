@@ -67,6 +67,7 @@ class Chain:
     status: Status
     events_read: int = 0
     gpu_at: float = field(default=-GPU_BEAT_S)
+    cards: gpu.Cards = field(default_factory=gpu.Cards)
 
     def run(self) -> Phase:
         """Run what is not done yet. Returns DONE, FAILED or STOPPED; the last status.json says the same."""
@@ -210,7 +211,7 @@ class Chain:
             self.status = advance(self.status, line)
         if time.monotonic() - self.gpu_at >= GPU_BEAT_S:
             self.gpu_at = time.monotonic()
-            cards = gpu.load()
+            cards = self.cards.load()
             self.status = replace(self.status, gpu_util=cards.busy, gpu_memory=cards.memory)
         self.status = replace(self.status, phase=phase, detail=detail, updated_at=time.time())
         with contextlib.suppress(OSError):  # a full disk has room again once the save that filled it has failed

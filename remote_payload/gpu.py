@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from dataclasses import dataclass
 
-PATIENCE_S = 5
+PATIENCE_S = 5.0
 COMMAND = (
     "nvidia-smi",
     "--query-gpu=utilization.gpu,memory.used,memory.total",
@@ -21,13 +21,28 @@ class Load:
     memory: float | None = None
 
 
-def load() -> Load:
-    """What nvidia-smi says now; nothing where there is none or it does not answer."""
-    try:
-        asked = subprocess.run(COMMAND, capture_output=True, text=True, timeout=PATIENCE_S, check=True)
-    except (OSError, subprocess.SubprocessError):  # no card, or no driver's tool
-        return Load()
-    return read(asked.stdout)
+@dataclass
+class Cards:
+    """Asks nvidia-smi. Where a card fell off its bus that cannot even be killed, so nothing waits for its end."""
+
+    unanswered: subprocess.Popen[str] | None = None
+
+    def load(self) -> Load:
+        """What nvidia-smi says now; nothing where there is none, it does not answer, or an earlier one still hangs."""
+        if self.unanswered and self.unanswered.poll() is None:
+            return Load()
+        try:
+            asked = subprocess.Popen(COMMAND, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        except OSError:  # no card, or no driver's tool
+            return Load()
+        with asked.stdout:  # type: ignore[union-attr]  # it is a pipe
+            try:
+                printed, _ = asked.communicate(timeout=PATIENCE_S)
+            except subprocess.TimeoutExpired:
+                asked.kill()
+                self.unanswered = asked
+                return Load()
+        return Load() if asked.returncode else read(printed)
 
 
 def read(text: str) -> Load:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -229,3 +231,26 @@ def test_preflight_names_what_is_missing(make_box: MakeBox) -> None:
 def test_load_of_the_cards(printed: str, busy: float | None, memory: float | None) -> None:
     """The busiest card and the fullest one count; what a card does not say is not known."""
     assert gpu.read(printed) == gpu.Load(busy, memory)
+
+
+def test_nothing_waits_for_a_tool_that_cannot_be_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The card fell off its bus: nvidia-smi outlasts a kill. It is left alone, and not asked again till it ends."""
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text('#!/bin/sh\necho asked >> "$0.log"\nexec sleep 20\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(gpu, "PATIENCE_S", 0.5)
+    cards, began = gpu.Cards(), time.monotonic()
+
+    with monkeypatch.context() as unkillable:
+        unkillable.setattr(subprocess.Popen, "kill", lambda process: None)
+        loads = [cards.load(), cards.load()]
+    waited_s = time.monotonic() - began
+    asked = (tmp_path / "nvidia-smi.log").read_text().count("asked")
+    assert cards.unanswered
+    cards.unanswered.kill()
+    cards.unanswered.wait()
+    tool.write_text("#!/bin/sh\necho 3, 4096, 81559\n")
+
+    assert (loads, asked, waited_s < 10) == ([gpu.Load(), gpu.Load()], 1, True)
+    assert cards.load().busy == 3.0
