@@ -17,6 +17,7 @@ from remote_payload.rows import Row
 CANDIDATES = 64  # rows looked at, evenly spread over the file
 MOST = 24  # prompts returned
 SHORT = 192  # tokens
+LONGEST = 960  # tokens; with its answer it fits the 1024 that the workstation's memory for this is measured by
 OPENING = 32  # tokens of a row that is plain text without a prompt
 
 
@@ -29,13 +30,25 @@ class Prompt:
 
 
 def choose(layout: Layout, job: JobFile, tokenizer: Any) -> list[Prompt]:
-    """Up to MOST different prompts in the order of the file, long ones only where there are no short ones."""
+    """Up to MOST different prompts in the order of the file, long ones only where there are no short ones.
+
+    Of one that is too long for the workstation the end is asked, up to where the answer begins.
+    """
     found = _rows(layout, job)
     spread = found[:: max(1, len(found) // CANDIDATES)][:CANDIDATES]
     rendered = [_prompt(tokenizer, row, job.reasoning) for row in spread]
     prompts = list({prompt.text: prompt for prompt in rendered if prompt.ids}.values())
     short = [prompt for prompt in prompts if len(prompt.ids) <= SHORT]
-    return short[:MOST] or sorted(prompts, key=lambda prompt: len(prompt.ids))[:MOST]
+    return short[:MOST] or [_cut(tokenizer, prompt) for prompt in sorted(prompts, key=lambda p: len(p.ids))[:MOST]]
+
+
+def _cut(tokenizer: Any, prompt: Prompt) -> Prompt:
+    """By its text, not its ids: those must be what a tokenizer makes of the text, which begins as every text does."""
+    beginning = _beginning(tokenizer)
+    while len(prompt.ids) > LONGEST:
+        text = beginning + prompt.text[len(prompt.text) // 2 :]
+        prompt = Prompt(text, encode(tokenizer, text))
+    return prompt
 
 
 def _rows(layout: Layout, job: JobFile) -> list[Row]:
