@@ -28,7 +28,7 @@ from daemon.control.checkpoints import LATEST
 from daemon.control.link import Link
 from daemon.control.mirror import TRAINING, fetch_checkpoint
 from daemon.control.world import World
-from daemon.domain.plan import HALTED
+from daemon.domain.market import HALTED
 from daemon.errors import BoxError, HomeportError, HostKeyChanged, NoSuchJob, Refused, TransferFailed
 from daemon.store import leases, stages
 

@@ -8,6 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+HALTED = ("stopped", "exited")
+ON_GPU = "exited, on its GPU"  # ours: see Instance.status
+
 
 @dataclass(frozen=True)
 class Offer:
@@ -61,6 +64,15 @@ class Instance:
     @property
     def is_running(self) -> bool:
         return self.actual_status == "running"
+
+    @property
+    def status(self) -> str | None:
+        """`actual_status`, with a word of its own where that calls it halted and its GPU is not given back.
+
+        The market may say `exited` through a whole login, and for minutes after a start: such a machine may run, and
+        bills as if it did.
+        """
+        return ON_GPU if self.actual_status in HALTED and self.cur_state == "running" else self.actual_status
 
 
 @dataclass(frozen=True)

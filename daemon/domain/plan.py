@@ -31,6 +31,7 @@ from daemon.domain.actions import (
 )
 from daemon.domain.holds import HOLDS, Hold, HoldReason, Release, Rescue
 from daemon.domain.lifecycle import JobState, Trigger
+from daemon.domain.market import HALTED, ON_GPU
 from daemon.domain.records import (
     Kind,
     Lease,
@@ -41,7 +42,6 @@ from daemon.domain.records import (
 )
 from daemon.domain.snapshot import Snapshot
 
-HALTED = ("stopped", "exited")
 UNREACHABLE = ("offline", "unknown")
 # Fragments of the market's status message that no waiting mends; seen by other clients of the API.
 BROKEN_HOST = (
@@ -146,14 +146,16 @@ def _ready_machine(s: Snapshot) -> Action | Lease:
         return lease
     if lease.status in UNREACHABLE:
         return _out_of_sight(s, lease)
-    if lease.status in HALTED and (lease.running_ms > 0 or lease.intended == "stopped"):
-        return _halted(s, lease)
+    if lease.status in (*HALTED, ON_GPU) and (lease.running_ms > 0 or lease.intended == "stopped"):
+        return lease if _answers(s, lease) else _halted(s, lease)
     if not s.work_started(lease):
         if _in_vain(s, lease.created_at, s.rules.boot_patience_s):
             why = f"not running after {s.rules.boot_patience_s:.0f} s ({lease.status or 'no status'})"
             return _destroy(s, lease, why)
-    elif _in_vain(s, lease.status_since, s.rules.boot_patience_s):
+    elif _in_vain(s, lease.status_since, s.rules.boot_patience_s) and not _answers(s, lease):
         return HoldJob(HoldReason.HOST_STOPPED, f"instance {lease.instance_id} is {lease.status} and does not come up")
+    elif _may_answer(s, lease):
+        return lease
     return Wait(f"machine is {lease.status or 'being made'}")
 
 
@@ -162,10 +164,9 @@ def _out_of_sight(s: Snapshot, lease: Lease) -> Action | Lease:
     over = _in_vain(s, lease.status_since, s.rules.offline_patience_s)
     if not s.work_started(lease):
         return _destroy(s, lease, f"host {lease.status}") if over else Wait(f"the host is {lease.status}")
-    ready = lease.host_key is not None and lease.provisioned == s.job.attempt
-    if over and not (ready and s.link_down_since_ms is None):
+    if over and not (_is_ready(s, lease) and s.link_down_since_ms is None):
         return MarkLost(lease, f"host {lease.status}")
-    return lease if ready else Wait(f"the host is {lease.status}")
+    return lease if _is_ready(s, lease) else Wait(f"the host is {lease.status}")
 
 
 def _no_machine(s: Snapshot) -> Action:
@@ -202,15 +203,29 @@ def _returned_unused(s: Snapshot) -> int:
     )
 
 
-def _halted(s: Snapshot, lease: Lease) -> Action:
+def _answers(s: Snapshot, lease: Lease) -> bool:
+    """It may, and was not found silent: asked before the market is believed, which calls what runs exited for long."""
+    return _may_answer(s, lease) and s.link_down_since_ms is None
+
+
+def _may_answer(s: Snapshot, lease: Lease) -> bool:
+    """It may run, long before the market says so: only its box knows."""
+    return _is_ready(s, lease) and lease.intended == "running" and not s.open(Kind.STOP)
+
+
+def _is_ready(s: Snapshot, lease: Lease) -> bool:
+    return lease.host_key is not None and lease.provisioned == s.job.attempt
+
+
+def _halted(s: Snapshot, lease: Lease) -> Action | Lease:
     if s.open(Kind.START):
         return Wait("start sent")
     starts = _sent(s, Kind.START, lease)
-    looked_s = ((lease.last_seen or 0) - starts[-1].created_at) / 1000 if starts else 0.0
+    looked_s = ((lease.last_seen or 0) - max(starts[-1].created_at, s.awake_since_ms)) / 1000 if starts else 0.0
     if starts and starts[-1].state is OpState.DONE and looked_s <= s.rules.start_patience_s:
         if _stop_failed(s, lease):
             return StopMachine(lease, "the start was only queued, and the stop of it did not happen")
-        return Wait("starting")
+        return lease if _may_answer(s, lease) else Wait("starting")
     tried = [op for op in starts if op.created_at >= max(lease.status_since or 0, s.job.spoken_at)]
     if _only_queued(s, lease) or any(op.state is OpState.DONE for op in tried) or len(tried) >= STARTS_ASKED:
         if not s.work_started(lease):
@@ -369,7 +384,7 @@ def _held(s: Snapshot, rule: Hold) -> Action:
         return _destroy(s, lease, "nothing was started on it")
     if s.open(Kind.STOP):
         return Wait("held; stop sent")
-    if lease.status in HALTED:
+    if lease.status in HALTED and not _answers(s, lease):
         may_start = lease.intended == "running" and rule.release is Release.STOP_NOW
         if may_start or _stop_failed(s, lease):
             return _stop(s, lease, "nobody waits for it to start, and it would bill")
@@ -380,7 +395,7 @@ def _held(s: Snapshot, rule: Hold) -> Action:
     # One lost connection ends no rescue: not before the hold has cost its limit, nor just after a sleep that cost it.
     # A box that drips ends it when it has cost what the way home would, too.
     in_vain = _in_vain(s, s.link_down_since_ms, s.rules.ssh_patience_s) or awake >= s.rules.hold_limit + s.rules.reserve
-    rescuing = _is_proven(lease) and not (spent and in_vain)
+    rescuing = _is_proven(s, lease) and not (spent and in_vain)
     if rule.release is Release.STOP_NOW and _runner_alive(s) and rescuing and not spent:
         return StopStages(lease)
     if rule.rescue is Rescue.EVERYTHING and not s.rescued and s.work_started(lease) and rescuing:
@@ -388,7 +403,7 @@ def _held(s: Snapshot, rule: Hold) -> Action:
     if rule.release is Release.STOP_NOW or spent:
         return _stop(s, lease, "the hold has cost its limit")
     run = s.stage
-    return Watch(lease, run) if run and _is_proven(lease) else Wait("held")
+    return Watch(lease, run) if run and _is_proven(s, lease) else Wait("held")
 
 
 def _stop(s: Snapshot, lease: Lease, why: str) -> Action:
@@ -415,9 +430,10 @@ def _cost_since(s: Snapshot, lease: Lease, since_ms: int) -> int:
     return lease.rate * max(0, s.now_ms - max(since_ms, lease.created_at)) // 3_600_000
 
 
-def _is_proven(lease: Lease) -> bool:
+def _is_proven(s: Snapshot, lease: Lease) -> bool:
     """We know the machine, and as far as we know it runs: one that only the market does not see may still answer."""
-    return lease.host_key is not None and (lease.is_running or lease.status in UNREACHABLE)
+    may_run = lease.is_running or lease.status in UNREACHABLE or _answers(s, lease)
+    return lease.host_key is not None and may_run
 
 
 def _runner_alive(s: Snapshot) -> bool:

@@ -7,8 +7,7 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, insert, select, update
 
 from daemon.domain.billing import afterwards, between
-from daemon.domain.market import Instance
-from daemon.domain.plan import HALTED
+from daemon.domain.market import HALTED, Instance
 from daemon.domain.records import Kind, Lease, LeaseState, Operation, OpState
 from daemon.store import events, schema
 from daemon.store.rows import record
@@ -115,12 +114,12 @@ def observe(c: Connection, lease: Lease, seen: Instance, now_ms: int) -> None:
     """What a trusted listing says about it, and what the time since the last one may have cost."""
     price = seen.price_per_hour if seen.price_per_hour is not None else lease.price_per_hour
     storage = seen.storage_per_hour if seen.storage_per_hour is not None else lease.storage_per_hour
-    halted = seen.actual_status in HALTED
+    halted = seen.status in HALTED
     started = halted and _started_since(c, lease, lease.observed_ms or lease.created_at)
-    span = between(lease, seen.actual_status, price, storage, now_ms, started=started)
-    changed = seen.actual_status != lease.status or seen.intended_status != lease.intended
+    span = between(lease, seen.status, price, storage, now_ms, started=started)
+    changed = seen.status != lease.status or seen.intended_status != lease.intended
     values: dict[str, Any] = {
-        "status": seen.actual_status,
+        "status": seen.status,
         "intended": seen.intended_status,
         "status_msg": seen.status_msg[:500],
         "machine_id": seen.machine_id or lease.machine_id,
@@ -150,7 +149,7 @@ def observe(c: Connection, lease: Lease, seen: Instance, now_ms: int) -> None:
             now_ms,
             job=lease.job_id,
             lease=lease.id,
-            status=seen.actual_status,
+            status=seen.status,
             was=lease.status,
             intended=seen.intended_status,
             message=seen.status_msg[:200],

@@ -120,6 +120,23 @@ def test_a_bad_key_is_not_gone(home: MakeHome, job_file: MakeJob) -> None:
     one.reach(job, "DESTROYED")
 
 
+def test_a_machine_that_is_called_exited_works_on(home: MakeHome, job_file: MakeJob) -> None:
+    """The market says so of one that trains, as it does for minutes at times: it is neither stopped nor given up."""
+    one = home()
+    one.start()
+    job = one.submit(job_file())
+    until(lambda: one.events(job, "stage_start.done"), "training has begun")
+
+    one.fault("status", seconds=FOR_EVER, status="exited")
+    one.reach(job, "VERIFIED", "DESTROYED")
+
+    assert {event["status"] for event in one.events(job, "lease.status")} >= {"exited, on its GPU"}
+    assert not one.events(job, "stop.intent") and not one.events(job, "start.intent")
+    assert not one.events(job, "job.held")
+    one.reach(job, "DESTROYED")
+    assert len(one.ledger()) == 1
+
+
 def test_somebody_destroys_it_in_the_console(home: MakeHome, job_file: MakeJob) -> None:
     """A vanished machine is HELD(GONE), not an excuse to rent another; resume rents anew."""
     one = home()

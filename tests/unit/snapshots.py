@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from daemon.domain.lifecycle import JobState
+from daemon.domain.market import HALTED
 from daemon.domain.records import (
     BoxReport,
     Job,
@@ -94,7 +95,11 @@ def snap(row: Job | None = None, live: Lease | None = None, *others: Lease, **va
 
 
 def training(**values: Any) -> Snapshot:
-    """In SFT, on a provisioned machine whose runner is alive, and was looked at just now."""
-    given: dict[str, Any] = {"operations": (STARTED,), "stages": runs(), "report": report(1), "looked_ms": NOW} | values
-    live = given.pop("live", lease())
+    """In SFT, on a provisioned machine whose runner is alive, and was looked at just now.
+
+    One that is halted does not answer.
+    """
+    live = values.pop("live", lease())
+    given: dict[str, Any] = {"operations": (STARTED,), "stages": runs(), "report": report(1), "looked_ms": NOW}
+    given |= {"link_down_since_ms": NOW if live.status in HALTED else None} | values
     return snap(given.pop("row", job(JobState.SFT)), live, **given)

@@ -28,6 +28,7 @@ from daemon.domain import actions
 from daemon.domain import plan as p
 from daemon.domain.holds import HoldReason as H
 from daemon.domain.lifecycle import JobState, Trigger
+from daemon.domain.market import ON_GPU
 from daemon.domain.records import Kind, LeaseState, OpState, Wish
 from daemon.domain.snapshot import Snapshot
 
@@ -243,18 +244,60 @@ CASES: dict[str, tuple[Snapshot, type[actions.Action] | actions.Action]] = {
         training(stages=runs(2), live=lease(cost=9_200_000)), actions.StartStage,
     ),
     "a machine that worked comes up no more": (
-        training(live=lease(status="loading", running_ms=9, status_since=NOW - 1300 * S)), actions.HoldJob,
+        training(live=lease(status="loading", running_ms=9, status_since=NOW - 1300 * S), link_down_since_ms=NOW),
+        actions.HoldJob,
     ),
     "a machine that worked waits for its GPU": (
-        training(live=lease(status="scheduling", running_ms=9, status_since=NOW - 300 * S)), actions.Wait,
+        training(live=lease(status="scheduling", running_ms=9, status_since=NOW - 300 * S), link_down_since_ms=NOW),
+        actions.Watch,
     ),
     "and waits for hours": (
-        training(live=lease(status="scheduling", running_ms=9, status_since=NOW - 9000 * S)), actions.HoldJob,
+        training(live=lease(status="scheduling", running_ms=9, status_since=NOW - 9000 * S), link_down_since_ms=NOW),
+        actions.HoldJob,
+    ),
+    "or so it is said for hours, and the box answers": (
+        training(live=lease(status="scheduling", running_ms=9, status_since=NOW - 9000 * S)), actions.Watch,
     ),
     "a machine that nothing here can prove": (training(live=lease(host_key=None, challenge=None)), actions.MarkLost),
     "stopped by the host": (training(live=lease(status="exited", running_ms=9)), actions.StartMachine),
-    "start asked": (
+    "exited, says the market, and the box is asked first": (
+        training(live=lease(status="exited", running_ms=9), link_down_since_ms=None), actions.Watch,
+    ),
+    "and it stopped itself, or we it": (
+        training(live=lease(status="exited", intended="stopped", running_ms=9), link_down_since_ms=None),
+        actions.StartMachine,
+    ),
+    "exited, and held": (
+        training(
+            row=job(JobState.SFT, hold_reason=H.BY_PERSON, **HELD), live=lease(status="exited", running_ms=9),
+            link_down_since_ms=None,
+        ),
+        actions.Save,
+    ),
+    "exited, and its money is spent": (
+        training(
+            row=job(JobState.SFT, hold_reason=H.BUDGET, **HELD), live=lease(status="exited", running_ms=9),
+            link_down_since_ms=None,
+        ),
+        actions.StopStages,
+    ),
+    "exited, but on its GPU, and held long enough": (
+        training(
+            row=job(JobState.SFT, hold_reason=H.BY_PERSON, hold_since=NOW - 9000 * S),
+            live=lease(status=ON_GPU, running_ms=9, created_at=NOW - 9000 * S), rescued=True,
+            link_down_since_ms=NOW - 700 * S,
+        ),
+        actions.StopMachine,
+    ),
+    "start asked: it may answer before the market says so": (
         training(live=lease(status="exited", running_ms=9), operations=(STARTED, op(Kind.START, age_s=30))),
+        actions.Watch,
+    ),
+    "start asked of one that is not ready": (
+        training(
+            live=lease(status="exited", running_ms=9, provisioned=None),
+            operations=(STARTED, op(Kind.START, age_s=30)),
+        ),
         actions.Wait,
     ),
     "a start that a crash kept from being sent": (
@@ -297,7 +340,7 @@ CASES: dict[str, tuple[Snapshot, type[actions.Action] | actions.Action]] = {
             live=lease(status="exited", running_ms=9, status_since=NOW - 900 * S, last_seen=NOW - 701 * S),
             operations=(STARTED, op(Kind.START, age_s=700)),
         ),
-        actions.Wait,
+        actions.Watch,
     ),
     "does not start": (
         training(

@@ -182,6 +182,11 @@ def at_action(run: Run, s: Snapshot, action: actions.Action) -> None:
         answers = run.reached_at > max(run.unreached_at, w.now - SLACK_MS) and action.lease.provisioned == s.job.attempt
         if machine is not None and machine.is_up(w.now) and answers:
             raise Violation(f"I16: instance {machine.id} is given up and answers")
+    if isinstance(action, actions.HoldJob) and action.reason is HoldReason.HOST_STOPPED and s.lease is not None:
+        machine = w.market.by_id(s.lease.instance_id)
+        was_tried = w.now - run.unreached_at <= w.rules.start_patience_s * 1000 + SLACK_MS
+        if machine is not None and machine.is_up(w.now) and s.lease.provisioned == s.job.attempt and not was_tried:
+            raise Violation(f"I16: instance {machine.id} is called stopped, runs, and nobody asked it")
     if isinstance(action, actions.StopMachine) and s.job.hold_reason is not None and not run.disturbed:
         early = w.now - run.held_from < w.rules.hold_limit * HOUR_MS // run.dearest - SLACK_MS
         machine = w.market.by_id(action.lease.instance_id)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from daemon.domain.market import ON_GPU
 from daemon.domain.records import Kind, OpState
 from daemon.errors import Refused
 from tests.simulation.decision.commands import COMMANDS
@@ -105,8 +106,8 @@ def _until(owner: Callable[[Run], object], name: str, *lengths: int) -> Callable
 
 
 def _show(run: Run, m: Machine) -> None:
-    m.shown = run.rng.choice(("scheduling", "unknown"))
-    m.shown_until = run.w.now + run.rng.choice((10 * MINUTE, HOUR))
+    m.shown = run.rng.choice(("scheduling", "unknown", ON_GPU, ON_GPU))
+    m.shown_until = run.w.now + (HOUR if m.shown == ON_GPU else run.rng.choice((10 * MINUTE, HOUR)))
 
 
 def _offline(run: Run, m: Machine) -> None:
@@ -155,7 +156,7 @@ FAULTS: tuple[Fault, ...] = (
         "a listing forgets it", "F4", N.MACHINE,
         _machine(lambda r, m: setattr(m, "omitted_until", r.w.now + r.rng.choice((MINUTE, 20 * MINUTE)))),
     ),
-    Fault("an unheard-of status", "F4", N.MACHINE, _machine(_show)),
+    Fault("a status that is not so", "F4", N.MACHINE, _machine(_show)),
     Fault("too many requests", "F4", N.CREATE, _answer(C, "rate limited", effect=False)),
     Fault("destroyed, reply lost", "F5", N.DESTROY, _answer(D, "unreachable")),
     Fault("destroy never arrives", "F5", N.DESTROY, _answer(D, "unreachable", effect=False)),

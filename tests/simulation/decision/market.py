@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from daemon.domain.market import HALTED, ON_GPU
 from daemon.errors import (
     CredentialsRefused,
     MarketError,
@@ -23,7 +24,6 @@ HOUR_MS = 3_600_000
 STAGE_MS = {"SFT": 40 * 60_000, "DPO": 20 * 60_000, "GGUF": 10 * 60_000}
 CHECKPOINT_MS = 300_000  # what a killed stage loses at most
 FOR_EVER = 1 << 60
-HALTED = ("stopped", "exited")
 
 
 @dataclass
@@ -104,6 +104,8 @@ class Machine:
     def status(self, now: int) -> str | None:
         if self.offline_until > now:
             return "offline"
+        if self.shown == ON_GPU and self.actual != "running":
+            return self.actual  # the GPU is given back, and that is seen
         return self.shown if self.shown_until > now else self.actual
 
     def advance(self, to: int) -> None:

@@ -215,8 +215,16 @@ class Run(Chaos):
             w.store.hold(w.store.job.version, reason, "", w.wall)
         elif reason is not None:
             wait_ms = acts.PAUSE_MS
-        if wait_ms:
-            self.pass_time(wait_ms)
+        self._wait(wait_ms)
+
+    def _wait(self, ms: int) -> None:
+        """A listing with something new ends it: the real driver looks again after each."""
+        w, until = self.w, self.w.now + ms
+        shown = w.store.live.status if w.store.live is not None else None
+        while w.now < until:
+            self.pass_time(min(until, max(self.next_pass, w.now + 1)) - w.now)
+            if w.store.live is not None and w.store.live.status != shown:
+                return
 
     def _follow(self, action: Action, act: operate.Act, state: JobState) -> None:
         name = type(action).__name__

@@ -11,7 +11,7 @@ from typing import Any
 from daemon.domain.billing import afterwards, between
 from daemon.domain.holds import ANSWERS, HoldReason
 from daemon.domain.lifecycle import TERMINAL, JobState
-from daemon.domain.plan import HALTED
+from daemon.domain.market import HALTED
 from daemon.domain.records import (
     BoxReport,
     Job,

@@ -39,7 +39,15 @@ MUTANTS: tuple[Mutant, ...] = (
         "F8",
         "decision",
         "a box that we reach is given up since the market does not",
-        (PLAN, "    if over and not (ready and s.link_down_since_ms is None):", "    if over:"),
+        (PLAN, "    if over and not (_is_ready(s, lease) and s.link_down_since_ms is None):", "    if over:"),
+    ),
+    mutant(
+        "exited is believed",
+        "F4 F8",
+        "decision",
+        "a machine that the market calls exited is started, waited for and given up, while its box could be asked",
+        (PLAN, "        return lease if _answers(s, lease) else _halted(s, lease)", "        return _halted(s, lease)"),
+        (PLAN, "        return lease if _may_answer(s, lease) else Wait", "        return Wait"),
     ),
     mutant(
         "another's done",
