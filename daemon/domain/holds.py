@@ -69,6 +69,7 @@ _RESUME = "jobctl resume {job}"
 _CANCEL = "jobctl cancel {job}"
 _RETRY = "jobctl retry {job}"
 _ABANDON = "jobctl abandon {job}"
+_SUBMIT = "jobctl submit JOB.yaml --again"  # once the held job has ended: until then its name is taken
 
 HOLDS: dict[HoldReason, Hold] = {
     HoldReason.BY_PERSON: Hold("held by you", W, R, "go on when you are ready", (_RESUME, _CANCEL)),
@@ -76,15 +77,15 @@ HOLDS: dict[HoldReason, Hold] = {
         "the integration line is missing or its counts differ from the spec",
         N,
         Release.RETURN_UNUSED,
-        "mend the data file or the counts under `integration:` and submit again",
-        ("jobctl submit JOB.yaml", _CANCEL),
+        "mend the data file or the counts under `integration:`; cancel it, then submit a new one",
+        (_CANCEL, _SUBMIT),
     ),
     HoldReason.DATA: Hold(
         "the data or the base model was refused on the box",
         N,
         Release.RETURN_UNUSED,
-        "mend what is named and submit again",
-        ("jobctl data-check FILE", _CANCEL),
+        "mend what is named (jobctl data-check FILE looks at data); cancel it, then submit a new one",
+        (_CANCEL, _SUBMIT),
     ),
     HoldReason.STAGE_FAILED: Hold(
         "a stage failed on the box", W, R, "read the log; retry resumes from the newest checkpoint", (_RETRY, _CANCEL)
@@ -100,11 +101,12 @@ HOLDS: dict[HoldReason, Hold] = {
         "nothing is wrong with the model so far, but a level of verification cannot run on this computer",
         N,
         R,
-        "mend what is named (memory, a package), then resume; or accept less, and the receipt says who did",
-        (_RESUME, "jobctl accept {job} --level L4"),
+        "mend what is named (memory, a package, the base model), then resume; or accept the level below the one that "
+        "could not run, L4 or L3 but no less, and the receipt says who did",
+        (_RESUME, "jobctl accept {job} --level LEVEL"),
     ),
     HoldReason.TRANSFER_FAILED: Hold(
-        "bytes arrive that do not hash to what the box promised", N, R, "retry fetches again", (_RETRY, _ABANDON)
+        "bytes arrive that do not hash to what the box promised", N, R, "resume tries again", (_RESUME, _ABANDON)
     ),
     HoldReason.DISK_FULL: Hold("this disk is full", N, R, "make room, then resume", (_RESUME, _ABANDON)),
     HoldReason.HOST_KEY: Hold(
@@ -129,9 +131,9 @@ HOLDS: dict[HoldReason, Hold] = {
         "the cost limit is reached",
         W,
         Release.STOP_NOW,
-        "what could be reached is saved here; the limit holds, so submit again with a higher limits.cost. Once the "
-        "training is done, jobctl resume spends on the way home what was kept for it once more; and where the machine "
-        "had stopped before anything was saved, it is asked whether that is so",
+        "what could be reached is saved here; the limit holds: cancel it, then submit with a higher limits.cost. Once "
+        "the training is done, jobctl resume spends on the way home what was kept for it once more; and where the "
+        "machine had stopped before anything was saved, it is asked whether that is so",
         (_CANCEL, _ABANDON),
     ),
     HoldReason.TIME: Hold(
@@ -146,10 +148,18 @@ HOLDS: dict[HoldReason, Hold] = {
     ),
     HoldReason.NO_CREDIT: Hold("the market account has no credit", W, R, "top up, then resume", (_RESUME, _CANCEL)),
     HoldReason.CREDENTIALS: Hold(
-        "the market refuses the key", N, R, "mend the key, then resume", ("jobctl doctor", _RESUME)
+        "the market refuses the key",
+        N,
+        R,
+        "mend the key, run jobctl up so that the daemon reads it, then resume",
+        ("jobctl up", _RESUME),
     ),
     HoldReason.NO_OFFERS: Hold(
-        "no machine on the market fits", N, R, "loosen machine: or limits:", ("jobctl offers --why", _RESUME)
+        "no machine on the market fits",
+        N,
+        R,
+        "resume looks again. With a looser machine: or limits: cancel it, then submit a new one",
+        (_RESUME, _CANCEL),
     ),
     HoldReason.PROVISIONING: Hold(
         "several machines in a row did not become ready",

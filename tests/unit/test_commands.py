@@ -13,7 +13,7 @@ from store import INSTANCE, JOB, MANIFEST, NOW, add_job, add_lease, destroy, ope
 from daemon.clock import ManualClock
 from daemon.control.commands import Commands
 from daemon.control.operate import presume_work
-from daemon.domain.holds import HoldReason
+from daemon.domain.holds import HOLDS, HoldReason
 from daemon.domain.lifecycle import JobState
 from daemon.domain.records import Job, LeaseState, OpState, Wish
 from daemon.errors import Refused
@@ -193,6 +193,33 @@ NO_MEMORY = "L5 behaviour: m.gguf: not run: needs 10 GB of memory, 4 GB are free
 def accepted(database: Database) -> dict[str, Any] | None:
     with database.read() as c:
         return artifacts.accepted_level(c, jobs.get(c, JOB))
+
+
+QUEUED_HOLDS = (HoldReason.INTEGRATION, HoldReason.DATA, HoldReason.TRANSFER_FAILED, HoldReason.DISK_FULL)
+
+
+@pytest.mark.parametrize("reason", QUEUED_HOLDS)
+async def test_what_a_hold_of_a_queued_job_names_is_not_refused(database: Database, reason: HoldReason) -> None:
+    """Its first command does what it says, in the state in which no machine is ready yet."""
+    hold(database, reason, "why")
+    verb = HOLDS[reason].commands[0].split()[1]
+
+    if verb == "cancel":
+        await commands(database).cancel(JOB, "ann", False)
+    else:
+        await getattr(commands(database), verb)(JOB, "ann")
+
+    assert job(database).wish or job(database).hold_reason is None
+
+
+def test_what_is_submitted_again_is_cancelled_first() -> None:
+    """The name is taken while the held job is unfinished, and the same file is the same job without --again."""
+    for hold in HOLDS.values():
+        if "submit" in hold.advice:
+            assert "cancel it, then submit" in hold.advice and "jobctl cancel {job}" in hold.commands
+        for command in hold.commands:
+            assert "submit" not in command or command.endswith("--again")
+    assert [HOLDS[reason].commands[0] for reason in QUEUED_HOLDS[:2]] == ["jobctl cancel {job}"] * 2
 
 
 NO_BASE = "L3 identity: not run: org/base: the model hub does not answer"
