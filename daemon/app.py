@@ -136,7 +136,8 @@ def _hold_all(c: Connection, now_ms: int, epoch: int, doubt: str) -> None:
 
 def serve(settings: Settings) -> None:
     """`jobd` and `jobctl serve`: until SIGTERM or SIGINT. Exits with the error's own code when it cannot begin."""
-    logging.configure(settings.paths.log, console=sys.stderr.isatty())
+    console = sys.stderr is not None and sys.stderr.isatty()  # there is none under pythonw, as a Windows service
+    logging.configure(settings.paths.log, console=console)
     try:
         asyncio.run(lead(settings))
     except HomeportError as error:

@@ -187,6 +187,10 @@ class Commands:
             rented = leases.of_job(c, job)
             held = _held(c, row, self._now)
             done = [run.stage for run in stages.of_attempt(c, row) if run.done_at]
+            unanswered = [op for op in operations.open_ones(c, job) if op.kind is Kind.CREATE]
+        lost = [f"the machine {lease.instance_id} ({lease.gpu_name}) and everything on it" for lease in held]
+        if unanswered:
+            lost.append("a machine that was asked for and not answered: what comes of it is returned, unused")
         spent = sum(lease.cost_at(self._now) for lease in rented)
         return {
             "job": job,
@@ -195,8 +199,7 @@ class Commands:
             "instance": held[0].instance_id if held else None,
             "spent": {"amount": decimal_string(spent), "currency": "USD"},
             "finished_stages": done,
-            "lost": [f"the machine {lease.instance_id} ({lease.gpu_name}) and everything on it" for lease in held]
-            or ["nothing: no machine is rented"],
+            "lost": lost or ["nothing: no machine is rented"],
         }
 
     async def abandon(self, job: str, by: str, confirm: int | None) -> dict[str, Any]:

@@ -17,7 +17,7 @@ def hold_lock(path: Path) -> IO[str]:
     if not platform.lock_file(file):
         holder = platform.lock_holder(file)
         file.close()
-        raise Refused(f"another jobd (pid {holder}) uses {path.parent}", hint="jobctl status")
+        raise Refused(f"another jobd (pid {holder}) uses {path.parent}", hint="jobctl down")
     file.seek(0)
     file.truncate()
     file.write(str(os.getpid()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -153,6 +154,22 @@ def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPat
     result = run("status")
 
     assert result.exit_code == 1 and "export HOMEPORT_HOME=" in result.stderr
+
+
+def test_a_daemon_without_a_screen_begins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As the Windows service runs it: there is no standard error at all."""
+    shown, led = [], []
+
+    async def lead(given: settings.Settings) -> None:
+        led.append(given)
+
+    monkeypatch.setattr(app, "lead", lead)
+    monkeypatch.setattr(app.logging, "configure", lambda file, console: shown.append(console))  # type: ignore[attr-defined]
+    monkeypatch.setattr(sys, "stderr", None)
+
+    app.serve(settings.load())
+
+    assert shown == [False] and len(led) == 1
 
 
 def test_a_demo_whose_parts_end_sends_nobody_to_the_service(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

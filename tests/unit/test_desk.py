@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 from desk import SPEC, Desk
 from scripted_market import OFFER, instance
+from sqlalchemy import Connection
 from store import JOB, NOW, add_job, add_lease, destroy, start_stage
 
 from daemon.artifacts import workstation
 from daemon.artifacts.workstation import Objection
 from daemon.domain.holds import HoldReason
 from daemon.domain.lifecycle import JobState
-from daemon.domain.records import LeaseState, Wish
+from daemon.domain.records import Kind, LeaseState, OpState, Wish
 from daemon.domain.spec import JobSpec
 from daemon.errors import (
     CredentialsRefused,
@@ -232,6 +233,24 @@ async def test_without_a_machine_nothing_is_lost(desk: Desk) -> None:
 
     assert (terms["instance"], terms["lost"]) == (None, ["nothing: no machine is rented"])
     assert desk.job(JOB).wish is Wish.ABANDON
+
+
+@pytest.mark.parametrize("state", [OpState.SENT, OpState.UNKNOWN])
+async def test_a_machine_that_was_asked_for_is_named(desk: Desk, state: OpState) -> None:
+    """The market has not answered: whether a machine bills is not known, so not that none does."""
+
+    def asked(c: Connection) -> None:
+        add_job(c)
+        create = operations.intend(c, Kind.CREATE, NOW, 1, {}, job_id=JOB, label="hp-test")
+        for step in dict.fromkeys((OpState.SENT, state)):
+            operations.set_state(c, create, step, NOW)
+
+    desk.write(asked)
+
+    terms = await desk.commands.abandon_terms(JOB)
+
+    assert terms["instance"] is None
+    assert len(terms["lost"]) == 1 and "asked for" in terms["lost"][0] and "no machine" not in terms["lost"][0]
 
 
 async def test_a_machine_is_written_off_by_its_id(desk: Desk) -> None:

@@ -306,7 +306,8 @@ def test_one_daemon_holds_the_lock(tmp_path: Path) -> None:
     """A second one is refused and told who has it; when that has ended, it may."""
     lock = tmp_path / "state" / "lock"
     first = hold_lock(lock)
-    with pytest.raises(Refused, match="another jobd"):
+    with pytest.raises(Refused, match="another jobd") as refused:
         hold_lock(lock)
+    assert refused.value.hint == "jobctl down"
     first.close()
     hold_lock(lock).close()
