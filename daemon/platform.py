@@ -243,7 +243,7 @@ def new_group() -> dict[str, Any]:
 
 def end_group(pid: int) -> None:
     """End the process that began a group of its own, and whatever is in that group; none left is no error."""
-    with contextlib.suppress(ProcessLookupError):
+    with contextlib.suppress(ProcessLookupError):  # it has ended already
         if sys.platform == "win32":
             os.kill(pid, signal.SIGTERM)  # which ends it at once, there
         else:

@@ -38,7 +38,7 @@ class Cards:
         with asked.stdout:  # type: ignore[union-attr]  # it is a pipe
             try:
                 printed, _ = asked.communicate(timeout=PATIENCE_S)
-            except subprocess.TimeoutExpired:
+            except subprocess.TimeoutExpired:  # it may not even end when it is killed: no beat waits for that
                 asked.kill()
                 self.unanswered = asked
                 return Load()

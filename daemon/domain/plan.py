@@ -338,9 +338,15 @@ def _may_have_ended(s: Snapshot) -> bool:
     if s.looked_ms is not None and s.looked_ms >= s.awake_since_ms:
         return False
     begun = [op for op in s.operations if op.may_have_begun_work and op.lease_id == lease.id and op.nonce in nonces]
-    if not begun or _runner_died(s, begun[-1]):  # the box's last word, that nothing runs, came with that of the end
+    if not begun or _is_told(s, begun[-1]):
         return False
     return not _in_vain(s, s.link_down_since_ms, s.rules.ssh_patience_s)
+
+
+def _is_told(s: Snapshot, started: Operation) -> bool:
+    """That nothing runs there was said in a look for the end of this very stage, not of the one before it."""
+    before_ms = max((run.done_at or 0 for run in s.stages), default=0)
+    return _runner_died(s, started) and s.report is not None and (s.report.seen_at or 0) > before_ms
 
 
 def _let_go(s: Snapshot) -> Action:

@@ -237,6 +237,13 @@ CASES: dict[str, tuple[Snapshot, type[actions.Action] | actions.Action]] = {
         training(live=lease(cost=9_200_000, status="exited", intended="stopped"), looked_ms=None, report=report(0)),
         actions.HoldJob(H.BUDGET, TRAINED_OUT),
     ),
+    "and it said so of the stage before this one": (
+        training(
+            live=lease(cost=9_200_000, status="exited", intended="stopped", running_ms=9), looked_ms=None,
+            report=report(0), stages=runs(1),
+        ),
+        actions.StartMachine,
+    ),
     "and nothing was begun": (
         training(live=lease(cost=9_200_000), looked_ms=None, operations=()), actions.HoldJob(H.BUDGET, TRAINED_OUT),
     ),
