@@ -77,7 +77,7 @@ async def test_a_file_that_llama_refuses_is_a_failure_with_its_reason(request_: 
 
 async def test_memory_is_fenced(request_: child.Request, monkeypatch: pytest.MonkeyPatch) -> None:
     """A child that may use too little memory dies cleanly instead of taking the workstation's."""
-    monkeypatch.setattr(child, "BESIDE_MODEL", 400 << 20)
+    monkeypatch.setattr(child, "BESIDE_MODEL", 64 << 20)
 
     with pytest.raises(child.ChildFailed, match="ended with code"):
         await child.ask(request_, 1 << 20)
@@ -96,7 +96,7 @@ async def test_what_is_kept_of_all_prompts_together_fits(
     weights = {name: (of, "F32", struct.pack("<f", 0.01) * math.prod(of)) for name, of in table.items()}
     tiny.write(tmp_path / "wide.gguf", metadata, weights)
     prompts = (child.Ask((97,) * 200, 199, (((0,),),)),) * 24
-    monkeypatch.setattr(child, "BESIDE_MODEL", 400 << 20)
+    monkeypatch.setattr(child, "BESIDE_MODEL", 64 << 20)
 
     asked = dataclasses.replace(request_, gguf=str(tmp_path / "wide.gguf"), prompts=prompts)
     reply = await child.ask(asked, (tmp_path / "wide.gguf").stat().st_size)
