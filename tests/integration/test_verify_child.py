@@ -96,7 +96,7 @@ async def test_what_is_kept_of_all_prompts_together_fits(
     weights = {name: (of, "F32", struct.pack("<f", 0.01) * math.prod(of)) for name, of in table.items()}
     tiny.write(tmp_path / "wide.gguf", metadata, weights)
     prompts = (child.Ask((97,) * 200, 199, (((0,),),)),) * 24
-    monkeypatch.setattr(child, "BESIDE_MODEL", 64 << 20)
+    monkeypatch.setattr(child, "BESIDE_MODEL", 400 << 20)
 
     asked = dataclasses.replace(request_, gguf=str(tmp_path / "wide.gguf"), prompts=prompts)
     reply = await child.ask(asked, (tmp_path / "wide.gguf").stat().st_size)
