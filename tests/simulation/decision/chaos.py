@@ -51,6 +51,7 @@ class Chaos:
     listed_at: int = 0  # when this step began
     next_pass: int = 0
     passed_at: int = 0  # the last trusted listing
+    known_at: int = 0  # the one that this step was decided by
     spoke: bool = False  # the person, at this boundary
     rng: random.Random = field(init=False)
     w: World = field(init=False)

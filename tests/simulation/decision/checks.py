@@ -53,11 +53,14 @@ def _limit_is_kept(run: Run) -> None:
 
     One stride of this model is forgiven to each that runs. A second one to a machine that was written off and runs on
     beside it: it counts as the last listing had it. And one for each time the clock was set back: by how much is known
-    from the last pass. Where no machine runs nothing is spent: a hold before it may have spent what is gone. So may a
-    sleep, and the question after it or after a start whether training has ended meanwhile: of the reserve, once.
+    from the last pass. Where no machine runs nothing is spent: a hold before it may have spent what is gone. Nobody
+    can know while listings fail: then the box's own limit stands alone. A sleep, and the question after it or after a
+    start whether training has ended meanwhile, may take of the reserve, once.
     """
     w, limit, job = run.w, run.w.rules.cost_limit, run.w.store.job
     if limit is None or run.slept_in_step or run.disturbed or job.hold_reason is not None or job.wish is not None:
+        return
+    if run.known_at < w.market.blind_until:
         return
     if job.state not in (JobState.SFT, JobState.DPO, JobState.GGUF):
         return

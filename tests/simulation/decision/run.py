@@ -166,7 +166,7 @@ class Run(Chaos):
         checks.at_action(self, s, action)
         self.interrupted = False
         self.touched_before_permit = w.home.touched
-        self.listed_at = w.now
+        self.listed_at, self.known_at = w.now, self.passed_at
         unasked = self.unasked
         self._perform(action, acts.TABLE[type(action)](w, s, action), s.job.state)
         w.market.next_answer = None
