@@ -18,8 +18,7 @@ from daemon.control.permits import ArtifactLost, NoPermit
 from daemon.domain import ids
 from daemon.domain.holds import HoldReason
 from daemon.domain.lifecycle import JobState
-from daemon.domain.market import HALTED, Instance, Listing
-from daemon.domain.plan import UNREACHABLE
+from daemon.domain.market import HALTED, UNREACHABLE, Instance, Listing
 from daemon.domain.records import Job, Kind, Lease, LeaseState, Operation, OpState
 from daemon.errors import CredentialsRefused, LostRace, MarketError
 from daemon.settings import Timing

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 HALTED = ("stopped", "exited")
+UNREACHABLE = ("offline", "unknown")
 ON_GPU = "exited, on its GPU"  # ours: see Instance.status
 
 

@@ -7,8 +7,6 @@ becomes a hold, when the machine may go. Nothing here destroys by elapsed time, 
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 from daemon.domain.actions import (
     Action,
     Destroy,
@@ -29,20 +27,34 @@ from daemon.domain.actions import (
     Wait,
     Watch,
 )
+from daemon.domain.evidence import (
+    answers,
+    attempt_began_on,
+    in_vain,
+    is_proven,
+    is_ready,
+    is_told,
+    longer,
+    may_answer,
+    only_queued,
+    runner_alive,
+    runner_died,
+    runner_may_live,
+    sent_operations,
+    stop_failed,
+)
 from daemon.domain.holds import HOLDS, Hold, HoldReason, Release, Rescue
 from daemon.domain.lifecycle import JobState, Trigger
-from daemon.domain.market import HALTED, ON_GPU
+from daemon.domain.market import HALTED, ON_GPU, UNREACHABLE
 from daemon.domain.records import (
     Kind,
     Lease,
     LeaseState,
-    Operation,
     OpState,
     Wish,
 )
 from daemon.domain.snapshot import Snapshot
 
-UNREACHABLE = ("offline", "unknown")
 # Fragments of the market's status message that no waiting mends; seen by other clients of the API.
 BROKEN_HOST = (
     "OCI runtime create failed",
@@ -120,7 +132,7 @@ def _destroy(s: Snapshot, lease: Lease, why: str) -> Action:
     if len(refused) >= LINGERS and not s.job.hold_reason:
         detail = f"the market refused {len(refused)} times to destroy {lease.instance_id}: {refused[-1].error}"
         return HoldJob(HoldReason.INTERNAL, detail)
-    if refused and not _longer(s, refused[-1].created_at, s.rules.destroy_resend_s):
+    if refused and not longer(s, refused[-1].created_at, s.rules.destroy_resend_s):
         return Wait("the market refused to destroy the machine, and is asked again: may still bill")
     return Destroy(lease, why)
 
@@ -136,62 +148,51 @@ def _ready_machine(s: Snapshot) -> Action | Lease:
         return _destroy(s, lease, f"the host cannot start it: {lease.status_msg}")
     if lease.is_running:
         if lease.host_key is None:
-            if not s.work_started(lease) and _in_vain(s, lease.status_since, s.rules.ssh_patience_s):
+            if not s.work_started(lease) and in_vain(s, lease.status_since, s.rules.ssh_patience_s):
                 return _destroy(s, lease, "runs, but no login was possible")
             return Prove(lease)
         if lease.provisioned != s.job.attempt:
-            if lease.provisioned is not None and _runner_may_live(s, lease):
+            if lease.provisioned is not None and runner_may_live(s, lease):
                 return StopStages(lease)  # of the attempt before: two runners in one folder would spoil both
             return Provision(lease)
         return lease
     if lease.status in UNREACHABLE:
         return _out_of_sight(s, lease)
     if lease.status in (*HALTED, ON_GPU) and (lease.running_ms > 0 or lease.intended == "stopped"):
-        return lease if _answers(s, lease) else _halted(s, lease)
+        return lease if answers(s, lease) else _halted(s, lease)
     if not s.work_started(lease):
-        if _in_vain(s, lease.created_at, s.rules.boot_patience_s):
+        if in_vain(s, lease.created_at, s.rules.boot_patience_s):
             why = f"not running after {s.rules.boot_patience_s:.0f} s ({lease.status or 'no status'})"
             return _destroy(s, lease, why)
-    elif _in_vain(s, lease.status_since, s.rules.boot_patience_s) and not _answers(s, lease):
+    elif in_vain(s, lease.status_since, s.rules.boot_patience_s) and not answers(s, lease):
         return HoldJob(HoldReason.HOST_STOPPED, f"instance {lease.instance_id} is {lease.status} and does not come up")
-    elif _may_answer(s, lease):
+    elif may_answer(s, lease):
         return lease
     return Wait(f"machine is {lease.status or 'being made'}")
 
 
 def _out_of_sight(s: Snapshot, lease: Lease) -> Action | Lease:
     """The market does not reach the host. We may: a box that answers goes on working, and is not lost."""
-    over = _in_vain(s, lease.status_since, s.rules.offline_patience_s)
+    over = in_vain(s, lease.status_since, s.rules.offline_patience_s)
     if not s.work_started(lease):
         return _destroy(s, lease, f"host {lease.status}") if over else Wait(f"the host is {lease.status}")
-    if over and not (_is_ready(s, lease) and s.link_down_since_ms is None):
+    if over and not (is_ready(s, lease) and s.link_down_since_ms is None):
         return MarkLost(lease, f"host {lease.status}")
-    return lease if _is_ready(s, lease) else Wait(f"the host is {lease.status}")
+    return lease if is_ready(s, lease) else Wait(f"the host is {lease.status}")
 
 
 def _no_machine(s: Snapshot) -> Action:
     last = s.leases[-1] if s.leases else None
-    if last is not None and last.state in (LeaseState.GONE, LeaseState.WRITTEN_OFF) and _attempt_began_on(s, last):
+    if last is not None and last.state in (LeaseState.GONE, LeaseState.WRITTEN_OFF) and attempt_began_on(s, last):
         return HoldJob(HoldReason.GONE, f"instance {last.instance_id} is not at the market any more")
     if _returned_unused(s) >= MACHINES_BEFORE_HOLD:
         return HoldJob(HoldReason.PROVISIONING, f"{MACHINES_BEFORE_HOLD} machines were returned unused")
     since = s.nothing_fits_since_ms
-    if since is not None and _in_vain(s, max(since, s.job.spoken_at), s.rules.offer_patience_s):
+    if since is not None and in_vain(s, max(since, s.job.spoken_at), s.rules.offer_patience_s):
         return HoldJob(HoldReason.NO_OFFERS, "nothing on the market fits: jobctl plan shows why")
-    if s.asked_market_ms is not None and not _longer(s, s.asked_market_ms, s.rules.offer_retry_s):
+    if s.asked_market_ms is not None and not longer(s, s.asked_market_ms, s.rules.offer_retry_s):
         return Wait("no offer fits; looking again soon")
     return Rent()
-
-
-def _attempt_began_on(s: Snapshot, lease: Lease) -> bool:
-    """Stages of this attempt ran there: without the machine they have to be begun again, which a person decides.
-
-    One kept from an earlier attempt has its nonce and ran elsewhere, so the machine must have been made ready for this.
-    """
-    nonces = {run.nonce for run in s.stages}
-    return lease.provisioned == s.job.attempt and any(
-        op.may_have_begun_work and op.lease_id == lease.id and op.nonce in nonces for op in s.operations
-    )
 
 
 def _returned_unused(s: Snapshot) -> int:
@@ -203,62 +204,23 @@ def _returned_unused(s: Snapshot) -> int:
     )
 
 
-def _answers(s: Snapshot, lease: Lease) -> bool:
-    """It may, and was not found silent: asked before the market is believed, which calls what runs exited for long."""
-    return _may_answer(s, lease) and s.link_down_since_ms is None
-
-
-def _may_answer(s: Snapshot, lease: Lease) -> bool:
-    """It may run, long before the market says so: only its box knows."""
-    return _is_ready(s, lease) and lease.intended == "running" and not s.open(Kind.STOP)
-
-
-def _is_ready(s: Snapshot, lease: Lease) -> bool:
-    return lease.host_key is not None and lease.provisioned == s.job.attempt
-
-
 def _halted(s: Snapshot, lease: Lease) -> Action | Lease:
     if s.open(Kind.START):
         return Wait("start sent")
-    starts = _sent(s, Kind.START, lease)
+    starts = sent_operations(s, Kind.START, lease)
     looked_s = ((lease.last_seen or 0) - max(starts[-1].created_at, s.awake_since_ms)) / 1000 if starts else 0.0
     if starts and starts[-1].state is OpState.DONE and looked_s <= s.rules.start_patience_s:
-        if _stop_failed(s, lease):
+        if stop_failed(s, lease):
             return StopMachine(lease, "the start was only queued, and the stop of it did not happen")
-        return lease if _may_answer(s, lease) else Wait("starting")
+        return lease if may_answer(s, lease) else Wait("starting")
     tried = [op for op in starts if op.created_at >= max(lease.status_since or 0, s.job.spoken_at)]
-    if _only_queued(s, lease) or any(op.state is OpState.DONE for op in tried) or len(tried) >= STARTS_ASKED:
+    if only_queued(s, lease) or any(op.state is OpState.DONE for op in tried) or len(tried) >= STARTS_ASKED:
         if not s.work_started(lease):
             return _destroy(s, lease, "stopped, and does not start again")
         return HoldJob(HoldReason.HOST_STOPPED, f"instance {lease.instance_id} is {lease.status} and does not start")
-    if tried and not _longer(s, tried[-1].created_at, s.rules.destroy_resend_s):
+    if tried and not longer(s, tried[-1].created_at, s.rules.destroy_resend_s):
         return Wait("the start did not happen, and is asked for again")
     return StartMachine(lease)
-
-
-def _only_queued(s: Snapshot, lease: Lease) -> bool:
-    """A start since the person last spoke was stopped at once. Listings may have seen both, as a change of its status.
-
-    Nothing else stops a machine whose job is not held.
-    """
-    asked = [op for op in s.operations if op.kind in (Kind.START, Kind.STOP) and op.lease_id == lease.id]
-    return any(
-        start.kind is Kind.START and then.kind is Kind.STOP and start.created_at >= s.job.spoken_at
-        for start, then in pairwise(asked)
-    )
-
-
-def _stop_failed(s: Snapshot, lease: Lease) -> bool:
-    """Our last word about its power was a stop, and a listing since then has it meant to run: it bills, or may soon."""
-    asked = [op for op in s.operations if op.kind in (Kind.START, Kind.STOP) and op.lease_id == lease.id]
-    if not asked or asked[-1].kind is not Kind.STOP or asked[-1].state.is_open:
-        return False
-    return lease.intended == "running" and (lease.last_seen or 0) > asked[-1].created_at
-
-
-def _sent(s: Snapshot, kind: Kind, lease: Lease) -> list[Operation]:
-    """What left this process; an intent that a crash cut short asked nobody."""
-    return [op for op in s.operations if op.kind is kind and op.lease_id == lease.id and op.sent_at is not None]
 
 
 def _work(s: Snapshot, lease: Lease) -> Action:
@@ -276,7 +238,7 @@ def _work(s: Snapshot, lease: Lease) -> Action:
     ]
     if not asked or asked[-1].state is not OpState.DONE:
         return StartStage(lease, run)
-    if _runner_died(s, asked[-1]):
+    if runner_died(s, asked[-1]):
         # Starts whose answers were lost are settled together with the one that was heard: one start of the runner.
         done = (op for op in asked if op.state is OpState.DONE and op.created_at >= s.job.spoken_at)
         deaths = len({op.resolved_at for op in done})
@@ -284,23 +246,6 @@ def _work(s: Snapshot, lease: Lease) -> Action:
             return HoldJob(HoldReason.STAGE_FAILED, f"{run.stage}: the runner died {deaths} times without a word")
         return StartStage(lease, run)
     return Watch(lease, run)
-
-
-def _runner_may_live(s: Snapshot, lease: Lease) -> bool:
-    """Something was started there, and the box has not said since that nothing runs."""
-    started = [op for op in s.operations if op.may_have_begun_work and op.lease_id == lease.id]
-    return bool(started) and not _runner_died(s, started[-1])
-
-
-def _runner_died(s: Snapshot, started: Operation) -> bool:
-    """The box answered that nothing runs, and that was after our last start."""
-    report = s.report
-    if report is None or report.alive != 0 or report.seen_at is None:
-        return False
-    began = started.resolved_at or started.created_at
-    if (began > s.now_ms) != (report.seen_at > s.now_ms):  # the clock was set back in between: the later one is past
-        return began > s.now_ms
-    return report.seen_at > began
 
 
 def _over_limits(s: Snapshot) -> Action | None:
@@ -321,7 +266,7 @@ def _over_limits(s: Snapshot) -> Action | None:
     if s.stage is not None and s.loss_ms is not None and s.loss_ms - s.now_ms < 2 * s.rules.rescue_s * 1000:
         return HoldJob(HoldReason.LOSS_NEAR, "less than twice the time that bringing the model home takes is left")
     begun = max(s.lease.created_at, s.job.spoken_at)  # resume gives the same time again
-    if s.rules.time_limit_s is not None and s.is_training and _longer(s, begun, s.rules.time_limit_s):
+    if s.rules.time_limit_s is not None and s.is_training and longer(s, begun, s.rules.time_limit_s):
         return HoldJob(HoldReason.TIME, "limits.time is over")
     return None
 
@@ -338,15 +283,9 @@ def _may_have_ended(s: Snapshot) -> bool:
     if s.looked_ms is not None and s.looked_ms >= s.awake_since_ms:
         return False
     begun = [op for op in s.operations if op.may_have_begun_work and op.lease_id == lease.id and op.nonce in nonces]
-    if not begun or _is_told(s, begun[-1]):
+    if not begun or is_told(s, begun[-1]):
         return False
-    return not _in_vain(s, s.link_down_since_ms, s.rules.ssh_patience_s)
-
-
-def _is_told(s: Snapshot, started: Operation) -> bool:
-    """That nothing runs there was said in a look for the end of this very stage, not of the one before it."""
-    before_ms = max((run.done_at or 0 for run in s.stages), default=0)
-    return _runner_died(s, started) and s.report is not None and (s.report.seen_at or 0) > before_ms
+    return not in_vain(s, s.link_down_since_ms, s.rules.ssh_patience_s)
 
 
 def _let_go(s: Snapshot) -> Action:
@@ -390,9 +329,9 @@ def _held(s: Snapshot, rule: Hold) -> Action:
         return _destroy(s, lease, "nothing was started on it")
     if s.open(Kind.STOP):
         return Wait("held; stop sent")
-    if lease.status in HALTED and not _answers(s, lease):
+    if lease.status in HALTED and not answers(s, lease):
         may_start = lease.intended == "running" and rule.release is Release.STOP_NOW
-        if may_start or _stop_failed(s, lease):
+        if may_start or stop_failed(s, lease):
             return _stop(s, lease, "nobody waits for it to start, and it would bill")
         return Wait("held; the machine is stopped")
     since = s.job.hold_since or s.now_ms
@@ -400,22 +339,22 @@ def _held(s: Snapshot, rule: Hold) -> Action:
     spent = _hold_cost(s, lease) >= s.rules.hold_limit
     # One lost connection ends no rescue: not before the hold has cost its limit, nor just after a sleep that cost it.
     # A box that drips ends it when it has cost what the way home would, too.
-    in_vain = _in_vain(s, s.link_down_since_ms, s.rules.ssh_patience_s) or awake >= s.rules.hold_limit + s.rules.reserve
-    rescuing = _is_proven(s, lease) and not (spent and in_vain)
-    if rule.release is Release.STOP_NOW and _runner_alive(s) and rescuing and not spent:
+    cut_off = in_vain(s, s.link_down_since_ms, s.rules.ssh_patience_s) or awake >= s.rules.hold_limit + s.rules.reserve
+    rescuing = is_proven(s, lease) and not (spent and cut_off)
+    if rule.release is Release.STOP_NOW and runner_alive(s) and rescuing and not spent:
         return StopStages(lease)
     if rule.rescue is Rescue.EVERYTHING and not s.rescued and s.work_started(lease) and rescuing:
         return Save(lease)
     if rule.release is Release.STOP_NOW or spent:
         return _stop(s, lease, "the hold has cost its limit")
     run = s.stage
-    return Watch(lease, run) if run and _is_proven(s, lease) else Wait("held")
+    return Watch(lease, run) if run and is_proven(s, lease) else Wait("held")
 
 
 def _stop(s: Snapshot, lease: Lease, why: str) -> Action:
-    stops = _sent(s, Kind.STOP, lease)
-    recent = stops and not _longer(s, stops[-1].created_at, s.rules.start_patience_s)
-    return Wait("held; stop sent") if recent and not _stop_failed(s, lease) else StopMachine(lease, why)
+    stops = sent_operations(s, Kind.STOP, lease)
+    recent = stops and not longer(s, stops[-1].created_at, s.rules.start_patience_s)
+    return Wait("held; stop sent") if recent and not stop_failed(s, lease) else StopMachine(lease, why)
 
 
 def silence_limit(s: Snapshot, lease: Lease) -> int:
@@ -434,22 +373,3 @@ def _hold_cost(s: Snapshot, lease: Lease) -> int:
 def _cost_since(s: Snapshot, lease: Lease, since_ms: int) -> int:
     """Micro-dollars that its time has cost since then, at its rate of now."""
     return lease.rate * max(0, s.now_ms - max(since_ms, lease.created_at)) // 3_600_000
-
-
-def _is_proven(s: Snapshot, lease: Lease) -> bool:
-    """We know the machine, and as far as we know it runs: one that only the market does not see may still answer."""
-    may_run = lease.is_running or lease.status in UNREACHABLE or _answers(s, lease)
-    return lease.host_key is not None and may_run
-
-
-def _runner_alive(s: Snapshot) -> bool:
-    return s.report is not None and s.report.alive == 1
-
-
-def _longer(s: Snapshot, since_ms: int | None, seconds: float) -> bool:
-    return since_ms is not None and s.now_ms - since_ms > seconds * 1000
-
-
-def _in_vain(s: Snapshot, since_ms: int | None, seconds: float) -> bool:
-    """Patience is over: we were there and looked for so long. While this computer slept, nobody did."""
-    return since_ms is not None and _longer(s, max(since_ms, s.awake_since_ms), seconds)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from daemon.domain.lifecycle import JobState
-from daemon.domain.market import HALTED
-from daemon.domain.plan import UNREACHABLE
+from daemon.domain.market import HALTED, UNREACHABLE
 from daemon.domain.records import Kind, LeaseState, OpState
 from daemon.errors import CredentialsRefused, LostRace, MarketError
 from tests.simulation.decision import operate

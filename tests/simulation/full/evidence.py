@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from daemon.domain.plan import UNREACHABLE
+from daemon.domain.market import UNREACHABLE
 
 if TYPE_CHECKING:
     from .invariants import Witness

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.simulation.mutants.mutant import DRIVER, HOMECOMING, PLAN, WATCH, Mutant, mutant
+from tests.simulation.mutants.mutant import DRIVER, EVIDENCE, HOMECOMING, PLAN, WATCH, Mutant, mutant
 
 MUTANTS: tuple[Mutant, ...] = (
     mutant(
@@ -21,7 +21,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "F6 F8",
         "decision",
         "hours asleep count as hours in which somebody looked",
-        (PLAN, "_longer(s, max(since_ms, s.awake_since_ms), seconds)", "_longer(s, since_ms, seconds)"),
+        (EVIDENCE, "longer(s, max(since_ms, s.awake_since_ms), seconds)", "longer(s, since_ms, seconds)"),
     ),
     mutant(
         "lost at once",
@@ -30,7 +30,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "a host out of the market's sight for a moment is given up",
         (
             PLAN,
-            "    over = _in_vain(s, lease.status_since, s.rules.offline_patience_s)\n    if not",
+            "    over = in_vain(s, lease.status_since, s.rules.offline_patience_s)\n    if not",
             "    over = True\n    if not",
         ),
     ),
@@ -39,15 +39,15 @@ MUTANTS: tuple[Mutant, ...] = (
         "F8",
         "decision",
         "a box that we reach is given up since the market does not",
-        (PLAN, "    if over and not (_is_ready(s, lease) and s.link_down_since_ms is None):", "    if over:"),
+        (PLAN, "    if over and not (is_ready(s, lease) and s.link_down_since_ms is None):", "    if over:"),
     ),
     mutant(
         "exited is believed",
         "F4 F8",
         "decision",
         "a machine that the market calls exited is started, waited for and given up, while its box could be asked",
-        (PLAN, "        return lease if _answers(s, lease) else _halted(s, lease)", "        return _halted(s, lease)"),
-        (PLAN, "        return lease if _may_answer(s, lease) else Wait", "        return Wait"),
+        (PLAN, "        return lease if answers(s, lease) else _halted(s, lease)", "        return _halted(s, lease)"),
+        (PLAN, "        return lease if may_answer(s, lease) else Wait", "        return Wait"),
     ),
     mutant(
         "another's done",
@@ -61,7 +61,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "F8 F9",
         "decision",
         "a runner that died in a reboot is never started again",
-        (PLAN, "    if _runner_died(s, asked[-1]):", "    if False:"),
+        (PLAN, "    if runner_died(s, asked[-1]):", "    if False:"),
     ),
     mutant(
         "manifest of nobody",

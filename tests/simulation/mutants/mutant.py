@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-PLAN, HOLDS, RECORDS, SNAPSHOT, BILLING = (
-    f"daemon/domain/{name}.py" for name in ("plan", "holds", "records", "snapshot", "billing")
+PLAN, EVIDENCE, HOLDS, RECORDS, SNAPSHOT, BILLING = (
+    f"daemon/domain/{name}.py" for name in ("plan", "evidence", "holds", "records", "snapshot", "billing")
 )
 OPERATE, RECONCILE, ACT_MACHINE, PERMITS, DRIVER, WATCH, ATTEMPTS, COMMANDS, HOMECOMING, TAKEN = (
     f"daemon/control/{name}.py"

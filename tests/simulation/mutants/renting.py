@@ -102,7 +102,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "F3 F8",
         "full",
         "the stop of a queued start that did not happen is not asked for again",
-        (PLAN, "        if _stop_failed(s, lease):\n", "        if False:\n"),
-        (PLAN, "        if may_start or _stop_failed(s, lease):\n", "        if False:\n"),
+        (PLAN, "        if stop_failed(s, lease):\n", "        if False:\n"),
+        (PLAN, "        if may_start or stop_failed(s, lease):\n", "        if False:\n"),
     ),
 )
