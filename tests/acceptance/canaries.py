@@ -94,6 +94,7 @@ class Canaries:
         """'secret in place' for each that is where it does not belong. The home must have done its work."""
         wrong = [f"{name} in a command line" for name in self.seen]
         bundle = self.one.folder / "bundle.zip"
+        bundle.unlink(missing_ok=True)  # a report replaces nothing
         self.one.jobctl("report", job, "--to", str(bundle))
         for place, text in (*self._files(), *_members(bundle), ("journal", self._journal())):
             for name, value in self.values.items():
