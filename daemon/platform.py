@@ -150,7 +150,7 @@ def bytes_written(path: Path) -> int | None:
 
     Not what it takes on the disk: that is less where the disk compresses, and nothing where it keeps no account.
     """
-    if sys.platform == "linux":
+    if sys.platform != "win32":
         count = end = 0
         with open(path, "rb") as file:
             try:
@@ -243,10 +243,11 @@ def new_group() -> dict[str, Any]:
 
 def end_group(pid: int) -> None:
     """End the process that began a group of its own, and whatever is in that group; none left is no error."""
-    with contextlib.suppress(ProcessLookupError):  # it has ended already
-        if sys.platform == "win32":
+    if sys.platform == "win32":
+        with contextlib.suppress(OSError):  # it has ended already, for which Windows has no narrower error
             os.kill(pid, signal.SIGTERM)  # which ends it at once, there
-        else:
+    else:
+        with contextlib.suppress(ProcessLookupError):  # it has ended already
             os.killpg(pid, signal.SIGKILL)
 
 

@@ -38,6 +38,13 @@ def request_(tmp_path: Path) -> child.Request:
     )
 
 
+def run_instead(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: str) -> None:
+    """Put a script of the test's own in the place of ours."""
+    script = tmp_path / "instead.py"
+    script.write_text(code)
+    monkeypatch.setattr(child, "SCRIPT", script)
+
+
 async def test_it_answers_what_was_asked(request_: child.Request) -> None:
     """Tokens, one position for each id from the start on, and each wanted set in its order."""
     reply = await child.ask(request_, 1 << 20)
@@ -118,9 +125,9 @@ async def test_a_child_without_end_is_not_listened_to(
     request_: child.Request, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """What it prints beyond the longest answer is not kept here, where it would fill this computer's memory."""
-    endless = tmp_path / "endless.py"
-    endless.write_text("import time\nwhile True:\n    print('x' * 100_000, flush=True)\n    time.sleep(0.01)\n")
-    monkeypatch.setattr(child, "SCRIPT", endless)
+    run_instead(
+        monkeypatch, tmp_path, "import time\nwhile True:\n    print('x' * 100_000, flush=True)\n    time.sleep(0.01)\n"
+    )
     monkeypatch.setattr(child, "MAX_REPLY", 1 << 20)
 
     async with asyncio.timeout(10):
@@ -202,9 +209,7 @@ async def test_what_this_computer_cannot_do_is_not_held_against_the_model(
     request_: child.Request, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: str, says: str
 ) -> None:
     """The system took the memory back, or the time was up: L5 was not run, and a person may try again or accept it."""
-    ended = tmp_path / "ended.py"
-    ended.write_text(code)
-    monkeypatch.setattr(child, "SCRIPT", ended)
+    run_instead(monkeypatch, tmp_path, code)
     monkeypatch.setattr(child, "START_S", 2.0)
 
     level = await judged(request_)
@@ -340,9 +345,7 @@ async def test_a_child_taken_over_by_its_file_is_not_believed(
     request_: child.Request, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: str, says: str
 ) -> None:
     """Only an answer of exactly the asked shape counts, whatever else the process prints."""
-    other = tmp_path / "other.py"
-    other.write_text(code)
-    monkeypatch.setattr(child, "SCRIPT", other)
+    run_instead(monkeypatch, tmp_path, code)
 
     with pytest.raises(child.ChildFailed, match=says):
         await child.ask(request_, 1 << 20)
@@ -384,9 +387,7 @@ async def test_a_missing_verifier_names_the_command(tmp_path: Path, monkeypatch:
 
 async def test_a_broken_verifier_is_found_by_running_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An installed library that crashes at its first use (compiled for another processor) is found at submit."""
-    crash = tmp_path / "crash.py"
-    crash.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGILL)\n")
-    monkeypatch.setattr(child, "SCRIPT", crash)
+    run_instead(monkeypatch, tmp_path, "import os, signal\nos.kill(os.getpid(), signal.SIGILL)\n")
 
     (objection,) = await workstation.check(tmp_path, needed=1, largest=1, depth="full")
 

@@ -64,8 +64,7 @@ def _limit_is_kept(run: Run) -> None:
         return
     if job.state not in (JobState.SFT, JobState.DPO, JobState.GGUF):
         return
-    known = [m for m in w.market.machines if m.ours and w.store.by_instance(m.id) is not None]
-    running = [m for m in known if m.is_billable and m.actual == "running"]
+    running = [m for m in run.known if m.is_billable and m.actual == "running"]
     leases = [w.store.by_instance(m.id) for m in running]
     strides = run.set_backs + sum(1 if lease is not None and lease.is_held else 2 for lease in leases)
     slack = strides * run.dearest * SLACK_MS / HOUR_MS

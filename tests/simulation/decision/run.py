@@ -325,9 +325,14 @@ class Run(Chaos):
         return self.reached_at <= self.w.woke_at
 
     @property
+    def known(self) -> list[Machine]:
+        """Machines of ours that have a row."""
+        return [m for m in self.w.market.machines if m.ours and self.w.store.by_instance(m.id) is not None]
+
+    @property
     def spent(self) -> float:
         """By the market's ledger, of the machines that we know."""
-        return sum(m.cost for m in self.w.market.machines if m.ours and self.w.store.by_instance(m.id) is not None)
+        return sum(m.cost for m in self.known)
 
     @property
     def dearest(self) -> int:
