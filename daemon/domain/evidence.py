@@ -50,12 +50,21 @@ def sent_operations(s: Snapshot, kind: Kind, lease: Lease) -> list[Operation]:
     return [op for op in s.operations if op.kind is kind and op.lease_id == lease.id and op.sent_at is not None]
 
 
+def power_asked(s: Snapshot, lease: Lease) -> list[Operation]:
+    """Its starts and stops, in order."""
+    return [op for op in s.operations if op.kind in (Kind.START, Kind.STOP) and op.lease_id == lease.id]
+
+
+def last_power_sent(s: Snapshot, lease: Lease) -> Operation | None:
+    return next((op for op in reversed(power_asked(s, lease)) if op.sent_at is not None), None)
+
+
 def only_queued(s: Snapshot, lease: Lease) -> bool:
     """A start since the person last spoke was stopped at once. Listings may have seen both, as a change of its status.
 
     Nothing else stops a machine whose job is not held.
     """
-    asked = [op for op in s.operations if op.kind in (Kind.START, Kind.STOP) and op.lease_id == lease.id]
+    asked = power_asked(s, lease)
     return any(
         start.kind is Kind.START and then.kind is Kind.STOP and start.created_at >= s.job.spoken_at
         for start, then in pairwise(asked)
@@ -64,10 +73,16 @@ def only_queued(s: Snapshot, lease: Lease) -> bool:
 
 def stop_failed(s: Snapshot, lease: Lease) -> bool:
     """Our last word about its power was a stop, and a listing since then has it meant to run: it bills, or may soon."""
-    asked = [op for op in s.operations if op.kind in (Kind.START, Kind.STOP) and op.lease_id == lease.id]
+    asked = power_asked(s, lease)
     if not asked or asked[-1].kind is not Kind.STOP or asked[-1].state.is_open:
         return False
     return lease.intended == "running" and (lease.last_seen or 0) > asked[-1].created_at
+
+
+def stopped_before_resume(s: Snapshot, lease: Lease) -> bool:
+    """Our last word about its power was the stop of a hold that the person has ended since."""
+    last = last_power_sent(s, lease)
+    return last is not None and last.kind is Kind.STOP and last.created_at < s.job.spoken_at
 
 
 def runner_alive(s: Snapshot) -> bool:

@@ -34,6 +34,7 @@ from daemon.domain.evidence import (
     is_proven,
     is_ready,
     is_told,
+    last_power_sent,
     longer,
     may_answer,
     only_queued,
@@ -42,6 +43,7 @@ from daemon.domain.evidence import (
     runner_may_live,
     sent_operations,
     stop_failed,
+    stopped_before_resume,
 )
 from daemon.domain.holds import HOLDS, Hold, HoldReason, Release, Rescue
 from daemon.domain.lifecycle import JobState, Trigger
@@ -209,7 +211,8 @@ def _halted(s: Snapshot, lease: Lease) -> Action | Lease:
         return Wait("start sent")
     starts = sent_operations(s, Kind.START, lease)
     looked_s = ((lease.last_seen or 0) - max(starts[-1].created_at, s.awake_since_ms)) / 1000 if starts else 0.0
-    if starts and starts[-1].state is OpState.DONE and looked_s <= s.rules.start_patience_s:
+    started = bool(starts) and starts[-1].state is OpState.DONE and not stopped_before_resume(s, lease)
+    if started and looked_s <= s.rules.start_patience_s:
         if stop_failed(s, lease):
             return StopMachine(lease, "the start was only queued, and the stop of it did not happen")
         return lease if may_answer(s, lease) else Wait("starting")
@@ -352,9 +355,11 @@ def _held(s: Snapshot, rule: Hold) -> Action:
 
 
 def _stop(s: Snapshot, lease: Lease, why: str) -> Action:
-    stops = sent_operations(s, Kind.STOP, lease)
-    recent = stops and not longer(s, stops[-1].created_at, s.rules.start_patience_s)
-    return Wait("held; stop sent") if recent and not stop_failed(s, lease) else StopMachine(lease, why)
+    """Our last word about its power counts: a stop from before a start of it says nothing about this hold."""
+    last = last_power_sent(s, lease)
+    if last is None or last.kind is not Kind.STOP or longer(s, last.created_at, s.rules.start_patience_s):
+        return StopMachine(lease, why)
+    return StopMachine(lease, why) if stop_failed(s, lease) else Wait("held; stop sent")
 
 
 def silence_limit(s: Snapshot, lease: Lease) -> int:

@@ -314,6 +314,13 @@ CASES: dict[str, tuple[Snapshot, type[actions.Action] | actions.Action]] = {
         ),
         actions.StartMachine,
     ),
+    "started, and stopped for a hold that was ended since": (
+        training(
+            row=job(JobState.SFT, spoken_at=NOW - 5 * S), live=lease(status="exited", intended="stopped", running_ms=9),
+            operations=(STARTED, op(Kind.START, age_s=300), op(Kind.STOP, age_s=100)),
+        ),
+        actions.StartMachine,
+    ),
     "does not start, resumed since": (
         training(
             row=job(JobState.SFT, spoken_at=NOW - 5 * S), live=lease(status="exited", running_ms=9),
@@ -470,6 +477,13 @@ CASES: dict[str, tuple[Snapshot, type[actions.Action] | actions.Action]] = {
     ),
     "budget hold, saved": (
         training(row=job(JobState.SFT, hold_reason=H.BUDGET, **HELD), report=report(0), rescued=True),
+        actions.StopMachine,
+    ),
+    "budget hold, saved, soon after a resume started a machine that had been stopped": (
+        training(
+            row=job(JobState.SFT, hold_reason=H.BUDGET, **HELD), report=report(0), rescued=True,
+            operations=(STARTED, op(Kind.STOP, age_s=200), op(Kind.START, age_s=100)),
+        ),
         actions.StopMachine,
     ),
     "time hold, on a machine that took a lost one's place unused": (
