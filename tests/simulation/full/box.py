@@ -203,7 +203,10 @@ class FakeBox:
                 raise TransferFailed(f"the marker of stage {nonce} speaks of another")  # as the true Box sees by itself
             return disk.forged_done(nonce)
 
-        return await self._ask("stage_end", look)
+        end = await self._ask("stage_end", look)
+        if end is None:
+            self.sim.market.machines[self.address.instance_id].looked_at = self.sim.clock.mono()
+        return end
 
     async def manifest(self) -> tuple[Manifest, str, str] | None:
         def look(disk: BoxDisk) -> tuple[Manifest, str, str] | None:

@@ -41,6 +41,7 @@ class Machine:
     host_key: str = "ssh-ed25519 AAAA-first"
     price: int = 0
     challenge: dict[str, str] = field(default_factory=dict)
+    looked_at: float = -1.0  # monotonic; when the box last said that its stage has not ended
     touched: list[str] = field(default_factory=list)  # changing calls that reached it
     history: list[tuple[float, str, str]] = field(default_factory=list)  # (since, actual, intended)
     job: str | None = None  # for which it was rented: a label may be edited, this stays

@@ -1,10 +1,12 @@
 """What a hold and the whole job cost by the market's ledger, against the limits of its spec: I11. And I10: what was
 counted stays counted.
 
-Looked at with every commit. Beyond the work is what a machine bills with nothing running on it. Forgiven is what nobody
-can know in time: two passes, the one that was under way and the next; and of the whole job what was billed before its
-machine was known, asleep, or in a hold, which has a limit of its own. A sleep within a hold is not forgiven to it. Who
-resumes from a limit that is spent has decided to spend more.
+Looked at with every commit. Beyond the work is what a machine bills with nothing running on it. Forgiven is what
+nobody can know in time: two passes, the one that was under way and the next; and of the whole job what was billed
+before its machine was known, while it was gone for all to see, asleep, or in a hold, which has a limit of its own. A
+sleep within a hold is not forgiven to it. Who resumes from a limit that is spent has decided to spend more. Of what
+the way home needs a box may take while it has not said, since a wake, a start of the daemon or its own first stage,
+that training goes on.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from .machine import Machine
 from .market import OFFER
 
 if TYPE_CHECKING:
+    import sqlite3
+
     from .invariants import Witness
 
 STRIDE_S = 60.0
@@ -37,7 +41,11 @@ class Spending:
         self._idle: dict[str, dict[int, float]] = {}  # what a machine had billed beyond the work as the hold began
         self._billed: dict[int, float] = {}  # at the last look
         self._forgiven: dict[int, float] = {}  # of it
+        self._gone: set[int] = set()  # at the last look
         self._slept = 0.0
+        self._lives = len(self.sim.lives)
+        self._awake_since = 0.0  # monotonic; or since the daemon started
+        self._excused: dict[str, float] = {}  # had been spent when the box had last not said whether training goes on
         self._spent_out: set[str] = set()  # jobs that were held for their limit
         self._counted: dict[int, int] = {}  # micro-dollars, by lease
         self._recounts: dict[int, int] = {}  # events, by lease
@@ -68,12 +76,17 @@ class Spending:
             self._hold(begun, live.get(job))
         slept = self.sim.clock.boot() - self.sim.clock.mono()
         asleep, self._slept = slept > self._slept, slept
+        if asleep or self._lives < len(self.sim.lives):
+            self._awake_since, self._lives = self.sim.clock.mono(), len(self.sim.lives)
         for row in self.witness.rows(JOBS):
             machines = known.get(row["id"], [])
             spent = sum(self._spent(machine, forgiven=asleep or not row["free"]) for machine in machines)
             if machines and row["id"] not in self._spent_out:
-                trains = bool(row["free"] and row["trains"])
-                self._whole(row["state"], spent, max(machine.price for machine in machines), trains=trains)
+                price = max(machine.price for machine in machines)
+                if any(machine.looked_at < self._awake_since for machine in machines if machine.runs):
+                    self._excused[row["id"]] = spent + self._stride(price)
+                self._whole(row, spent, price)
+        self._gone = set(self.witness.evidence.billed_when_gone)
 
     def _never_falls(self) -> None:
         found = self.witness.rows(
@@ -101,21 +114,25 @@ class Spending:
             self.witness.accuse("I11", f"a hold cost more than limits.hold beyond the work, on {machine.id}")
 
     def _spent(self, machine: Machine, *, forgiven: bool) -> float:
-        billed = self.witness.evidence.billed_when_gone.get(machine.id, machine.billed())
-        if forgiven or machine.id not in self._billed:
+        when_gone = self.witness.evidence.billed_when_gone
+        billed = when_gone.get(machine.id, machine.billed())
+        came_back = machine.id in self._gone and machine.id not in when_gone
+        if forgiven or came_back or machine.id not in self._billed:
             more = billed - self._billed.get(machine.id, 0.0)
             self._forgiven[machine.id] = self._forgiven.get(machine.id, 0.0) + more
         self._billed[machine.id] = billed
         return billed - self._forgiven[machine.id]
 
-    def _whole(self, state: str, spent: float, price: int, *, trains: bool) -> None:
+    def _whole(self, job: sqlite3.Row, spent: float, price: int) -> None:
         if self.sim.sky.strokes["restored"]:  # what an older database forgot is counted by nobody
             return
         limit = self.sim.terms.cost * MICRO + self._stride(price)
         if spent > limit:
-            self.witness.accuse("I11", f"limits.cost is spent in {state}")
-        elif trains and spent > limit - WAY_HOME:
-            self.witness.accuse("I11", f"what the way home needs is spent in {state}")
+            self.witness.accuse("I11", f"limits.cost is spent in {job['state']}")
+        elif not (job["free"] and job["trains"]):
+            return
+        elif spent > max(limit - WAY_HOME, min(limit, self._excused.get(job["id"], 0.0))):
+            self.witness.accuse("I11", f"what the way home needs is spent in {job['state']}")
 
     def _stride(self, price: int) -> float:
         return price * STRIDE_S * (1 + self.sim.clock.set_backs) / 3600
