@@ -159,7 +159,7 @@ def watch(w: World, s: Snapshot, action: actions.Watch) -> Act:
     w.memory.failure = (run.nonce, found.failed) if found is not None and found.failed else None
     ended = found is not None and found.done_at is not None
     if not ended:
-        w.memory.looked_ms = w.wall
+        w.memory.looked_ms, w.looked_at = w.wall, w.now
     if ended:
         run.done_at, run.done_json = w.wall, "{}"
     elif w.memory.failure == known:

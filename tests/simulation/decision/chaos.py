@@ -88,7 +88,8 @@ class Chaos:
         if not needs_met(fault.need, action, side) or not fault.strike(self):
             return False
         self.struck.add(name)
-        if fault.family == "F8":  # what a machine did since the last listing is overlaid by what it does now
+        # What a machine did or cost since the last listing is overlaid by what it does or costs now.
+        if fault.family == "F8" or name == "the price falls":
             self.unseen_ms += self.w.now - self.passed_at
         self.cells.add(Cell(state, name, action, side))
         self.disturbed += fault.family in ("F4", "F6", "F8", "F13", "F15", "F16", "F5")

@@ -70,7 +70,8 @@ def _limit_is_kept(run: Run) -> None:
     slack = strides * run.dearest * SLACK_MS / HOUR_MS
     spent = run.spent
     if not w.take().is_training:
-        since_spoken = max((m.price for m in running), default=0) * max(0, w.wall - job.spoken_at) / HOUR_MS
+        begun = max((max(lease.created_at, job.spoken_at) for lease in leases if lease is not None), default=w.wall)
+        since_spoken = max((m.price for m in running), default=0) * max(0, w.wall - begun) / HOUR_MS
         if running and min(spent - limit, since_spoken - w.rules.reserve) > slack:
             raise Violation(f"I11: the way home has spent {spent:.0f} of {limit}")
     elif running and spent > max(limit - w.rules.reserve, min(limit, run.excused)) + slack:

@@ -321,8 +321,8 @@ class Run(Chaos):
 
     @property
     def unasked(self) -> bool:
-        """The box has not answered since this computer woke or the daemon started."""
-        return self.reached_at <= self.w.woke_at
+        """No box has said whether training goes on since this computer woke or the daemon started."""
+        return self.w.looked_at <= self.w.woke_at
 
     @property
     def known(self) -> list[Machine]:

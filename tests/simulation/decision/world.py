@@ -52,6 +52,7 @@ class World:
     set_back: bool = False  # since the last pass
     awake_since: int = 0  # its own clock when this process began, or the last sleep ended
     woke_at: int = 0  # the same in true time
+    looked_at: int = -1  # in true time; when a box last said that its stage has not ended
     memory: Memory = field(default_factory=Memory)
     home: Home = field(default_factory=Home)
     typed: dict[int, tuple[int, int]] = field(default_factory=dict)  # instance: attempt, true time; a person's word
