@@ -162,11 +162,12 @@ def _ready_machine(s: Snapshot) -> Action | Lease:
         return _out_of_sight(s, lease)
     if lease.status in (*HALTED, ON_GPU) and (lease.running_ms > 0 or lease.intended == "stopped"):
         return lease if answers(s, lease) else _halted(s, lease)
+    since = lease.status_since and max(lease.status_since, s.job.spoken_at)  # in a hold nobody asked the box
     if not s.work_started(lease):
         if in_vain(s, lease.created_at, s.rules.boot_patience_s):
             why = f"not running after {s.rules.boot_patience_s:.0f} s ({lease.status or 'no status'})"
             return _destroy(s, lease, why)
-    elif in_vain(s, lease.status_since, s.rules.boot_patience_s) and not answers(s, lease):
+    elif in_vain(s, since, s.rules.boot_patience_s) and not answers(s, lease):
         return HoldJob(HoldReason.HOST_STOPPED, f"instance {lease.instance_id} is {lease.status} and does not come up")
     elif may_answer(s, lease):
         return lease

@@ -265,6 +265,13 @@ CASES: dict[str, tuple[Snapshot, type[actions.Action] | actions.Action]] = {
     "or so it is said for hours, and the box answers": (
         training(live=lease(status="scheduling", running_ms=9, status_since=NOW - 9000 * S)), actions.Watch,
     ),
+    "the same, silent before a hold that was ended a moment ago": (
+        training(
+            row=job(JobState.SFT, spoken_at=NOW - 5 * S), link_down_since_ms=NOW - 9000 * S,
+            live=lease(status="scheduling", running_ms=9, status_since=NOW - 9000 * S),
+        ),
+        actions.Watch,
+    ),
     "a machine that nothing here can prove": (training(live=lease(host_key=None, challenge=None)), actions.MarkLost),
     "stopped by the host": (training(live=lease(status="exited", running_ms=9)), actions.StartMachine),
     "exited, says the market, and the box is asked first": (

@@ -93,6 +93,7 @@ FOUND: dict[str, tuple[int, ...]] = {
     "the model lacked the stop of a start whose queueing nobody heard of": (4243583,),
     "one that was written off and runs on beside the new one was forgiven no stride": (2430025, 2536459),
     "a hold and then a sleep cost nearly twice limits.hold: the box waited for as much as the whole": (4693, 10015),
+    "after resume a machine that the market calls scheduling was held as not coming up, unasked": (9963289,),
     "a machine was started to ask it what it had said before it was stopped": (5001974,),
     "a sleep, and the question after it whether training is over, may take of the reserve": (
         5017653,
