@@ -35,6 +35,12 @@ AWAY_LIMIT = re.compile(r"away\.py \S+ (\d+) >>")  # in a start script, seconds
 FOREIGN = (900, 901)  # instances that are none of ours: another install's, and one without label
 
 
+def offered(number: int) -> Offer:
+    """One of the eight that are searched: each on a machine and at a price of its own."""
+    price = OFFER.price_per_hour + 10_000 * number
+    return replace(OFFER, id=number, machine_id=50 + number, price_per_hour=price)
+
+
 @dataclass
 class Given:
     """One listing as it was handed out."""
@@ -66,11 +72,7 @@ class FakeMarket:
     async def search(self, query: OfferQuery) -> list[Offer]:
         def look() -> list[Offer]:
             taken = self._taken()
-            offers = [
-                replace(OFFER, id=n, machine_id=50 + n, price_per_hour=OFFER.price_per_hour + 10_000 * n)
-                for n in range(1, 9)
-            ]
-            return [offer for offer in offers if offer.machine_id not in taken]
+            return [offer for offer in map(offered, range(1, 9)) if offer.machine_id not in taken]
 
         return await self._read("search", look)
 
@@ -109,7 +111,7 @@ class FakeMarket:
     async def create(self, request: CreateRequest) -> Reply:
         self.sim.wire("create", 0, label=request.label)
         self.creates[request.label] = self.creates.get(request.label, 0) + 1
-        sky, offer = self.sim.sky, replace(OFFER, id=request.offer_id, machine_id=50 + request.offer_id)
+        sky, offer = self.sim.sky, offered(request.offer_id)
 
         def refuse_taken() -> None:
             if offer.machine_id in self._taken():
@@ -117,8 +119,7 @@ class FakeMarket:
 
         def rent(late_s: float = 0.0) -> Machine:
             number, self.next_id = self.next_id, self.next_id + 1
-            price = offer.price_per_hour + 10_000 * request.offer_id
-            price += 500_000 if sky.strikes("other price") else 0
+            price = offer.price_per_hour + (500_000 if sky.strikes("other price") else 0)
             ready_s = self.sim.chance.choice((20.0, 40.0, 90.0))
             limit_s = float(AWAY_LIMIT.findall(request.onstart)[0])
             machine = Machine(self.sim, number, request.label, replace(offer, price_per_hour=price), ready_s, limit_s)

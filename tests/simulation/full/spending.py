@@ -17,7 +17,7 @@ from daemon.domain.estimate import RESERVE
 from daemon.domain.money import MICRO
 
 from .machine import Machine
-from .market import OFFER
+from .market import OFFER, offered
 
 if TYPE_CHECKING:
     import sqlite3
@@ -108,7 +108,7 @@ class Spending:
         limit = self.sim.terms.hold * MICRO
         if self.sim.clock.boot() > self.sim.clock.mono():  # the box stops itself, and its patience is what a call takes
             limit += min(limit, machine.price * self.sim.settings.timing.ssh_patience / 3600)
-            if machine.price != machine.offer.price_per_hour:  # asleep it goes by the price before the last call
+            if machine.price != offered(machine.offer.id).price_per_hour:  # asleep it goes by the last it was told
                 limit = max(limit, machine.price * machine.away_limit_s / 3600)
         if spent > limit + self._stride(machine.price):
             self.witness.accuse("I11", f"a hold cost more than limits.hold beyond the work, on {machine.id}")
