@@ -56,6 +56,7 @@ def power_asked(s: Snapshot, lease: Lease) -> list[Operation]:
 
 
 def last_power_sent(s: Snapshot, lease: Lease) -> Operation | None:
+    """The last of them that left this process."""
     return next((op for op in reversed(power_asked(s, lease)) if op.sent_at is not None), None)
 
 

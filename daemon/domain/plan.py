@@ -358,9 +358,10 @@ def _held(s: Snapshot, rule: Hold) -> Action:
 def _stop(s: Snapshot, lease: Lease, why: str) -> Action:
     """Our last word about its power counts: a stop from before a start of it says nothing about this hold."""
     last = last_power_sent(s, lease)
-    if last is None or last.kind is not Kind.STOP or longer(s, last.created_at, s.rules.start_patience_s):
+    if last is None or last.kind is not Kind.STOP or stop_failed(s, lease):
         return StopMachine(lease, why)
-    return StopMachine(lease, why) if stop_failed(s, lease) else Wait("held; stop sent")
+    recent = not longer(s, last.created_at, s.rules.start_patience_s)
+    return Wait("held; stop sent") if recent else StopMachine(lease, why)
 
 
 def silence_limit(s: Snapshot, lease: Lease) -> int:

@@ -44,7 +44,7 @@ class Spending:
         self._gone: set[int] = set()  # at the last look
         self._slept = 0.0
         self._lives = len(self.sim.lives)
-        self._awake_since = 0.0  # monotonic; or since the daemon started
+        self._awake_since = 0.0  # monotonic: the last wake, or start of a daemon
         self._excused: dict[str, float] = {}  # had been spent when the box had last not said whether training goes on
         self._spent_out: set[str] = set()  # jobs that were held for their limit
         self._counted: dict[int, int] = {}  # micro-dollars, by lease
@@ -127,11 +127,10 @@ class Spending:
         if self.sim.sky.strokes["restored"]:  # what an older database forgot is counted by nobody
             return
         limit = self.sim.terms.cost * MICRO + self._stride(price)
+        trained = max(limit - WAY_HOME, min(limit, self._excused.get(job["id"], 0.0)))
         if spent > limit:
             self.witness.accuse("I11", f"limits.cost is spent in {job['state']}")
-        elif not (job["free"] and job["trains"]):
-            return
-        elif spent > max(limit - WAY_HOME, min(limit, self._excused.get(job["id"], 0.0))):
+        elif job["free"] and job["trains"] and spent > trained:
             self.witness.accuse("I11", f"what the way home needs is spent in {job['state']}")
 
     def _stride(self, price: int) -> float:
