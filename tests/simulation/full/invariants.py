@@ -54,6 +54,10 @@ CHECKED: dict[str, str] = {
     "I23": "end: clear sky, and no end within three hours; a job that was accepted and is nowhere",
     "I24": "sweep",
 }
+HELD = """
+    SELECT id, state, hold_reason, hold_detail, hold_by, (
+        SELECT count(*) FROM events e WHERE e.job_id = j.id AND e.kind = 'job.held' AND e.by <> 'daemon'
+    ) AS said FROM jobs j"""
 PASSES, PASS_S = 4, 30.0  # until a machine must have been told to stop; between two passes of reconcile at most
 
 
@@ -84,7 +88,7 @@ class Witness:
         self.ledger: tuple[str, ...] = ()
         self.wire, self.evidence, self.spending = Wire(self), Evidence(self), Spending(self)
         self._known: dict[str, str] = {}  # state by job
-        self._held: dict[str, str | None] = {}  # hold reason by job
+        self._held: dict[str, tuple[str | None, int]] = {}  # by job: why, and how often its person has said so
         self._receipts = 0
         self._to_stop: dict[int, _ToStop] = {}  # by instance
         self._noted = 0  # newest event that must be noted: of the last request, or of the pass before the last
@@ -180,15 +184,16 @@ class Witness:
     # -- at every commit
 
     def committed(self) -> None:
-        for row in self.rows("SELECT id, state, hold_reason, hold_detail, hold_by FROM jobs"):
+        for row in self.rows(HELD):
             job, state, reason = row["id"], row["state"], row["hold_reason"]
             was = self._known.get(job)
             if state != was:
                 self._moved(job, was, state)
                 self._known[job] = state
-            if reason != self._held.get(job):
-                goes_on = bool(self._held.get(job) and reason) and row["hold_by"] == "daemon" and reason != "RESTORED"
-                self._held[job] = reason
+            before, held = self._held.get(job, (None, 0)), (reason, row["said"])
+            if held != before:
+                goes_on = bool(before[0] and reason) and row["hold_by"] == "daemon" and reason != "RESTORED"
+                self._held[job] = held
                 self.spending.held(job, reason, goes_on=goes_on)
                 if reason == "INTERNAL":
                     self._internal(row["hold_detail"])

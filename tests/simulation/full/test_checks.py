@@ -502,6 +502,16 @@ def test_a_good_run_offends_nobody(world: Ended) -> None:
     assert world.sim.witness.violations == []
 
 
+def test_a_hold_said_again_has_its_limit_anew(world: Ended) -> None:
+    _runs_on(world, "hold_reason = 'BY_PERSON', hold_by = 'me', state = 'SFT'", 3000.0)
+    world.once_more("events", job_id=next(iter(world.sim.jobs)), kind="job.held", by="me")
+    world.sim.witness.committed()
+    world.sim.clock.run_until(world.sim.clock.mono() + 3000.0)
+    world.sim.witness.committed()
+
+    assert "I11" not in {violation.invariant for violation in world.sim.witness.violations}
+
+
 @pytest.mark.parametrize(("invariant", "spoil"), FIRES, ids=lambda value: getattr(value, "__name__", value))
 def test_it_fires(invariant: str, spoil: Callable[[Ended], None], world: Ended) -> None:
     """What was made wrong is seen, under the invariant that it violates."""
