@@ -46,7 +46,7 @@ class SimulatedClock:
         self._mono = 1_000.0
         self._slept = 0.0
         self._stepped_ms = 0
-        self.set_backs = 0
+        self.set_backs = self.set_aheads = 0
 
     def mono(self) -> float:
         return self._mono
@@ -74,6 +74,7 @@ class SimulatedClock:
         """Somebody, or NTP, sets the clock."""
         self._stepped_ms += round(seconds * 1000)
         self.set_backs += seconds < 0
+        self.set_aheads += seconds > 0
 
 
 class VirtualLoop(base_events.BaseEventLoop):

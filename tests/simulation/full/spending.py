@@ -5,8 +5,8 @@ Looked at with every commit. Beyond the work is what a machine bills with nothin
 nobody can know in time: two passes, the one that was under way and the next; and of the whole job what was billed
 before its machine was known, while it was gone for all to see, asleep, or in a hold, which has a limit of its own. A
 sleep within a hold is not forgiven to it. Who resumes from a limit that is spent has decided to spend more. Of what
-the way home needs a box may take while it has not said, since a wake, a start of the daemon or its own first stage,
-that training goes on.
+the way home needs a box may take while it has not said, since a wake, a start of the daemon, a wall clock set ahead or
+its own first stage, that training goes on.
 """
 
 from __future__ import annotations
@@ -42,9 +42,8 @@ class Spending:
         self._billed: dict[int, float] = {}  # at the last look
         self._forgiven: dict[int, float] = {}  # of it
         self._gone: set[int] = set()  # at the last look
-        self._slept = 0.0
-        self._lives = len(self.sim.lives)
-        self._awake_since = 0.0  # monotonic: the last wake, or start of a daemon
+        self._upheavals = self._count_upheavals()
+        self._awake_since = 0.0  # monotonic: the last of these
         self._excused: dict[str, float] = {}  # had been spent when the box had last not said whether training goes on
         self._spent_out: set[str] = set()  # jobs that were held for their limit
         self._counted: dict[int, int] = {}  # micro-dollars, by lease
@@ -74,10 +73,10 @@ class Spending:
                 live[row["job_id"]] = machine
         for job, begun in self._idle.items():
             self._hold(begun, live.get(job))
-        slept = self.sim.clock.boot() - self.sim.clock.mono()
-        asleep, self._slept = slept > self._slept, slept
-        if asleep or self._lives < len(self.sim.lives):
-            self._awake_since, self._lives = self.sim.clock.mono(), len(self.sim.lives)
+        before, self._upheavals = self._upheavals, self._count_upheavals()
+        asleep = self._upheavals[0] > before[0]
+        if self._upheavals != before:
+            self._awake_since = self.sim.clock.mono()
         for row in self.witness.rows(JOBS):
             machines = known.get(row["id"], [])
             spent = sum(self._spent(machine, forgiven=asleep or not row["free"]) for machine in machines)
@@ -87,6 +86,11 @@ class Spending:
                     self._excused[row["id"]] = spent + self._stride(price)
                 self._whole(row, spent, price)
         self._gone = set(self.witness.evidence.billed_when_gone)
+
+    def _count_upheavals(self) -> tuple[float, int, int]:
+        """Seconds slept, lives begun, steps of the wall clock ahead: after each the daemon asks anew."""
+        clock = self.sim.clock
+        return clock.boot() - clock.mono(), len(self.sim.lives), clock.set_aheads
 
     def _never_falls(self) -> None:
         found = self.witness.rows(
