@@ -8,6 +8,7 @@ owner twice, at the address in job.json.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import http.client
 import json
@@ -63,7 +64,11 @@ def allowed(run: Path, limit_s: float) -> float:
 
 def signs(run: Path) -> list[int]:
     """The same as long as there is silence. No clock is asked: it may be set meanwhile."""
-    return [file.stat().st_mtime_ns for name in SIGNS if (file := run / name).exists()]
+    found = []
+    for name in SIGNS:
+        with contextlib.suppress(OSError):  # not there, or on a disk that fails: it says nothing
+            found.append((run / name).stat().st_mtime_ns)
+    return found
 
 
 def stop_instance() -> bool:
@@ -92,9 +97,9 @@ def stop_instance() -> bool:
 
 def tell(run: Path, text: str) -> None:
     """POST one line to the owner's address, if a job with one is here. Whether it arrives changes nothing."""
-    if not (run / "job.json").exists():
-        return
     try:
+        if not (run / "job.json").exists():
+            return
         job = json.loads((run / "job.json").read_text())
         if job["notify_url"]:
             line = f"homeport {job['name']} ({job['job']}): {text}"
@@ -119,7 +124,8 @@ def container_environment(init: Path = Path("/proc/1/environ")) -> dict[str, str
 
 
 def say(text: str) -> None:
-    print("away:", text, flush=True)
+    with contextlib.suppress(OSError):  # the log may lie on a full disk, and the machine is stopped all the same
+        print("away:", text, flush=True)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
+import io
 import socket
+import sys
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -130,6 +133,40 @@ def test_nobody_to_tell(box: Box, job: str | None) -> None:
         (box.root / "run" / "job.json").write_text(job)
     box.watch()
     assert box.asked_at == [SILENCE_S]
+
+
+def test_a_disk_that_fails_puts_nothing_off(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot be read says nothing: the watch goes on to its end."""
+
+    def fails(path: Path, **_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    box.passes = lambda elapsed_s: monkeypatch.setattr(Path, "stat", fails)
+    box.watch()
+    monkeypatch.undo()
+
+    assert len(box.asked_at) == 1
+
+
+def test_a_log_on_a_full_disk_stops_no_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing can be written, and the market is asked all the same."""
+    asked: list[str] = []
+
+    class Full(io.StringIO):
+        def flush(self) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def urlopen(request: urllib.request.Request, timeout: float) -> io.StringIO:
+        asked.append(request.full_url)
+        return io.StringIO("{}")
+
+    monkeypatch.setenv("CONTAINER_ID", "7")
+    monkeypatch.setenv("CONTAINER_API_KEY", "for-a-test")
+    monkeypatch.setattr(away.urllib.request, "urlopen", urlopen)
+    monkeypatch.setattr(sys, "stdout", Full())
+
+    assert away.stop_instance()
+    assert len(asked) == 1
 
 
 @pytest.mark.parametrize("name", away.SIGNS)
