@@ -26,6 +26,7 @@ KEEPALIVE_S = 10
 KEEPALIVE_COUNT = 2  # a silent link is dead after KEEPALIVE_S * (KEEPALIVE_COUNT + 1)
 CONNECT_TIMEOUT_S = 15
 LOGIN_TIMEOUT_S = 30
+CLOSE_S = 10  # for the box to close a channel that we gave up
 COMPLAINT_BYTES = 8 << 10  # of stderr, its end
 HOST_KEY_ALGS = ["ssh-ed25519"]  # at the proof and ever after: another type would read as a changed key
 CIPHERS = ["aes128-gcm@openssh.com", "chacha20-poly1305@openssh.com", "aes256-gcm@openssh.com", "aes128-ctr"]
@@ -164,7 +165,8 @@ class Link:
         """
         mark = f"homeport-{secrets.token_hex(16)}"
         text = framed(script, mark, folder=folder, env=env or {}).encode()
-        with translated(f"{self.name}: run a command"):
+        # The time-out alone would not do: leaving the process waits, without an end, until the box closes its channel.
+        with translated(f"{self.name}: run a command"), within(self, timeout_s + CLOSE_S):
             async with asyncio.timeout(timeout_s):
                 async with self._connection.create_process(SHELL, encoding=None) as process:
                     process.stdin.write(text)

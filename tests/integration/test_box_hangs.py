@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import asyncssh
 import pytest
 
-from daemon.box import contact, rescue
+from daemon.box import contact, link, rescue
 from daemon.box.address import BoxAddress
 from daemon.box.contact import Contact
 from daemon.box.keys import own_key
@@ -46,7 +46,7 @@ class Endless(asyncssh.SFTPServer):
 
 
 @asynccontextmanager
-async def box(folder: Path, kind: type[asyncssh.SFTPServer]) -> AsyncIterator[Contact]:
+async def box(folder: Path, kind: type[asyncssh.SFTPServer], **more: Any) -> AsyncIterator[Contact]:
     """The way to a server of that kind whose root is `folder`/root."""
     ours, theirs = folder / "id_ed25519", folder / "host_key"
     own, host = own_key(ours), own_key(theirs)
@@ -59,6 +59,7 @@ async def box(folder: Path, kind: type[asyncssh.SFTPServer]) -> AsyncIterator[Co
         server_host_keys=[str(theirs)],
         authorized_client_keys=asyncssh.import_authorized_keys(own),
         sftp_factory=kind,
+        **more,
     )
     address = BoxAddress(1, (("127.0.0.1", server.get_port()),), host, "", str(folder / "root"), "python")
     found = Contact(address, asyncssh.read_private_key(ours), lambda up, down: None)
@@ -96,3 +97,18 @@ async def test_a_folder_without_end_is_refused(tmp_path: Path) -> None:
     async with box(tmp_path, Endless) as there:
         with pytest.raises(TransferFailed, match="more than 4096 entries"):
             await asyncio.wait_for(fetch_folder(there, "run", tmp_path / "home", (), 1.0), 30)
+
+
+async def test_a_box_that_never_closes_a_channel_is_out_of_contact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It runs a command for ever and answers no close: the deadline holds all the same."""
+
+    async def runs_for_ever(process: asyncssh.SSHServerProcess[bytes]) -> None:
+        await Hanging.over.wait()
+
+    monkeypatch.setattr(link, "CLOSE_S", 0.2)
+    monkeypatch.setattr(asyncssh.channel.SSHServerChannel, "_close_send", lambda channel: None)
+    async with box(tmp_path, Hanging, process_factory=runs_for_ever, encoding=None) as there:
+        with pytest.raises(LinkLost):
+            await asyncio.wait_for(there.shell("true", timeout_s=0.2), 10)
