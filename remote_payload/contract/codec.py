@@ -8,7 +8,9 @@ import os
 import re
 import types
 import typing
+from collections.abc import Mapping
 from enum import IntEnum, StrEnum
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
@@ -64,9 +66,10 @@ def _build(kind: Any, raw: Any, where: str) -> Any:
         (inner,) = [a for a in typing.get_args(kind) if a is not type(None)]
         return _build(inner, raw, where)
     if origin is list:
-        if not isinstance(raw, list) or len(raw) > MAX_FILE_SIZE // CHUNK_SIZE:
-            raise ContractError(f"{where}: expected a list")
         (inner,) = typing.get_args(kind)
+        longest = MAX_FILES if dataclasses.is_dataclass(inner) else MAX_FILE_SIZE // CHUNK_SIZE
+        if not isinstance(raw, list) or len(raw) > longest:
+            raise ContractError(f"{where}: expected a list of at most {longest}")
         return [_build(inner, item, f"{where}[{i}]") for i, item in enumerate(raw)]
     if origin is dict:
         if not isinstance(raw, dict) or len(raw) > MAX_FILES:
@@ -76,7 +79,7 @@ def _build(kind: Any, raw: Any, where: str) -> Any:
     if dataclasses.is_dataclass(kind):
         if not isinstance(raw, dict):
             raise ContractError(f"{where}: expected an object")
-        hints = typing.get_type_hints(kind)
+        hints = _hints(kind)
         values = {}
         for f in dataclasses.fields(kind):
             if f.name in raw:
@@ -100,6 +103,12 @@ def _build(kind: Any, raw: Any, where: str) -> Any:
             raise ContractError(f"{where}: half a character")
         return raw
     raise ContractError(f"{where}: expected {getattr(kind, '__name__', kind)}, got {type(raw).__name__}")
+
+
+@cache
+def _hints(kind: Any) -> Mapping[str, Any]:
+    """Evaluating them takes longer than building an object, and a list may have thousands."""
+    return typing.get_type_hints(kind)
 
 
 def checked_path(path: str) -> PurePosixPath:
