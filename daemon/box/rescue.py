@@ -247,7 +247,7 @@ def _accept(folder: Path, files: list[_Wanted]) -> list[Output]:
         if file.sha256 in (None, sha256):
             part.replace(folder / file.path)
             right.append(Output(str(file.path), file.size, sha256))
-    for holder in {(folder / output.path).parent for output in right}:
+    for holder in {folder / below for output in right for below in PurePosixPath(output.path).parents}:
         platform.sync_folder(holder)
     return right
 

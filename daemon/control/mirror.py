@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
 
+from daemon import platform
 from daemon.artifacts import hashing
 from daemon.box.box import Box
 from daemon.box.pace import Pace
@@ -113,6 +114,7 @@ class Mirror:
         marker = into / _marker(run)
         marker.parent.mkdir(parents=True, exist_ok=True)
         write_whole(marker, run.done_json or "")
+        self._sync_down_to(marker.parent)
         return len(promised)
 
     async def bring_checkpoint(
@@ -127,6 +129,7 @@ class Mirror:
             if begun != into and not (begun / CHECKPOINT_MANIFEST).exists():
                 shutil.rmtree(begun)
         await fetch_checkpoint(box, path, into, pace, follow)
+        self._sync_down_to(into)
         for old in _newest_first(into.parent)[KEEP:]:
             shutil.rmtree(old)
 
@@ -170,6 +173,13 @@ class Mirror:
             return self.has_outputs(run) and all(hashing.sha256(top / p) == sha for p, sha in _promised(run).items())
         except OSError:  # gone or unreadable: the stage runs again, from its newest checkpoint
             return False
+
+    def _sync_down_to(self, folder: Path) -> None:
+        """What is recorded as saved lies in folders that a power cut leaves."""
+        for holder in (folder, *folder.parents):
+            platform.sync_folder(holder)
+            if holder == self.folder.parent:
+                return
 
     def _of(self, stage: str, nonce: str) -> Path:
         return self.folder / f"{stage}-{nonce}"

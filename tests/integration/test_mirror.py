@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from pathlib import Path, PurePosixPath
 
 import pytest
@@ -55,6 +56,20 @@ def finish(there: LoopbackBox, nonce: str) -> Done:
 
 def tree(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+async def test_what_is_saved_lies_in_folders_that_a_power_cut_leaves(tmp_path: Path) -> None:
+    """Every folder that was made on the way to a file is synced, up to the one that was there before."""
+    synced: set[str] = set()
+    sys.addaudithook(lambda event, args: synced.add(args[0]) if event == "homeport.sync_folder" else None)
+    mirror = Mirror(tmp_path / "models" / "mirror")
+    mirror.folder.parent.mkdir()
+    async with ready_box(tmp_path / "first") as (there, box):
+        await mirror.bring_checkpoint(box, run(Stage.SFT, "one"), train(there, 100))
+        await mirror.bring_outputs(box, run(Stage.SFT, "one", finish(there, "one")))
+
+    made = {folder for file in mirror.folder.rglob("*") if file.is_file() for folder in file.parents}
+    assert {str(folder) for folder in made if folder.is_relative_to(mirror.folder.parent)} <= synced
 
 
 async def test_newest_two_checkpoints_stay_and_the_newest_goes_up(tmp_path: Path) -> None:
