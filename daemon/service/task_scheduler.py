@@ -27,7 +27,7 @@ SETTINGS = {  # in the order of the schema
     "WakeToRun": "false",
     "ExecutionTimeLimit": "PT0S",
 }
-RESTART = {"Interval": "PT1M", "Count": "20"}  # a minute is the least that the scheduler takes
+AGAIN = {"Interval": "PT1M"}  # for ever, the least that the scheduler takes; one that runs is left alone (IgnoreNew)
 UNKNOWN_TASK = (0, 1)
 
 
@@ -39,12 +39,14 @@ def render(program: Program) -> str:
     user = platform.user_name()
     task = ET.Element("Task", {"version": "1.2", "xmlns": NAMESPACE})
     _add(ET.SubElement(task, "RegistrationInfo"), {"Description": "homeport: brings trained models home"})
-    _add(ET.SubElement(ET.SubElement(task, "Triggers"), "LogonTrigger"), {"Enabled": "true", "UserId": user})
+    trigger = ET.SubElement(ET.SubElement(task, "Triggers"), "LogonTrigger")
+    _add(trigger, {"Enabled": "true"})
+    _add(ET.SubElement(trigger, "Repetition"), AGAIN)
+    _add(trigger, {"UserId": user})
     principal = ET.SubElement(ET.SubElement(task, "Principals"), "Principal", {"id": "Author"})
     _add(principal, {"UserId": user, "LogonType": "InteractiveToken", "RunLevel": "LeastPrivilege"})
     settings = ET.SubElement(task, "Settings")
     _add(settings, SETTINGS)
-    _add(ET.SubElement(settings, "RestartOnFailure"), RESTART)
     action = ET.SubElement(ET.SubElement(task, "Actions", {"Context": "Author"}), "Exec")
     windowless = Path(program.command[0]).with_name("pythonw.exe")
     _add(action, {"Command": str(windowless), "Arguments": subprocess.list2cmdline(program.command[1:])})

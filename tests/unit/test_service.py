@@ -66,16 +66,22 @@ def test_the_agent_is_a_property_list(one: Program) -> None:
 
 
 def test_the_task_switches_windows_defaults_off(one: Program) -> None:
-    """No end after 72 hours, none on battery, never two, started anew; elements in the order of the schema."""
+    """No end after 72 hours, none on battery, never two, started anew for ever; elements in the order of the schema."""
     task = ET.fromstring(task_scheduler.render(one))
     settings = task.find("t:Settings", NAMESPACE)
     assert settings is not None
     names = [element.tag.partition("}")[2] for element in settings]
     parts = [element.tag.partition("}")[2] for element in task]
+    trigger = task.find("t:Triggers/t:LogonTrigger", NAMESPACE)
+    assert trigger is not None
+    repetition = trigger.find("t:Repetition", NAMESPACE)
+    assert repetition is not None
     arguments = task.findtext("t:Actions/t:Exec/t:Arguments", namespaces=NAMESPACE)
 
     assert parts == ["RegistrationInfo", "Triggers", "Principals", "Settings", "Actions"]
-    assert names == [*task_scheduler.SETTINGS, "RestartOnFailure"]
+    assert names == [*task_scheduler.SETTINGS]
+    assert [element.tag.partition("}")[2] for element in trigger] == ["Enabled", "Repetition", "UserId"]
+    assert [(element.tag.partition("}")[2], element.text) for element in repetition] == [("Interval", "PT1M")]
     assert settings.findtext("t:ExecutionTimeLimit", namespaces=NAMESPACE) == "PT0S"
     assert settings.findtext("t:StopIfGoingOnBatteries", namespaces=NAMESPACE) == "false"
     assert settings.findtext("t:MultipleInstancesPolicy", namespaces=NAMESPACE) == "IgnoreNew"
