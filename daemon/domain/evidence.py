@@ -28,6 +28,12 @@ def answers(s: Snapshot, lease: Lease) -> bool:
     return may_answer(s, lease) and s.link_down_since_ms is None
 
 
+def silent_for(s: Snapshot, lease: Lease, seconds: float) -> bool:
+    """Its box was asked for so long and did not answer: not before this status, nor in a hold, where nobody asks."""
+    since = s.link_down_since_ms
+    return since is not None and in_vain(s, max(since, lease.status_since or 0, s.job.spoken_at), seconds)
+
+
 def is_proven(s: Snapshot, lease: Lease) -> bool:
     """We know the machine, and as far as we know it runs: one that only the market does not see may still answer."""
     may_run = lease.is_running or lease.status in UNREACHABLE or answers(s, lease)

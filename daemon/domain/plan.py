@@ -42,6 +42,7 @@ from daemon.domain.evidence import (
     runner_died,
     runner_may_live,
     sent_operations,
+    silent_for,
     stop_failed,
     stopped_before_resume,
 )
@@ -101,8 +102,8 @@ def _pending_destroy(s: Snapshot) -> Action | None:
     held = s.held_leases
     for lease in held:
         sent = s.destroys(lease)
-        if not sent or (lease.state is LeaseState.LOST and not s.job.is_ending):
-            continue  # reconcile ends it; the job goes on elsewhere
+        if not sent or (lease.state is LeaseState.LOST and not (s.job.is_ending and s.lease is None)):
+            continue  # reconcile ends it; the job goes on elsewhere, and its machine there is let go first
         newest = sent[-1]
         if newest.state.is_open:
             return Wait("destroy sent, answer unknown: may still bill")
@@ -149,9 +150,11 @@ def _ready_machine(s: Snapshot) -> Action | Lease:
     if lease.status_msg and any(text in lease.status_msg for text in BROKEN_HOST) and not s.work_started(lease):
         return _destroy(s, lease, f"the host cannot start it: {lease.status_msg}")
     if lease.is_running:
+        since, patience_s = lease.status_since, s.rules.ssh_patience_s
+        never_heard = lease.host_key is None and in_vain(s, since, patience_s)
+        if not s.work_started(lease) and (never_heard or silent_for(s, lease, patience_s)):
+            return _destroy(s, lease, "runs, but no login was possible")
         if lease.host_key is None:
-            if not s.work_started(lease) and in_vain(s, lease.status_since, s.rules.ssh_patience_s):
-                return _destroy(s, lease, "runs, but no login was possible")
             return Prove(lease)
         if lease.provisioned != s.job.attempt:
             if lease.provisioned is not None and runner_may_live(s, lease):
@@ -167,7 +170,9 @@ def _ready_machine(s: Snapshot) -> Action | Lease:
         if in_vain(s, lease.created_at, s.rules.boot_patience_s):
             why = f"not running after {s.rules.boot_patience_s:.0f} s ({lease.status or 'no status'})"
             return _destroy(s, lease, why)
-    elif in_vain(s, since, s.rules.boot_patience_s) and not answers(s, lease):
+    elif in_vain(s, since, s.rules.boot_patience_s) and (
+        not may_answer(s, lease) or silent_for(s, lease, s.rules.boot_patience_s)
+    ):
         return HoldJob(HoldReason.HOST_STOPPED, f"instance {lease.instance_id} is {lease.status} and does not come up")
     elif may_answer(s, lease):
         return lease
@@ -179,15 +184,16 @@ def _out_of_sight(s: Snapshot, lease: Lease) -> Action | Lease:
     over = in_vain(s, lease.status_since, s.rules.offline_patience_s)
     if not s.work_started(lease):
         return _destroy(s, lease, f"host {lease.status}") if over else Wait(f"the host is {lease.status}")
-    if over and not (is_ready(s, lease) and s.link_down_since_ms is None):
+    if over and (not is_ready(s, lease) or silent_for(s, lease, s.rules.offline_patience_s)):
         return MarkLost(lease, f"host {lease.status}")
     return lease if is_ready(s, lease) else Wait(f"the host is {lease.status}")
 
 
 def _no_machine(s: Snapshot) -> Action:
-    last = s.leases[-1] if s.leases else None
-    if last is not None and last.state in (LeaseState.GONE, LeaseState.WRITTEN_OFF) and attempt_began_on(s, last):
-        return HoldJob(HoldReason.GONE, f"instance {last.instance_id} is not at the market any more")
+    gone = [lease for lease in s.leases if lease.state in (LeaseState.GONE, LeaseState.WRITTEN_OFF)]
+    for lease in gone:  # whatever came and went after it
+        if attempt_began_on(s, lease):
+            return HoldJob(HoldReason.GONE, f"instance {lease.instance_id} is not at the market any more")
     if _returned_unused(s) >= MACHINES_BEFORE_HOLD:
         return HoldJob(HoldReason.PROVISIONING, f"{MACHINES_BEFORE_HOLD} machines were returned unused")
     since = s.nothing_fits_since_ms
@@ -298,10 +304,18 @@ def _let_go(s: Snapshot) -> Action:
         return Move(Trigger.CONFIRM_DESTROYED)
     if s.rules.ask_before_destroy and not s.accepted:
         return HoldJob(HoldReason.ASK_DESTROY, "verified; the machine waits for your word")
-    lease = s.held_leases[0]
+    lease = _to_end(s)[0]
     if not s.may_go(lease):
         return HoldJob(HoldReason.ARTIFACT_LOST, "no receipt of the current model stands")
     return _destroy(s, lease, "verified")
+
+
+def _to_end(s: Snapshot) -> list[Lease]:
+    """What it has rented, in the order in which it goes: first the one that works. A LOST one is stopped; whether its
+    destroy takes is waited for when no other bills.
+    """
+    lost = [lease for lease in s.held_leases if lease is not s.lease and not (s.lease and s.destroys(lease))]
+    return [s.lease, *lost] if s.lease else lost
 
 
 def _fulfil_wish(s: Snapshot) -> Action:
@@ -314,10 +328,11 @@ def _fulfil_wish(s: Snapshot) -> Action:
         return _let_go(s)  # the model is safe: the shortest way to the end is the normal one
     if s.nothing_rented:
         return Move(Trigger.ABANDON if wish is Wish.ABANDON else Trigger.CANCEL, f"wish of {s.job.wish_by}")
-    for lease in s.held_leases:
+    machines = _to_end(s)
+    for lease in machines:
         if s.may_go(lease):
             return _destroy(s, lease, f"{wish} of {s.job.wish_by}")
-    lease = s.held_leases[0]
+    lease = machines[0]
     if wish in (Wish.DISCARD, Wish.ABANDON):
         return HoldJob(
             HoldReason.CANCEL_WISH, f"instance {lease.instance_id} is not confirmed, or no more: type its id"
@@ -333,14 +348,14 @@ def _held(s: Snapshot, rule: Hold) -> Action:
         return _destroy(s, lease, "nothing was started on it")
     if s.open(Kind.STOP):
         return Wait("held; stop sent")
+    spent = _hold_cost(s, lease) >= s.rules.hold_limit
     if lease.status in HALTED and not answers(s, lease):
-        may_start = lease.intended == "running" and rule.release is Release.STOP_NOW
+        may_start = lease.intended == "running" and (spent or rule.release is Release.STOP_NOW)
         if may_start or stop_failed(s, lease):
             return _stop(s, lease, "nobody waits for it to start, and it would bill")
         return Wait("held; the machine is stopped")
     since = s.job.hold_since or s.now_ms
     awake = _cost_since(s, lease, max(since, s.awake_since_ms))
-    spent = _hold_cost(s, lease) >= s.rules.hold_limit
     # One lost connection ends no rescue: not before the hold has cost its limit, nor just after a sleep that cost it.
     # A box that drips ends it when it has cost what the way home would, too.
     cut_off = in_vain(s, s.link_down_since_ms, s.rules.ssh_patience_s) or awake >= s.rules.hold_limit + s.rules.reserve

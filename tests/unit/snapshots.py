@@ -97,9 +97,9 @@ def snap(row: Job | None = None, live: Lease | None = None, *others: Lease, **va
 def training(**values: Any) -> Snapshot:
     """In SFT, on a provisioned machine whose runner is alive, and was looked at just now.
 
-    One that is halted does not answer.
+    One that is halted does not answer. `late` is another machine of the job.
     """
-    live = values.pop("live", lease())
+    live, late = values.pop("live", lease()), values.pop("late", None)
     given: dict[str, Any] = {"operations": (STARTED,), "stages": runs(), "report": report(1), "looked_ms": NOW}
     given |= {"link_down_since_ms": NOW if live.status in HALTED else None} | values
-    return snap(given.pop("row", job(JobState.SFT)), live, **given)
+    return snap(given.pop("row", job(JobState.SFT)), live, *([late] if late else []), **given)

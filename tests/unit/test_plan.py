@@ -47,6 +47,8 @@ def coming_home(done: int = 3, *, cost: int = 0, spoken_s: float = 3600, **value
 
 GONE = lease(state=LeaseState.GONE, gone_at=NOW)
 LOST = lease(id=2, instance_id=78, state=LeaseState.LOST)
+EARLIER = replace(LOST, status="offline", created_at=NOW - 90_000 * S)
+ITS_DESTROY = op(Kind.DESTROY, lease_id=2, instance_id=78, age_s=5)
 QUEUED_START = lease(status="stopped", running_ms=9, status_since=NOW - 900 * S)
 HELD = {"hold_since": NOW - 60 * S}
 
@@ -68,6 +70,19 @@ CASES: dict[str, tuple[Snapshot, type[actions.Action] | actions.Action]] = {
     "running, key unknown": (snap(None, lease(host_key=None)), actions.Prove),
     "running, no login for too long": (snap(None, lease(host_key=None, status_since=NOW - 700 * S)), actions.Destroy),
     "proven": (snap(None, lease(provisioned=None)), actions.Provision),
+    "proven, and silent for too long": (
+        snap(None, lease(provisioned=None, status_since=NOW - 700 * S), link_down_since_ms=NOW - 650 * S),
+        actions.Destroy,
+    ),
+    "proven, and an earlier machine was silent": (
+        snap(None, lease(provisioned=None), link_down_since_ms=NOW - 7000 * S), actions.Provision,
+    ),
+    "ready, and silent for too long, nothing begun": (
+        training(
+            live=lease(status_since=NOW - 700 * S), operations=(), report=None, link_down_since_ms=NOW - 650 * S,
+        ),
+        actions.Destroy,
+    ),
     "the earlier attempt still runs there": (
         snap(job(attempt=2), lease(provisioned=1), report=report(1), operations=(STARTED,)), actions.StopStages,
     ),
@@ -120,6 +135,32 @@ CASES: dict[str, tuple[Snapshot, type[actions.Action] | actions.Action]] = {
         actions.Destroy,
     ),
     "verified, a lost machine is left": (snap(job(JobState.VERIFIED), None, LOST, receipt=RECEIPT), actions.Destroy),
+    "verified, and the destroy of a lost machine does not take": (
+        snap(job(JobState.VERIFIED), lease(), EARLIER, operations=(STARTED, ITS_DESTROY), receipt=RECEIPT),
+        actions.Destroy(lease(), "verified"),
+    ),
+    "cancelled over the budget, and the destroy of a late arrival does not take": (
+        training(
+            row=job(JobState.SFT, wish=Wish.CANCEL), live=lease(cost=50_000_000), late=EARLIER,
+            operations=(STARTED, ITS_DESTROY),
+        ),
+        actions.HoldJob(H.CANCEL_WISH, "outputs exist that are not verified here"),
+    ),
+    "held over its limit, and the destroy of a late arrival does not take": (
+        training(
+            row=job(JobState.SFT, hold_reason=H.BY_PERSON, hold_since=NOW - 7200 * S), rescued=True,
+            live=lease(created_at=NOW - 9000 * S), late=EARLIER,
+            operations=(STARTED, ITS_DESTROY),
+        ),
+        actions.StopMachine,
+    ),
+    "held over its limit, exited by the market's word and meant to run, silent": (
+        training(
+            row=job(JobState.SFT, hold_reason=H.BY_PERSON, hold_since=NOW - 7200 * S),
+            live=lease(status="exited", running_ms=9, created_at=NOW - 9000 * S), link_down_since_ms=NOW - 7200 * S,
+        ),
+        actions.StopMachine,
+    ),
     "destroy unknown": (training(operations=(STARTED, op(Kind.DESTROY, OpState.UNKNOWN))), actions.Wait),
     "destroy accepted": (training(operations=(STARTED, op(Kind.DESTROY, age_s=5))), actions.Wait),
     "destroy accepted, not seen since": (
@@ -190,6 +231,13 @@ CASES: dict[str, tuple[Snapshot, type[actions.Action] | actions.Action]] = {
         snap(job(JobState.SFT), None, lease(state=LeaseState.WRITTEN_OFF), operations=(STARTED,), stages=runs(1)),
         actions.HoldJob,
     ),
+    "vanished after work, and a late arrival came and went since": (
+        snap(
+            job(JobState.DPO), None, GONE, lease(id=2, instance_id=78, state=LeaseState.GONE, provisioned=None),
+            operations=(STARTED,), stages=runs(1),
+        ),
+        actions.HoldJob,
+    ),
     "vanished after work, begun again since": (
         snap(
             job(JobState.QUEUED, attempt=2), None, GONE, operations=(replace(STARTED, nonce="old"),), stages=runs(),
@@ -205,6 +253,9 @@ CASES: dict[str, tuple[Snapshot, type[actions.Action] | actions.Action]] = {
     ),
     "offline past patience, but it answers": (
         training(live=lease(status="offline", status_since=NOW - 2000 * S)), actions.Watch,
+    ),
+    "offline past patience, and one connection breaks": (
+        training(live=lease(status="offline", status_since=NOW - 2000 * S), link_down_since_ms=NOW), actions.Watch,
     ),
     "offline past patience, never provisioned again": (
         training(live=lease(status="offline", provisioned=None, status_since=NOW - 2000 * S)), actions.MarkLost,
@@ -251,7 +302,9 @@ CASES: dict[str, tuple[Snapshot, type[actions.Action] | actions.Action]] = {
         training(stages=runs(2), live=lease(cost=9_200_000)), actions.StartStage,
     ),
     "a machine that worked comes up no more": (
-        training(live=lease(status="loading", running_ms=9, status_since=NOW - 1300 * S), link_down_since_ms=NOW),
+        training(
+            live=lease(status="loading", running_ms=9, status_since=NOW - 1400 * S), link_down_since_ms=NOW - 1300 * S,
+        ),
         actions.HoldJob,
     ),
     "a machine that worked waits for its GPU": (
@@ -259,8 +312,15 @@ CASES: dict[str, tuple[Snapshot, type[actions.Action] | actions.Action]] = {
         actions.Watch,
     ),
     "and waits for hours": (
-        training(live=lease(status="scheduling", running_ms=9, status_since=NOW - 9000 * S), link_down_since_ms=NOW),
+        training(
+            live=lease(status="scheduling", running_ms=9, status_since=NOW - 9000 * S),
+            link_down_since_ms=NOW - 1300 * S,
+        ),
         actions.HoldJob,
+    ),
+    "for hours, and one connection breaks": (
+        training(live=lease(status="scheduling", running_ms=9, status_since=NOW - 9000 * S), link_down_since_ms=NOW),
+        actions.Watch,
     ),
     "or so it is said for hours, and the box answers": (
         training(live=lease(status="scheduling", running_ms=9, status_since=NOW - 9000 * S)), actions.Watch,
