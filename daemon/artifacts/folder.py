@@ -87,6 +87,11 @@ def settled(models: Path, *, name: str, job: str, manifest_sha256: str) -> recei
     return None
 
 
+def homes(models: Path, *, name: str, job: str) -> list[Path]:
+    """The folders in which a model of the job was verified, by their receipts; whether these stand is not asked."""
+    return [folder for folder in sorted(_home(models, name).glob(f"v*-{job}")) if (folder / RECEIPT).is_file()]
+
+
 def set_aside(folder: Path) -> None:
     """Turn a model folder that is no longer what its receipt says back into its job's incoming folder.
 

@@ -127,6 +127,11 @@ async def stop(a: Acting, s: Snapshot, action: actions.StopMachine) -> None:
 
 
 async def destroy(a: Acting, s: Snapshot, action: actions.Destroy) -> None:
+    machine = action.lease.machine_id
+    wanted = s.job.hold_reason is None and not s.job.is_ending  # it goes because it failed us
+    if wanted and machine is not None and not s.work_started(action.lease):
+        with a.world.database.write() as c:
+            machines.add_bad(c, machine, action.why, a.world.clock.wall_ms())
     await a.world.operator.destroy(s.job, action.lease, action.why)
 
 

@@ -15,7 +15,7 @@ from daemon.control import act_home, act_machine, act_stage, snapshot
 from daemon.control.acting import Acting
 from daemon.control.bell import PAUSE_S
 from daemon.domain import actions
-from daemon.domain.billing import by_charges
+from daemon.domain.billing import by_charges, is_charged_to_the_end
 from daemon.domain.holds import HoldReason
 from daemon.domain.lifecycle import JobState
 from daemon.domain.machine import fire
@@ -54,7 +54,7 @@ async def _move(a: Acting, s: Snapshot, action: actions.Move) -> None:
 
 
 async def _settle(a: Acting, s: Snapshot) -> None:
-    """What the market charged for each machine, beside what we counted. It may come later than we ask."""
+    """What the market charged for each machine, beside what we counted; it takes its place once it reaches the end."""
     w = a.world
     charges = await _charges(a, s)
     if charges is None:
@@ -62,7 +62,8 @@ async def _settle(a: Acting, s: Snapshot) -> None:
     with w.database.write() as c:
         for lease in s.leases:
             amount = sum(charge.amount for charge in charges if charge.instance_id == lease.instance_id)
-            leases.change(c, lease.id, settled_cost=amount)
+            if is_charged_to_the_end(lease, charges):
+                leases.change(c, lease.id, settled_cost=amount)
             events.add(
                 c,
                 "cost.settled",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,7 +38,8 @@ def expected(
     """The estimate, with the base model's true size where its weights lie here; `line` as measured, in Mbit/s."""
     parameters = None
     if (local := model_folder(spec, folder)) is not None:
-        parameters = folder_parameters(local)
+        with contextlib.suppress(OSError):  # weights that were taken away since: its name tells about as much
+            parameters = folder_parameters(local)
     return estimate(spec, rows, offer, line_mbps=line, parameters=parameters)
 
 

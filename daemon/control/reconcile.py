@@ -28,6 +28,7 @@ from daemon.store.database import Database
 log = structlog.get_logger()
 ABSENT_LISTINGS = 2  # that confirm an instance is gone
 DAY_MS = 86_400_000
+UNTOLD_S = 3600.0  # awake, without a word of what was charged, until a job is held for it
 
 
 @dataclass
@@ -169,6 +170,8 @@ class Reconciler:
             charges = await self.operator.market.charges(op.created_at - DAY_MS)
         except (MarketError, CredentialsRefused) as error:
             log.info("create.unconfirmed", label=op.label, error=str(error))
+            if isinstance(error, CredentialsRefused) or op.absent_awake_s > UNTOLD_S:
+                self._hold_unconfirmed(op, error)
             return
         now = self.clock.wall_ms()
         with self.database.write() as c:
@@ -179,6 +182,15 @@ class Reconciler:
                 log.warning("create.charged_but_unlisted", label=op.label, instance=instance)
                 amount = sum(charge.amount for charge in charged if charge.instance_id == instance)
                 self._take_charged(c, op, instance, amount, now)
+
+    def _hold_unconfirmed(self, create: Operation, error: MarketError | CredentialsRefused) -> None:
+        """Its job waits until charges can be read, and its person has to know: they may have to let our key."""
+        now = self.clock.wall_ms()
+        detail = f"no machine with the label {create.label} is listed, but whether one was charged is not told: {error}"
+        with self.database.write() as c:
+            job = jobs.get(c, create.job_id or "")
+            if job.hold_reason is None:
+                jobs.hold(c, job, HoldReason.UNANSWERED, detail, now, self.database.epoch)
 
     def _take_charged(self, c: Connection, create: Operation, instance: int, amount: int, now: int) -> None:
         """It was rented, and is in no listing. Its id is known now, so it is ended like any other late arrival.
@@ -228,8 +240,9 @@ class Reconciler:
 def _recognise(c: Connection, instance: Instance, create: Operation | None, now: int, epoch: int | None) -> Lease:
     """An instance with our install's label that no lease knows: adopted, late, or an orphan."""
     named = create.job_id if create is not None else ids.label_job(instance.label)
+    label, since = instance.label or "", min(now, instance.start_ms or now)  # it has cost what no row of ours counts
     if named is None or named not in jobs.ids(c):
-        orphan = leases.add(c, None, instance.id, instance.label or "", LeaseState.LIVE, now)
+        orphan = leases.add(c, None, instance.id, label, LeaseState.LIVE, now, since=since)
         events.add(c, "lease.orphan", now, lease=orphan, instance=instance.id, label=instance.label)
         return leases.get(c, orphan)
     job = jobs.get(c, named)
@@ -238,7 +251,7 @@ def _recognise(c: Connection, instance: Instance, create: Operation | None, now:
     if create is not None:
         lease = adopt(c, create.id, instance.id, state, now)
     else:
-        lease = leases.get(c, leases.add(c, None, instance.id, instance.label or "", state, now, job=job.id))
+        lease = leases.get(c, leases.add(c, None, instance.id, label, state, now, job=job.id, since=since))
         if wanted and job.hold_reason is None:
             why = f"instance {instance.id} is this job's, but this database does not know what was done on it"
             jobs.hold(c, job, HoldReason.RESTORED, why, now, epoch)

@@ -11,9 +11,10 @@ from sqlalchemy import Connection
 from daemon.control import snapshot
 from daemon.control.world import World
 from daemon.domain.news import DAY_MS, Facts, News, of_job, of_orphan, of_returned
-from daemon.domain.records import Job, Lease
+from daemon.domain.plan import LINGERS
+from daemon.domain.records import Job, Kind, Lease, Operation, OpState
 from daemon.domain.spec import from_canonical
-from daemon.store import events, jobs, leader, leases, reports
+from daemon.store import events, jobs, leader, leases, operations, reports
 
 log = structlog.get_logger()
 AGAIN_S = 30.0  # after the first try that did not arrive; doubled with each further one
@@ -66,7 +67,16 @@ class Teller:
             awake_since_ms=self.world.clock.awake_since_ms(),
             asks=spec.destroy == "ask",
             not_mirrored=_not_mirrored(c, job.id),
+            lingering=[lease for lease in rented if self._lingers(c, lease, now)],
         )
+
+    def _lingers(self, c: Connection, lease: Lease, now: int) -> bool:
+        """Its first destroy was accepted long ago, and a listing since then has shown it."""
+        if not lease.is_held:
+            return False
+        patience_ms = LINGERS * self.world.settings.timing.destroy_resend * 1000
+        accepted = [op.resolved_at for op in operations.of_lease(c, lease.id) if _is_accepted_destroy(op)]
+        return any(at is not None and (lease.last_seen or 0) - at > patience_ms for at in accepted)
 
 
 def again_s(tries: int) -> float:
@@ -80,6 +90,10 @@ def _of_lease(c: Connection, lease: Lease) -> Iterator[News]:
         yield of_orphan(lease)
     elif (job := jobs.get(c, lease.job_id)).state.is_terminal:
         yield of_returned(job, lease)
+
+
+def _is_accepted_destroy(op: Operation) -> bool:
+    return op.kind is Kind.DESTROY and op.state is OpState.DONE
 
 
 def _not_mirrored(c: Connection, job: str) -> tuple[int, str] | None:

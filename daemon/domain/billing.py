@@ -61,6 +61,14 @@ def by_charges(lease: Lease, charges: Iterable[Charge], now_ms: int) -> int:
     return sum(charge.amount for charge in ours) + accrued(lease.price_per_hour, uncovered_ms)
 
 
+def is_charged_to_the_end(lease: Lease, charges: Iterable[Charge]) -> bool:
+    """What was charged covers the machine until a listing showed it last: charges may come later than they are asked
+    for, and a part of them is not what it cost.
+    """
+    ends = [c.end_ms for c in charges if c.instance_id == lease.instance_id and c.end_ms is not None]
+    return bool(ends) and max(ends) >= (lease.last_seen or lease.created_at)
+
+
 def between(last: Lease, status: str | None, price: int, storage: int, now_ms: int, *, started: bool) -> Span:
     """From the last look, as `last` has it, to one that sees `status` and these prices, in micro-dollars an hour.
 

@@ -27,6 +27,7 @@ class HoldReason(StrEnum):
     LOSS_NEAR = "LOSS_NEAR"
     NO_CREDIT = "NO_CREDIT"
     CREDENTIALS = "CREDENTIALS"
+    UNANSWERED = "UNANSWERED"
     NO_OFFERS = "NO_OFFERS"
     PROVISIONING = "PROVISIONING"
     CANCEL_WISH = "CANCEL_WISH"
@@ -153,6 +154,14 @@ HOLDS: dict[HoldReason, Hold] = {
         R,
         "mend the key, run jobctl up so that the daemon reads it, then resume",
         ("jobctl up", _RESUME),
+    ),
+    HoldReason.UNANSWERED: Hold(
+        "the market did not answer whether it rented a machine out, and does not say what it charged",
+        N,
+        R,
+        "a machine that comes of it is known by its label. Let the key read billing (billing_read) and run jobctl up: "
+        "once charges can be read it is known whether there is one, then resume",
+        ("jobctl doctor", _RESUME),
     ),
     HoldReason.NO_OFFERS: Hold(
         "no machine on the market fits",

@@ -46,6 +46,7 @@ class Facts:
     awake_since_ms: int = 0  # while this computer slept nobody called the box
     asks: bool = False  # `destroy: ask`: what is verified waits, HELD, for its person
     not_mirrored: tuple[int, str] | None = None  # event and reason, when the last attempt to bring a checkpoint failed
+    lingering: Sequence[Lease] = ()  # the market agreed long ago to destroy them, and lists them all the same
 
     @property
     def cost(self) -> int:
@@ -89,6 +90,12 @@ def of_job(f: Facts) -> Iterator[News]:
         yield News(
             f"silent {job.id} {f.lost_since}", _titled(job, "out of contact"), text + f.next("jobctl show {job}")
         )
+    for lease in f.lingering:
+        text = (
+            "The market agreed to destroy it, and lists it all the same. It is asked again, and may bill on "
+            f"{show(lease.rate)}/h. {f.next('jobctl leases')} or, in the market's console, destroy it there"
+        )
+        yield News(f"lingers {lease.id}", _titled(job, f"machine {lease.instance_id} is not gone"), text)
     if f.not_mirrored is not None:
         event, why = f.not_mirrored
         text = f"{why[:300]}. Training goes on, but a host that is lost now loses more. {f.next('jobctl show {job}')}"

@@ -65,6 +65,11 @@ def current_receipt(c: Connection, job: Job) -> ReceiptRow | None:
     return record(ReceiptRow, row) if row else None
 
 
+def receipt_folders(c: Connection, job: str) -> set[str]:
+    """Where models of the job were verified, as far as this database knows."""
+    return set(c.execute(select(schema.receipts.c.folder).where(schema.receipts.c.job_id == job)).scalars())
+
+
 def supersede(c: Connection, job: Job, reason: str, now_ms: int) -> None:
     """No receipt of `job` permits anything any more."""
     standing = c.execute(select(_R.id).where(_R.job_id == job.id, _R.id.not_in(select(_S.receipt_id)))).scalars().all()

@@ -34,10 +34,16 @@ def add(
     now_ms: int,
     *,
     job: str | None = None,
+    since: int | None = None,
     **values: Any,
 ) -> int:
-    """A lease for what `operation` made, with its event; None: nobody knows what made it, `job` is by its label."""
+    """A lease for what `operation` made, with its event; None: nobody knows what made it, `job` is by its label.
+
+    It counts `since` then, by default since the create was sent, or now.
+    """
     job = operation.job_id if operation else job
+    if since is None:
+        since = operation.sent_at or now_ms if operation else now_ms
     result = c.execute(
         insert(schema.leases).values(
             job_id=job,
@@ -45,7 +51,7 @@ def add(
             instance_id=instance_id,
             label=label,
             state=state.value,
-            created_at=operation.sent_at or now_ms if operation else now_ms,
+            created_at=since,
             **values,
         )
     )

@@ -18,11 +18,11 @@ from daemon.domain import actions
 from daemon.domain.actions import Provision, Rent
 from daemon.domain.holds import HoldReason
 from daemon.domain.lifecycle import Trigger
-from daemon.domain.market import Listing, Offer, OfferQuery
-from daemon.domain.records import Lease, LeaseState, OpState
+from daemon.domain.market import Charge, Listing, Offer, OfferQuery
+from daemon.domain.records import Lease, LeaseState, OpState, Wish
 from daemon.errors import CredentialsRefused, HomeportError, MarketUnreachable, NoCredit, OfferGone, RemoteFailed
 from daemon.market.port import Reply
-from daemon.store import leases, machines
+from daemon.store import jobs, leases, machines
 
 
 @pytest.fixture
@@ -223,16 +223,41 @@ async def test_a_key_that_cannot_be_attached_is_no_reason_to_stop(counter: Count
     assert counter.desk.market.asked == [("attach_key", 77)]
 
 
-@pytest.mark.parametrize("answers", [True, False])
-async def test_a_job_ends_whether_or_not_its_charges_are_known(counter: Counter, answers: bool) -> None:
-    """They come later than we ask, or not at all."""
+CHARGE = Charge(77, None, 250_000, NOW, NOW + 3_600_000)
+
+
+@pytest.mark.parametrize(
+    ("charges", "settled"), [([CHARGE], 250_000), ([], None), (MarketUnreachable("timed out"), None)]
+)
+async def test_a_job_ends_whether_or_not_its_charges_are_known(
+    counter: Counter, charges: list[Charge] | Exception, settled: int | None
+) -> None:
+    """They come later than we ask, or not at all: then what we counted stays."""
     lease = counter.machine()
     counter.desk.write(lambda c: leases.set_state(c, lease, LeaseState.GONE, NOW, why="destroyed"))
-    if not answers:
-        counter.desk.market.answers["charges"] = MarketUnreachable("timed out")
+    if isinstance(charges, Exception):
+        counter.desk.market.answers["charges"] = charges
+    else:
+        counter.desk.market.billed = charges
 
     await counter.do(actions.Move(Trigger.CANCEL, "by wish"))
 
     assert counter.look().job.state.is_terminal
     with counter.desk.database.read() as c:
-        assert c.exec_driver_sql("SELECT settled_cost FROM leases").scalar() == (0 if answers else None)
+        assert c.exec_driver_sql("SELECT settled_cost FROM leases").scalar() == settled
+
+
+@pytest.mark.parametrize(("wish", "remembered"), [(None, [5]), (Wish.CANCEL, [])])
+async def test_a_machine_that_failed_us_is_not_rented_again_soon(
+    counter: Counter, wish: Wish | None, remembered: list[int]
+) -> None:
+    """It is the cheapest, and would be the next one too. One that only its person does not need has done nothing."""
+    lease = counter.machine()
+    if wish is not None:
+        counter.desk.write(lambda c: jobs.wish(c, jobs.get(c, counter.job.id), wish, NOW, 1, by="me"))
+
+    await counter.do(actions.Destroy(lease, "runs, but no login was possible"))
+
+    assert counter.desk.market.asked == [("destroy", 77)]
+    with counter.desk.database.read() as c:
+        assert list(machines.bad(c, NOW)) == remembered

@@ -9,7 +9,7 @@ import pytest
 from scripted_market import instance
 from store import INSTANCE, JOB, NOW, add_job, add_lease, opened
 
-from daemon.domain.billing import afterwards, between, by_charges
+from daemon.domain.billing import afterwards, between, by_charges, is_charged_to_the_end
 from daemon.domain.market import Charge
 from daemon.domain.records import Kind, Lease, LeaseState, OpState
 from daemon.store import leases, operations
@@ -146,3 +146,16 @@ def test_what_was_counted_stays_counted(tmp_path: Path) -> None:
 
     assert counted == 2 * PRICE + PRICE // 2
     assert gone.cost_at(NOW + 30 * HOUR) == counted
+
+
+@pytest.mark.parametrize(
+    ("ends", "whole"),
+    [([], False), ([None], False), ([NOW - HOUR], False), ([NOW - HOUR, NOW], True), ([NOW + HOUR], True)],
+)
+def test_a_part_of_the_charges_is_not_what_a_machine_cost(ends: list[int | None], whole: bool) -> None:
+    """They may come late: only those that reach its last listing are all of them."""
+    machine = replace(last("running"), instance_id=INSTANCE, last_seen=NOW)
+    charges = [Charge(INSTANCE, None, 1, NOW - 2 * HOUR, end) for end in ends]
+    stranger = Charge(INSTANCE + 1, None, 1, NOW - 2 * HOUR, NOW)
+
+    assert is_charged_to_the_end(machine, [*charges, stranger]) == whole

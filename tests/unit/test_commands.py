@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from store import INSTANCE, JOB, MANIFEST, NOW, add_job, add_lease, destroy, opened, start_stage
 
+from daemon.artifacts import folder as model_folder
 from daemon.clock import ManualClock
 from daemon.control.commands import Commands
 from daemon.control.operate import presume_work
@@ -35,7 +36,9 @@ def commands(database: Database, **timing: float) -> Commands:
         database=database,
         clock=ManualClock(),
         mirror_folder=lambda job: database.path.with_name(job),
-        settings=SimpleNamespace(timing=SimpleNamespace(**timing)),
+        settings=SimpleNamespace(
+            timing=SimpleNamespace(**timing), paths=SimpleNamespace(models=database.path.with_name("models"))
+        ),
     )
     return Commands(world, lambda job: None)  # type: ignore[arg-type]
 
@@ -263,3 +266,19 @@ async def test_what_is_not_accepted(
     assert "L2" not in refused.value.hint  # it is never accepted
     assert accepted(database) is None
     assert job(database).hold_reason is reason
+
+
+async def test_a_model_that_the_database_has_forgotten_is_not_trained_again(database: Database) -> None:
+    """It came home after the copy was made that was put back: resume names its folder, abandon ends the job."""
+    home = database.path.with_name("models") / JOB / f"v1-{JOB}"
+    home.mkdir(parents=True)
+    hold(database, HoldReason.GONE)
+    receipt = home / model_folder.RECEIPT
+    receipt.write_text("{}")
+
+    with pytest.raises(Refused, match=str(home)):
+        await commands(database).resume(JOB, "me")
+
+    receipt.unlink()
+    await commands(database).resume(JOB, "me")
+    assert job(database).attempt == 2

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pytest
 import store
+from desk import Desk
 from scripted_market import ScriptedMarket
 
 from daemon.artifacts.verify import verify
@@ -19,7 +20,7 @@ from daemon.control.operate import Operator
 from daemon.control.world import World
 from daemon.domain.actions import Action, Download, HoldJob, Wait
 from daemon.domain.holds import HoldReason
-from daemon.domain.spec import JobSpec
+from daemon.domain.spec import JobSpec, from_canonical
 from daemon.errors import AccessDenied, BoxError, Fenced, HostKeyChanged, LinkLost, StoreError
 from daemon.settings import Paths, Settings
 from daemon.store import jobs, leader, leases, reports
@@ -184,3 +185,14 @@ def test_the_box_may_wait_for_what_the_hold_has_left(driven: tuple[Driver, Scrip
 
     limit = free.rules.hold_limit
     assert [*left, one.link.silence_limit] == [limit, pytest.approx(limit * 3 / 4, rel=0.001)]
+
+
+async def test_a_base_that_was_taken_away_stops_no_driver(tmp_path: Path) -> None:
+    """Its weights are links to files that are gone: the job that trains is driven on, and another can be submitted."""
+    desk = Desk(tmp_path)
+    job = await desk.submit()
+    (tmp_path / "base/model.safetensors").symlink_to(tmp_path / "gone")
+
+    Driver(desk.world, job, from_canonical(job.spec_json))
+
+    desk.database.close()

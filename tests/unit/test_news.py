@@ -24,10 +24,10 @@ from daemon.control.world import World
 from daemon.domain.holds import HoldReason
 from daemon.domain.lifecycle import MAIN_LINE, JobState
 from daemon.domain.news import DAY_MS, Facts, of_job
-from daemon.domain.records import LeaseState
+from daemon.domain.records import LeaseState, OpState
 from daemon.domain.spec import JobSpec
 from daemon.settings import Paths, Settings
-from daemon.store import artifacts, jobs, leases, reports
+from daemon.store import artifacts, jobs, leases, operations, reports
 
 SPEC = JobSpec.model_validate({"version": 1, "name": "n", "model": "any/m", "sft": {"data": "-"}}).canonical_json()
 MINUTE = 60_000
@@ -67,6 +67,7 @@ GONE = {"state": LeaseState.GONE, "status": None}
         ([], {"lost_since": NOW - 10 * MINUTE + 1}),
         (["silent"], {"lost_since": NOW - 10 * MINUTE}),
         ([], {"lost_since": NOW - 10 * MINUTE, "awake_since_ms": NOW - MINUTE}),
+        (["lingers"], {"lingering": [lease()]}),
     ],
 )
 def test_what_is_worth_telling(told: list[str], known: dict[str, Any]) -> None:
@@ -194,6 +195,22 @@ async def test_each_piece_is_told_once(world: World, phone: Phone) -> None:
         (f"{store.JOB} ({store.JOB}): HELD: DISK_FULL", False),
         ("Machine 4711 belongs to no job", False),
     ]
+
+
+@pytest.mark.parametrize(("seen_later_s", "told"), [(600, 0), (1200, 1)])
+async def test_a_destroy_that_does_not_take_is_told(world: World, phone: Phone, seen_later_s: int, told: int) -> None:
+    """Once the market lists for a quarter of an hour what it agreed to destroy."""
+    with world.database.write() as c:
+        store.add_job(c, spec_json=SPEC)
+        lease_id = store.add_lease(c)
+        asked = store.destroy(c, lease_id, "unused")
+        for state in (OpState.SENT, OpState.DONE):
+            operations.set_state(c, asked, state, store.NOW)
+        leases.change(c, lease_id, last_seen=store.NOW + seen_later_s * 1000)
+
+    await Teller(world).run_once()
+
+    assert phone.messages == [(f"{store.JOB} ({store.JOB}): machine {store.INSTANCE} is not gone", False)] * told
 
 
 async def test_a_machine_that_comes_back_after_its_job_is_told(world: World, phone: Phone) -> None:

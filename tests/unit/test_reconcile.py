@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -13,10 +13,11 @@ from store import INSTANCE, JOB, add_job, add_lease, start_stage
 
 from daemon.clock import SteadyClock
 from daemon.control.reconcile import DAY_MS, Reconciler
+from daemon.domain.holds import HoldReason
 from daemon.domain.lifecycle import JobState
 from daemon.domain.market import Listing
 from daemon.domain.records import Kind, Lease, LeaseState, Operation, OpState
-from daemon.errors import MarketUnreachable
+from daemon.errors import CredentialsRefused, MarketUnreachable
 from daemon.store import jobs, leader, leases, operations
 
 
@@ -219,3 +220,41 @@ async def test_only_a_trusted_listing_corrects_our_clock(bench: Bench, trusted: 
 
     assert clock.wall_ms() == (now if trusted else now + DAY_MS)
     assert bench.lease().status_since == (now if trusted else now + DAY_MS)
+
+
+async def test_a_machine_that_no_create_made_has_cost_since_it_was_rented(bench: Bench) -> None:
+    """As after a restore: the listing says since when, and until now no row of ours has counted."""
+    ten_hours = 10 * 3_600_000
+    late = replace(instance(8, f"hp-test-{JOB}-late"), start_ms=bench.desk.clock.wall_ms() - ten_hours)
+    bench.desk.market.instances.append(late)
+
+    await bench.look()
+
+    lease = bench.lease(8)
+    assert lease.created_at == late.start_ms
+    assert lease.cost_at(bench.desk.clock.wall_ms()) == pytest.approx(20_000_000, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("error", "listings"), [(CredentialsRefused("needs billing_read"), 12), (MarketUnreachable("a charge"), 75)]
+)
+async def test_a_create_of_which_no_charge_is_told_holds_its_job(bench: Bench, error: Exception, listings: int) -> None:
+    """Nothing is rented again, and its person hears of it: at once where the key may not read charges."""
+    desk = bench.desk
+    desk.write(lambda c: add_job(c, "second"))
+    create = desk.write(
+        lambda c: operations.intend(
+            c, Kind.CREATE, desk.clock.wall_ms(), 1, {}, job_id="second", label="hp-test-second-n"
+        )
+    )
+    for state in (OpState.SENT, OpState.UNKNOWN):
+        desk.write(lambda c, state=state: operations.set_state(c, create, state, desk.clock.wall_ms()))
+    desk.market.answers["charges"] = error
+
+    held = []
+    for _ in range(listings):
+        await bench.look()
+        held.append(desk.job("second").hold_reason)
+
+    assert (held[5], held[-1]) == (None, HoldReason.UNANSWERED)
+    assert bench.operation(create).state is OpState.UNKNOWN
