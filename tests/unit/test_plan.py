@@ -632,6 +632,26 @@ def test_plan(name: str) -> None:
         assert action == expected
 
 
+@pytest.mark.parametrize("name", [n for n, (s, _) in CASES.items() if s.lease is not None])
+def test_a_lost_machine_stands_in_nobodys_way(name: str) -> None:
+    """Its destroy does not take, and what is decided about the machine that works is the same."""
+    snapshot = CASES[name][0]
+    beside = replace(
+        snapshot, leases=(EARLIER, *snapshot.leases), operations=(*snapshot.operations, ITS_DESTROY)
+    )  # fmt: skip
+
+    assert p.plan(beside) == p.plan(snapshot)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_came_late_and_went_changes_nothing(name: str) -> None:
+    """A machine of a create that was given up was returned unused before the person last spoke."""
+    snapshot = CASES[name][0]
+    late = lease(id=9, instance_id=99, state=LeaseState.GONE, provisioned=None, created_at=snapshot.job.spoken_at - 1)
+
+    assert p.plan(replace(snapshot, leases=(*snapshot.leases, late))) == p.plan(snapshot)
+
+
 def silent(snapshot: Snapshot) -> Snapshot:
     """The same, a week later, with nobody having answered since."""
     return replace(snapshot, now_ms=NOW + 7 * 86_400 * S)

@@ -182,9 +182,11 @@ def at_action(run: Run, s: Snapshot, action: actions.Action) -> None:
         away = s.now_ms - (action.lease.status_since or 0)
         if machine is not None and away <= w.rules.offline_patience_s * 1000:
             raise Violation(f"I16: instance {machine.id} is given up after {away / 1000:.0f} s")
-        answers = run.reached_at > max(run.unreached_at, w.now - SLACK_MS) and action.lease.provisioned == s.job.attempt
-        if machine is not None and machine.is_up(w.now) and answers:
-            raise Violation(f"I16: instance {machine.id} is given up and answers")
+        silent = w.now - run.reached_at
+        if action.lease.provisioned == s.job.attempt and silent < w.rules.offline_patience_s * 1000:
+            raise Violation(
+                f"I16: instance {action.lease.instance_id} is given up {silent / 1000:.0f} s after it answered"
+            )
     if isinstance(action, actions.HoldJob) and action.reason is HoldReason.HOST_STOPPED and s.lease is not None:
         machine = w.market.by_id(s.lease.instance_id)
         was_tried = w.now - run.unreached_at <= w.rules.start_patience_s * 1000 + SLACK_MS

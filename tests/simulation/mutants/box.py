@@ -39,7 +39,22 @@ MUTANTS: tuple[Mutant, ...] = (
         "F8",
         "decision",
         "a box that we reach is given up since the market does not",
-        (PLAN, "    if over and not (is_ready(s, lease) and s.link_down_since_ms is None):", "    if over:"),
+        (
+            PLAN,
+            "    if over and (not is_ready(s, lease) or silent_for(s, lease, s.rules.offline_patience_s)):",
+            "    if over:",
+        ),
+    ),
+    mutant(
+        "one broken connection",
+        "F8 F16",
+        "decision",
+        "the first connection that breaks while the market does not see the host ends the training there",
+        (
+            PLAN,
+            "or silent_for(s, lease, s.rules.offline_patience_s)):",
+            "or s.link_down_since_ms is not None):",
+        ),
     ),
     mutant(
         "exited is believed",
