@@ -45,8 +45,9 @@ def watch(root: Path, limit_s: float) -> None:
             silence_s = allowed_s - 2 * look_s  # one look late, and what passed before the first or until it is off
             time.sleep(look_s)
             quiet_s = time.monotonic() - since
-            if (now := signs(run)) != seen:
-                seen, since, told = now, time.monotonic(), 0
+            now = signs(run)
+            if any(seen.get(name) != at for name, at in now.items()):
+                seen, since, told = seen | now, time.monotonic(), 0
             elif quiet_s >= silence_s and stop_instance():
                 time.sleep(AGAIN_S)
             elif told < len(TOLD) and quiet_s >= TOLD[told][0] * silence_s:
@@ -62,12 +63,12 @@ def allowed(run: Path, limit_s: float) -> float:
         return limit_s
 
 
-def signs(run: Path) -> list[int]:
-    """The same as long as there is silence. No clock is asked: it may be set meanwhile."""
-    found = []
+def signs(run: Path) -> dict[str, int]:
+    """By name, the same as long as there is silence. No clock is asked: it may be set meanwhile."""
+    found = {}
     for name in SIGNS:
         with contextlib.suppress(OSError):  # not there, or on a disk that fails: it says nothing
-            found.append((run / name).stat().st_mtime_ns)
+            found[name] = (run / name).stat().st_mtime_ns
     return found
 
 

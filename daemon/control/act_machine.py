@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+from daemon.artifacts import folder as model_folder
 from daemon.box.lines import clean_line
 from daemon.box.upload import Upload
 from daemon.control import quotes
@@ -19,7 +20,7 @@ from daemon.domain.holds import HoldReason
 from daemon.domain.records import Lease, LeaseState
 from daemon.domain.snapshot import Snapshot
 from daemon.errors import NoCredit, OfferGone, RemoteFailed
-from daemon.store import events, jobs, leases, machines, operations, stages
+from daemon.store import artifacts, events, jobs, leases, machines, operations, stages
 from remote_payload.contract import dump
 
 
@@ -42,6 +43,14 @@ async def rent(a: Acting, s: Snapshot, action: actions.Rent) -> None:
     if ours:  # rented for this job by a daemon whose database is not this one
         a.hold(s, HoldReason.RESTORED, f"instance {ours[0].id} is this job's, but not in this database")
         return
+    if forgotten := _forgotten(a, s):
+        detail = (
+            f"its model was verified in {forgotten}, and this database has forgotten it: jobctl abandon {a.job_id} "
+        )
+        a.hold(
+            s, HoldReason.RESTORED, detail + "ends the job and leaves that folder; to train again, move it away first"
+        )
+        return
     ranking, disk_gb = await quotes.ranked(w, a.spec, Path(s.job.spec_dir), a.rows, listing.credit)
     for offer in ranking.chosen[:3]:
         try:
@@ -59,6 +68,14 @@ async def rent(a: Acting, s: Snapshot, action: actions.Rent) -> None:
         with w.database.write() as c:
             events.add(c, "market.nothing_fits", w.clock.wall_ms(), job=a.job_id, reasons=reasons)
     a.memory.asked_market_ms = w.clock.wall_ms()
+
+
+def _forgotten(a: Acting, s: Snapshot) -> Path | None:
+    """A model of the job that came home after the copy of the database was made that was put back."""
+    with a.world.database.read() as c:
+        known = {Path(folder).name for folder in artifacts.receipt_folders(c, a.job_id)}
+    homes = model_folder.homes(a.world.settings.paths.models, name=s.job.name, job=a.job_id)
+    return next((folder for folder in homes if folder.name not in known), None)
 
 
 async def prove(a: Acting, s: Snapshot, action: actions.Prove) -> None:
@@ -127,12 +144,12 @@ async def stop(a: Acting, s: Snapshot, action: actions.StopMachine) -> None:
 
 
 async def destroy(a: Acting, s: Snapshot, action: actions.Destroy) -> None:
+    await a.world.operator.destroy(s.job, action.lease, action.why)
     machine = action.lease.machine_id
     wanted = s.job.hold_reason is None and not s.job.is_ending  # it goes because it failed us
     if wanted and machine is not None and not s.work_started(action.lease):
         with a.world.database.write() as c:
             machines.add_bad(c, machine, action.why, a.world.clock.wall_ms())
-    await a.world.operator.destroy(s.job, action.lease, action.why)
 
 
 async def mark_lost(a: Acting, s: Snapshot, action: actions.MarkLost) -> None:

@@ -14,7 +14,6 @@ from typing import Any
 from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 
-from daemon.artifacts import folder as model_folder
 from daemon.control import adoption, quotes, snapshot, submission
 from daemon.control.attempts import begin_again
 from daemon.control.byhand import ByHand
@@ -127,8 +126,6 @@ class Commands:
             # What a restored database calls not begun may have begun on a machine that it never knew: other nonces.
             presumed = any(op.kind is Kind.STAGE_START and op.nonce is None for op in operations.of_job(c, row.id))
             restored = row.hold_reason is HoldReason.RESTORED or presumed
-            if leases.live(c, row.id) is None:
-                self._refuse_forgotten(c, row)
             anew = row.hold_reason is HoldReason.GONE or (restored and row.state is JobState.QUEUED)
             if anew and leases.live(c, row.id) is None:  # it may have come back
                 self._again(c, row, by, fresh=False)
@@ -136,16 +133,6 @@ class Commands:
             jobs.release(c, row, self._now, self._database.epoch, by=by)
 
         return self._change(job, act)
-
-    def _refuse_forgotten(self, c: Connection, row: Job) -> None:
-        """Its model came home after the copy of the database was made that was put back: nobody pays for it twice."""
-        known = artifacts.receipt_folders(c, row.id)
-        homes = model_folder.homes(self.world.settings.paths.models, name=row.name, job=row.id)
-        if forgotten := [str(folder) for folder in homes if str(folder) not in known]:
-            raise Refused(
-                f"the model of job {row.id} was verified in {forgotten[-1]}, which this database has forgotten",
-                hint=f"jobctl abandon {row.id}   ends it and leaves that folder; to train again move it away",
-            )
 
     async def retry(self, job: str, by: str, stage: str | None) -> dict[str, Any]:
         """A new attempt: from `stage` afresh, or (None) the stage that failed, from its newest checkpoint."""
@@ -351,7 +338,7 @@ def _refuse_if_letting_go(c: Connection, row: Job) -> None:
     """A destroy on its way is followed to its end; a LOST machine's stands in nobody's way before the job ends."""
     _refuse_if_terminal(row)
     for lease in leases.of_job(c, row.id):
-        awaited = lease.state is LeaseState.LIVE or (lease.is_held and row.is_ending)
+        awaited = lease.state is LeaseState.LIVE or (lease.is_held and row.is_ending and leases.live(c, row.id) is None)
         for op in operations.of_lease(c, lease.id):
             if awaited and op.kind is Kind.DESTROY and op.state.may_have_happened:
                 raise Refused(

@@ -24,6 +24,7 @@ from daemon.control.mirroring import Mirroring
 from daemon.control.rebuilding import Rebuilding
 from daemon.control.world import World
 from daemon.domain import actions
+from daemon.domain.evidence import silence_began
 from daemon.domain.holds import ANSWERS, HoldReason
 from daemon.domain.plan import plan, silence_limit
 from daemon.domain.records import Job
@@ -197,13 +198,16 @@ class Driver:
         """Silence is not failure: noted once, tried again for ever, from the market's newest address."""
         w = self.world
         now = w.clock.wall_ms()
-        if self.memory.link_down_since_ms is None:
-            self.memory.link_down_since_ms = now
+        before = self.memory.link_down_since_ms
+        seen = s.lease.last_seen if s.lease is not None else now
+        self.memory.link_down_since_ms = silence_began(before, now, heard=self.link.heard, last_seen_ms=seen)
+        if before is None:
             with w.database.write() as c:
                 if s.lease is not None and s.lease.host_key is not None:  # before the first login it is only booting
                     reports.put(c, self.job_id, s.job.attempt, lost_since=now)
                 events.add(c, "box.out_of_contact", now, job=self.job_id, why=str(error)[:200])
             log.info("box.out_of_contact", job=self.job_id, why=str(error))
+        self.link.heard = False
         await self.link.drop()
         self.link.failures += 1
         await self.bell.wait(BACKOFF_S[min(self.link.failures, len(BACKOFF_S)) - 1])

@@ -23,6 +23,7 @@ class Link:
     world: World
     silence_limit: int | None = None
     failures: int = 0
+    heard: bool = False  # the box sent something since the driver last lost it
     _box: Box | None = None
     _address: BoxAddress | None = None
 
@@ -65,4 +66,5 @@ class Link:
         with self.world.database.write() as c:
             row = leases.get(c, lease)
             leases.change(c, lease, bytes_up=row.bytes_up + down, bytes_down=row.bytes_down + up)
+        self.heard = self.heard or down > 0
         self._allow_silence(row)

@@ -189,7 +189,7 @@ class Reconciler:
         detail = f"no machine with the label {create.label} is listed, but whether one was charged is not told: {error}"
         with self.database.write() as c:
             job = jobs.get(c, create.job_id or "")
-            if job.hold_reason is None:
+            if job.hold_reason is None and job.wish is None:  # who asked for the end has it once the answer is known
                 jobs.hold(c, job, HoldReason.UNANSWERED, detail, now, self.database.epoch)
 
     def _take_charged(self, c: Connection, create: Operation, instance: int, amount: int, now: int) -> None:

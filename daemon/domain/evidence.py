@@ -28,6 +28,19 @@ def answers(s: Snapshot, lease: Lease) -> bool:
     return may_answer(s, lease) and s.link_down_since_ms is None
 
 
+BLIND_S = 90.0  # three passes without a trusted listing
+
+
+def silence_began(since_ms: int | None, now_ms: int, *, heard: bool, last_seen_ms: int | None) -> int:
+    """When a box fell silent of which now another call is lost, as far as was known `since_ms`.
+
+    Now, where it was `heard` meanwhile, as in a transfer of hours; or where no listing came either: then nobody answers
+    us, and we are the silent ones.
+    """
+    blind = now_ms - (last_seen_ms or 0) > BLIND_S * 1000
+    return now_ms if since_ms is None or heard or blind else since_ms
+
+
 def silent_for(s: Snapshot, lease: Lease, seconds: float) -> bool:
     """Its box was asked for so long and did not answer: not before this status, nor in a hold, where nobody asks."""
     since = s.link_down_since_ms

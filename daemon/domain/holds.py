@@ -158,7 +158,7 @@ HOLDS: dict[HoldReason, Hold] = {
     HoldReason.UNANSWERED: Hold(
         "the market did not answer whether it rented a machine out, and does not say what it charged",
         N,
-        R,
+        Release.RETURN_UNUSED,
         "a machine that comes of it is known by its label. Let the key read billing (billing_read) and run jobctl up: "
         "once charges can be read it is known whether there is one, then resume",
         ("jobctl doctor", _RESUME),

@@ -27,7 +27,10 @@ SETTINGS = {  # in the order of the schema
     "WakeToRun": "false",
     "ExecutionTimeLimit": "PT0S",
 }
-AGAIN = {"Interval": "PT1M"}  # for ever, the least that the scheduler takes; one that runs is left alone (IgnoreNew)
+# Each trigger fires anew for ever, and one that runs is left alone (IgnoreNew): a restart on failure ends, and may not
+# count an exit code. A minute is the least that the scheduler takes.
+AGAIN = {"Interval": "PT1M"}
+RESTART = AGAIN | {"Count": "20"}
 UNKNOWN_TASK = (0, 1)
 
 
@@ -39,14 +42,17 @@ def render(program: Program) -> str:
     user = platform.user_name()
     task = ET.Element("Task", {"version": "1.2", "xmlns": NAMESPACE})
     _add(ET.SubElement(task, "RegistrationInfo"), {"Description": "homeport: brings trained models home"})
-    trigger = ET.SubElement(ET.SubElement(task, "Triggers"), "LogonTrigger")
-    _add(trigger, {"Enabled": "true"})
-    _add(ET.SubElement(trigger, "Repetition"), AGAIN)
-    _add(trigger, {"UserId": user})
+    triggers = ET.SubElement(task, "Triggers")
+    for kind, more in (("RegistrationTrigger", {}), ("LogonTrigger", {"UserId": user})):  # `up` comes after the log-on
+        trigger = ET.SubElement(triggers, kind)
+        _add(trigger, {"Enabled": "true"})
+        _add(ET.SubElement(trigger, "Repetition"), AGAIN)
+        _add(trigger, more)
     principal = ET.SubElement(ET.SubElement(task, "Principals"), "Principal", {"id": "Author"})
     _add(principal, {"UserId": user, "LogonType": "InteractiveToken", "RunLevel": "LeastPrivilege"})
     settings = ET.SubElement(task, "Settings")
     _add(settings, SETTINGS)
+    _add(ET.SubElement(settings, "RestartOnFailure"), RESTART)
     action = ET.SubElement(ET.SubElement(task, "Actions", {"Context": "Author"}), "Exec")
     windowless = Path(program.command[0]).with_name("pythonw.exe")
     _add(action, {"Command": str(windowless), "Arguments": subprocess.list2cmdline(program.command[1:])})

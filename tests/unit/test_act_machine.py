@@ -12,6 +12,7 @@ from desk import Counter
 from scripted_market import OFFER, instance
 from store import NOW, start_stage
 
+from daemon.artifacts import folder as model_folder
 from daemon.control import act_machine
 from daemon.control.provision import AnotherAttempt, DataRefused, IntegrationRefused
 from daemon.domain import actions
@@ -221,6 +222,22 @@ async def test_a_key_that_cannot_be_attached_is_no_reason_to_stop(counter: Count
     await counter.driver.acting.attach_key(counter.look())
 
     assert counter.desk.market.asked == [("attach_key", 77)]
+
+
+async def test_a_model_that_the_database_has_forgotten_is_not_trained_again(counter: Counter) -> None:
+    """It came home after the copy was made that was put back: its folder is named, and nothing is rented."""
+    home = counter.desk.world.settings.paths.models / counter.job.name / f"v1-{counter.job.id}"
+    home.mkdir(parents=True)
+    (home / model_folder.RECEIPT).write_text("{}")
+
+    await counter.do(Rent())
+
+    assert (counter.held, counter.creates) == (HoldReason.RESTORED, [])
+    assert str(home) in (counter.look().job.hold_detail or "")
+
+    (home / model_folder.RECEIPT).unlink()
+    await counter.do(Rent())
+    assert len(counter.creates) == 1
 
 
 CHARGE = Charge(77, None, 250_000, NOW, NOW + 3_600_000)

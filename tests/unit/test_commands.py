@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from store import INSTANCE, JOB, MANIFEST, NOW, add_job, add_lease, destroy, opened, start_stage
 
-from daemon.artifacts import folder as model_folder
 from daemon.clock import ManualClock
 from daemon.control.commands import Commands
 from daemon.control.operate import presume_work
@@ -36,9 +35,7 @@ def commands(database: Database, **timing: float) -> Commands:
         database=database,
         clock=ManualClock(),
         mirror_folder=lambda job: database.path.with_name(job),
-        settings=SimpleNamespace(
-            timing=SimpleNamespace(**timing), paths=SimpleNamespace(models=database.path.with_name("models"))
-        ),
+        settings=SimpleNamespace(timing=SimpleNamespace(**timing)),
     )
     return Commands(world, lambda job: None)  # type: ignore[arg-type]
 
@@ -268,17 +265,14 @@ async def test_what_is_not_accepted(
     assert job(database).hold_reason is reason
 
 
-async def test_a_model_that_the_database_has_forgotten_is_not_trained_again(database: Database) -> None:
-    """It came home after the copy was made that was put back: resume names its folder, abandon ends the job."""
-    home = database.path.with_name("models") / JOB / f"v1-{JOB}"
-    home.mkdir(parents=True)
-    hold(database, HoldReason.GONE)
-    receipt = home / model_folder.RECEIPT
-    receipt.write_text("{}")
+async def test_a_lost_machines_destroy_that_does_not_take_refuses_nothing(database: Database) -> None:
+    """The machine that works is let go first: an answer to ASK_DESTROY is taken, whatever becomes of the other."""
+    rented(database, LeaseState.LOST)
+    with database.write() as c:
+        add_lease(c, instance=78)
+        jobs.change(c, jobs.get(c, JOB), NOW, 1, state=JobState.VERIFIED)
+    hold(database, HoldReason.ASK_DESTROY)
 
-    with pytest.raises(Refused, match=str(home)):
-        await commands(database).resume(JOB, "me")
-
-    receipt.unlink()
     await commands(database).resume(JOB, "me")
-    assert job(database).attempt == 2
+
+    assert job(database).hold_reason is None

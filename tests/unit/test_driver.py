@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -185,6 +186,30 @@ def test_the_box_may_wait_for_what_the_hold_has_left(driven: tuple[Driver, Scrip
 
     limit = free.rules.hold_limit
     assert [*left, one.link.silence_limit] == [limit, pytest.approx(limit * 3 / 4, rel=0.001)]
+
+
+@pytest.mark.parametrize(
+    ("heard", "unseen_s", "silent_s"),
+    [(False, 0, 700), (True, 0, 0), (False, 91, 0)],
+    ids=["a silent box", "it answered meanwhile, in one long transfer", "nobody answers us"],
+)
+async def test_how_long_a_box_is_silent(
+    driven: tuple[Driver, ScriptedMarket], heard: bool, unseen_s: int, silent_s: int
+) -> None:
+    """From the first call that was lost since it was heard, while the market is in reach."""
+    one, _ = driven
+    clock = cast(ManualClock, one.world.clock)
+    lease = replace(one._look().lease, last_seen=clock.wall_ms())  # type: ignore[type-var]
+    await one._out_of_contact(replace(one._look(), lease=lease), LinkLost("refused"))
+    clock.advance(700)
+    if heard:
+        one.link._count(lease.id, 1, 1)
+
+    seen = replace(lease, last_seen=clock.wall_ms() - unseen_s * 1000)
+    await one._out_of_contact(replace(one._look(), lease=seen), LinkLost("refused"))
+
+    since = one.memory.link_down_since_ms
+    assert since is not None and clock.wall_ms() - since == silent_s * 1000
 
 
 async def test_a_base_that_was_taken_away_stops_no_driver(tmp_path: Path) -> None:

@@ -154,6 +154,14 @@ CASES: dict[str, tuple[Snapshot, type[actions.Action] | actions.Action]] = {
         ),
         actions.StopMachine,
     ),
+    "held for its budget at a price that rose, and silent for longer than the hold may cost": (
+        training(
+            row=job(JobState.DPO, hold_reason=H.BUDGET, hold_since=NOW - 25 * S),
+            live=lease(price_per_hour=400_000_000), link_down_since_ms=NOW - 20 * S,
+            rules=replace(RULES, reserve=248_000_000),
+        ),
+        actions.StopMachine,
+    ),
     "held over its limit, exited by the market's word and meant to run, silent": (
         training(
             row=job(JobState.SFT, hold_reason=H.BY_PERSON, hold_since=NOW - 7200 * S),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from desk import Desk
@@ -16,7 +17,7 @@ from daemon.control.reconcile import DAY_MS, Reconciler
 from daemon.domain.holds import HoldReason
 from daemon.domain.lifecycle import JobState
 from daemon.domain.market import Listing
-from daemon.domain.records import Kind, Lease, LeaseState, Operation, OpState
+from daemon.domain.records import Kind, Lease, LeaseState, Operation, OpState, Wish
 from daemon.errors import CredentialsRefused, MarketUnreachable
 from daemon.store import jobs, leader, leases, operations
 
@@ -235,6 +236,34 @@ async def test_a_machine_that_no_create_made_has_cost_since_it_was_rented(bench:
     assert lease.cost_at(bench.desk.clock.wall_ms()) == pytest.approx(20_000_000, rel=0.01)
 
 
+async def test_who_asked_for_the_end_is_not_held_for_a_charge(bench: Bench) -> None:
+    """The wish is fulfilled once the answer is known; a hold would keep it waiting for another word."""
+    desk = bench.desk
+    desk.write(lambda c: add_job(c, "second"))
+    desk.write(lambda c: jobs.wish(c, jobs.get(c, "second"), Wish.CANCEL, desk.clock.wall_ms(), 1, by="me"))
+    _unanswered(desk)
+    desk.market.answers["charges"] = CredentialsRefused("needs billing_read")
+
+    for _ in range(15):
+        await bench.look()
+
+    assert desk.job("second").hold_reason is None
+
+
+def _unanswered(desk: Desk) -> int:
+    """A create of the second job whose reply was lost."""
+
+    def intend(c: Any) -> int:
+        create = operations.intend(
+            c, Kind.CREATE, desk.clock.wall_ms(), 1, {}, job_id="second", label="hp-test-second-n"
+        )
+        for state in (OpState.SENT, OpState.UNKNOWN):
+            operations.set_state(c, create, state, desk.clock.wall_ms())
+        return create
+
+    return int(desk.write(intend))
+
+
 @pytest.mark.parametrize(
     ("error", "listings"), [(CredentialsRefused("needs billing_read"), 12), (MarketUnreachable("a charge"), 75)]
 )
@@ -242,13 +271,7 @@ async def test_a_create_of_which_no_charge_is_told_holds_its_job(bench: Bench, e
     """Nothing is rented again, and its person hears of it: at once where the key may not read charges."""
     desk = bench.desk
     desk.write(lambda c: add_job(c, "second"))
-    create = desk.write(
-        lambda c: operations.intend(
-            c, Kind.CREATE, desk.clock.wall_ms(), 1, {}, job_id="second", label="hp-test-second-n"
-        )
-    )
-    for state in (OpState.SENT, OpState.UNKNOWN):
-        desk.write(lambda c, state=state: operations.set_state(c, create, state, desk.clock.wall_ms()))
+    create = _unanswered(desk)
     desk.market.answers["charges"] = error
 
     held = []

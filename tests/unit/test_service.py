@@ -72,16 +72,18 @@ def test_the_task_switches_windows_defaults_off(one: Program) -> None:
     assert settings is not None
     names = [element.tag.partition("}")[2] for element in settings]
     parts = [element.tag.partition("}")[2] for element in task]
-    trigger = task.find("t:Triggers/t:LogonTrigger", NAMESPACE)
-    assert trigger is not None
-    repetition = trigger.find("t:Repetition", NAMESPACE)
-    assert repetition is not None
+    triggers = task.find("t:Triggers", NAMESPACE)
+    assert triggers is not None
     arguments = task.findtext("t:Actions/t:Exec/t:Arguments", namespaces=NAMESPACE)
 
     assert parts == ["RegistrationInfo", "Triggers", "Principals", "Settings", "Actions"]
-    assert names == [*task_scheduler.SETTINGS]
-    assert [element.tag.partition("}")[2] for element in trigger] == ["Enabled", "Repetition", "UserId"]
-    assert [(element.tag.partition("}")[2], element.text) for element in repetition] == [("Interval", "PT1M")]
+    assert names == [*task_scheduler.SETTINGS, "RestartOnFailure"]
+    assert [[element.tag.partition("}")[2] for element in trigger] for trigger in triggers] == [
+        ["Enabled", "Repetition"],
+        ["Enabled", "Repetition", "UserId"],
+    ]
+    assert {each.text for each in triggers.findall("t:*/t:Repetition/t:Interval", NAMESPACE)} == {"PT1M"}
+    assert triggers.find("t:*/t:Repetition/t:Duration", NAMESPACE) is None  # for ever
     assert settings.findtext("t:ExecutionTimeLimit", namespaces=NAMESPACE) == "PT0S"
     assert settings.findtext("t:StopIfGoingOnBatteries", namespaces=NAMESPACE) == "false"
     assert settings.findtext("t:MultipleInstancesPolicy", namespaces=NAMESPACE) == "IgnoreNew"

@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 
 from daemon.domain import plan as decide
 from daemon.domain.actions import Action, StopStages, Wait, Watch
+from daemon.domain.evidence import silence_began
 from daemon.domain.holds import HoldReason
 from daemon.domain.lifecycle import JobState
 from daemon.domain.machine import IllegalTransition
 from daemon.domain.records import Kind, OpState
-from daemon.domain.snapshot import Rules
+from daemon.domain.snapshot import Rules, Snapshot
 from daemon.errors import (
     AccessDenied,
     BoxError,
@@ -168,7 +169,7 @@ class Run(Chaos):
         self.touched_before_permit = w.home.touched
         self.listed_at, self.known_at = w.now, self.passed_at
         unasked = self.unasked
-        self._perform(action, acts.TABLE[type(action)](w, s, action), s.job.state)
+        self._perform(s, action, acts.TABLE[type(action)](w, s, action))
         w.market.next_answer = None
         w.memory.in_flight.clear()
         if unasked or self.unasked:
@@ -177,12 +178,12 @@ class Run(Chaos):
         self.slept_in_step = False
         self._watch_hold()
 
-    def _perform(self, action: Action, act: operate.Act, state: JobState) -> None:
+    def _perform(self, s: Snapshot, action: Action, act: operate.Act) -> None:
         """Translate what can go wrong as the driver does."""
         w = self.w
         reason, wait_ms = None, 0
         try:
-            self._follow(action, act, state)
+            self._follow(action, act, s.job.state)
             if isinstance(action, Watch | StopStages):
                 self.reached_at = w.now
             if not isinstance(action, Wait):
@@ -191,7 +192,10 @@ class Run(Chaos):
             pass
         except (LinkLost, AccessDenied):
             self.unreached_at = w.now
-            w.memory.link_down_since_ms = w.memory.link_down_since_ms or w.wall
+            seen = s.lease.last_seen if s.lease is not None else w.wall
+            w.memory.link_down_since_ms = silence_began(
+                w.memory.link_down_since_ms, w.wall, heard=False, last_seen_ms=seen
+            )
             w.memory.failures += 1
             wait_ms = min(30_000, 500 << min(w.memory.failures, 6)) if w.memory.failures < 4 else self.stride_ms
         except operate.ArtifactLost:
