@@ -266,13 +266,13 @@ async def test_what_is_not_accepted(
 
 
 async def test_a_lost_machines_destroy_that_does_not_take_refuses_nothing(database: Database) -> None:
-    """The machine that works is let go first: an answer to ASK_DESTROY is taken, whatever becomes of the other."""
+    """The machine that works is let go first: what is typed for it is taken, whatever becomes of the other."""
     rented(database, LeaseState.LOST)
     with database.write() as c:
         add_lease(c, instance=78)
-        jobs.change(c, jobs.get(c, JOB), NOW, 1, state=JobState.VERIFIED)
-    hold(database, HoldReason.ASK_DESTROY)
+    await commands(database).cancel(JOB, "me", discard=False)
+    hold(database, HoldReason.CREDENTIALS)
 
     await commands(database).resume(JOB, "me")
 
-    assert job(database).hold_reason is None
+    assert (job(database).wish, job(database).hold_reason) == (Wish.CANCEL, None)
