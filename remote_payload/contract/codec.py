@@ -79,7 +79,7 @@ def _build(kind: Any, raw: Any, where: str) -> Any:
     if dataclasses.is_dataclass(kind):
         if not isinstance(raw, dict):
             raise ContractError(f"{where}: expected an object")
-        hints = _hints(typing.cast("type[Any]", kind))
+        hints = _hints(typing.cast(Any, kind))
         values = {}
         for f in dataclasses.fields(kind):
             if f.name in raw:
@@ -106,7 +106,7 @@ def _build(kind: Any, raw: Any, where: str) -> Any:
 
 
 @cache
-def _hints(kind: type[Any]) -> Mapping[str, Any]:
+def _hints(kind: Any) -> Mapping[str, Any]:
     """Evaluating them takes longer than building an object, and a list may have thousands."""
     return typing.get_type_hints(kind)
 
