@@ -51,13 +51,18 @@ CHECKED: dict[str, str] = {
     "I19": "wire and commit: a cancel that was lost, or that ended with work and without a word",
     "I20": "death and end: a file under its own name that is not whole",
     "I22": "anything: a process that ends by a defect, a job held INTERNAL without a fault",
-    "I23": "end: clear sky, and no end within three hours; a job that was accepted and is nowhere",
+    "I23": "end: clear sky, and no end within three hours; a job that was accepted and is nowhere; listing: a machine "
+    "that is not asked to end though its model is home and proven",
     "I24": "sweep",
 }
 HELD = """
     SELECT id, state, hold_reason, hold_detail, hold_by, (
         SELECT count(*) FROM events e WHERE e.job_id = j.id AND e.kind = 'job.held' AND e.by <> 'daemon'
     ) AS said FROM jobs j"""
+KEPT = """
+    SELECT instance_id FROM leases l JOIN jobs j ON l.job_id = j.id
+    WHERE l.state = 'LIVE' AND j.state = 'VERIFIED' AND j.hold_reason IS NULL
+    AND NOT EXISTS (SELECT 1 FROM operations o WHERE o.lease_id = l.id AND o.kind = 'destroy')"""
 PASSES, PASS_S = 4, 30.0  # until a machine must have been told to stop; between two passes of reconcile at most
 
 
@@ -91,6 +96,7 @@ class Witness:
         self._held: dict[str, tuple[str | None, int]] = {}  # by job: why, and how often its person has said so
         self._receipts = 0
         self._to_stop: dict[int, _ToStop] = {}  # by instance
+        self._kept: dict[int, int] = {}  # listings in a row in which such a machine was not asked to end
         self._noted = 0  # newest event that must be noted: of the last request, or of the pass before the last
         self._listed = 0  # newest event when the last pass began
         self._forgot = False  # the database was put back and knows less than was noted beside it
@@ -170,6 +176,10 @@ class Witness:
             if known.looks >= PASSES and now - known.since > patience_s:
                 invariant, what = ("I11", "is queued for a start") if number in queued else ("I3", "is LOST and runs")
                 self.accuse(invariant, f"{number} {what}, and was not stopped")
+
+        self._kept = {row["instance_id"]: self._kept.get(row["instance_id"], 0) + 1 for row in self.rows(KEPT)}
+        for number in (number for number, looks in self._kept.items() if looks > PASSES):
+            self.accuse("I23", f"{number} is kept though its model is home and proven")
 
     def noted(self, what: str) -> None:
         """A request leaves: that it was sent is noted beside the database by now."""

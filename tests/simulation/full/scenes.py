@@ -62,6 +62,13 @@ SCENES: tuple[Scene, ...] = (
         ("eight hours asleep", S.SFT, "commit"),
     ),
     _scene(
+        "lost, back, and the destroy of it does not take",
+        "F5 F8",
+        "the machine that works is let go first: what a LOST one costs is its disk",
+        ("host lost", S.SFT, "market listing"),
+        ("destroy ignored", S.VERIFIED, "market destroy"),
+    ),
+    _scene(
         "missing in the listing, and nobody can be asked",
         "F4 F13",
         "gone is what two listings lack and show-one calls null; an error is no null",

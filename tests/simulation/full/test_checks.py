@@ -195,6 +195,14 @@ def _runs_on(w: Ended, job: str, seconds: float) -> None:
     w.sim.witness.committed()
 
 
+def _kept_for_nothing(w: Ended) -> None:
+    w.spoil("UPDATE jobs SET state = 'VERIFIED'")
+    w.spoil("UPDATE leases SET state = 'LIVE'")
+    w.spoil("DELETE FROM operations WHERE kind = 'destroy'")
+    for _ in range(6):
+        w.sim.witness.listed(set(), {})
+
+
 def _machine_of_nobody(w: Ended) -> None:
     w.sim.market.machines[5000] = Machine(
         w.sim, 5000, "hp-install-job-nonce", OFFER, ready_s=0.0, away_limit_s=math.inf
@@ -467,6 +475,7 @@ FIRES: tuple[tuple[str, Callable[[Ended], None]], ...] = (
     ("I20", _torn_file),
     ("I22", _held_by_a_defect),
     ("I23", _stands_still),
+    ("I23", _kept_for_nothing),
     ("I23", _forgotten),
     ("I23", _under_another_name),
 )
