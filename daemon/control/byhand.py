@@ -99,7 +99,9 @@ class ByHand:
             nonces = {str(stage): stages.lineage(c, job, stage) for stage in TRAINING}
         found = checkpoints.at_home(self.world.mirror_folder(job), nonces)
         try:
-            if lease is not None and lease.host_key is not None and lease.status not in HALTED:
+            if lease is not None and lease.status in HALTED:
+                silence = "; its machine is stopped and was not asked"
+            elif lease is not None and lease.host_key is not None:
                 found += await checkpoints.on_machine(await link.to(lease))
         except BoxError as error:
             silence = f"; its machine does not answer ({error})"

@@ -341,6 +341,5 @@ def _refuse_if_letting_go(c: Connection, row: Job) -> None:
         awaited = lease.state is LeaseState.LIVE or (lease.is_held and row.is_ending and leases.live(c, row.id) is None)
         for op in operations.of_lease(c, lease.id):
             if awaited and op.kind is Kind.DESTROY and op.state.may_have_happened:
-                raise Refused(
-                    f"the destroy of instance {lease.instance_id} is on its way", hint=f"jobctl wait {row.id}"
-                )
+                hint = f"jobctl wait {row.id}" if row.hold_reason is None else f"jobctl abandon {row.id}"
+                raise Refused(f"the destroy of instance {lease.instance_id} is on its way", hint=hint)

@@ -166,7 +166,10 @@ class Driver:
         except permits.ArtifactLost as error:
             self.acting.artifact_lost(s, str(error))
         except (TransferFailed, ContractError) as error:
-            await self._hold(s, HoldReason.TRANSFER_FAILED, str(error))
+            if isinstance(action, actions.Save):
+                await self._not_saved(s, error)
+            else:
+                await self._hold(s, HoldReason.TRANSFER_FAILED, str(error))
         except CredentialsRefused as error:
             await self._hold(s, HoldReason.CREDENTIALS, str(error))
         except RateLimited as error:
@@ -181,7 +184,10 @@ class Driver:
             if not isinstance(action, actions.Destroy):  # that is refused in its operation: the plan asks again
                 await self._hold(s, HoldReason.INTERNAL, f"{type(error).__name__}: {error}")
         except (BoxError, permits.NoPermit) as error:
-            await self._hold(s, HoldReason.INTERNAL, f"{type(error).__name__}: {error}")
+            if isinstance(action, actions.Save):
+                await self._not_saved(s, error)
+            else:
+                await self._hold(s, HoldReason.INTERNAL, f"{type(error).__name__}: {error}")
 
     async def _hold(self, s: Snapshot, reason: HoldReason, detail: str) -> None:
         """Held for that already: the person was told, the hold's price limit runs on, and the next try waits.
@@ -193,6 +199,14 @@ class Driver:
             return
         with contextlib.suppress(LostRace):  # somebody spoke meanwhile: decide again
             self.acting.hold(s, reason, detail)
+
+    async def _not_saved(self, s: Snapshot, error: Exception) -> None:
+        """The hold that saves goes on as what it is: another in its place would save nothing and advise another way."""
+        with self.world.database.write() as c:
+            events.add(c, "save.failed", self.world.clock.wall_ms(), job=self.job_id, why=str(error)[:500])
+        log.warning("save.failed", job=self.job_id, why=str(error))
+        self.world.news.set()
+        await self.bell.wait(PAUSE_S)
 
     async def _out_of_contact(self, s: Snapshot, error: BoxError) -> None:
         """Silence is not failure: noted once, tried again for ever, from the market's newest address."""

@@ -178,6 +178,7 @@ class Reconciler:
             charged = [charge for charge in charges if charge.label == op.label]
             if not charged:
                 operations.set_state(c, op.id, OpState.ABSENT, now, error="never listed, never charged")
+            _is_answered(c, op, now, self.database.epoch)
             for instance in {charge.instance_id for charge in charged if charge.instance_id is not None}:
                 log.warning("create.charged_but_unlisted", label=op.label, instance=instance)
                 amount = sum(charge.amount for charge in charged if charge.instance_id == instance)
@@ -189,7 +190,7 @@ class Reconciler:
         detail = f"no machine with the label {create.label} is listed, but whether one was charged is not told: {error}"
         with self.database.write() as c:
             job = jobs.get(c, create.job_id or "")
-            if job.hold_reason is None and job.wish is None:  # who asked for the end has it once the answer is known
+            if job.hold_reason is None:
                 jobs.hold(c, job, HoldReason.UNANSWERED, detail, now, self.database.epoch)
 
     def _take_charged(self, c: Connection, create: Operation, instance: int, amount: int, now: int) -> None:
@@ -237,6 +238,13 @@ class Reconciler:
             log.info(f"late.{what}_refused", instance=lease.instance_id, error=str(error))
 
 
+def _is_answered(c: Connection, create: Operation, now: int, epoch: int | None) -> None:
+    """What its job was held for is known: it goes on, or ends as its person wished."""
+    job = jobs.get(c, create.job_id or "")
+    if job.hold_reason is HoldReason.UNANSWERED:
+        jobs.release(c, job, now, epoch, by="daemon")
+
+
 def _recognise(c: Connection, instance: Instance, create: Operation | None, now: int, epoch: int | None) -> Lease:
     """An instance with our install's label that no lease knows: adopted, late, or an orphan."""
     named = create.job_id if create is not None else ids.label_job(instance.label)
@@ -250,6 +258,7 @@ def _recognise(c: Connection, instance: Instance, create: Operation | None, now:
     wanted = state is LeaseState.LIVE
     if create is not None:
         lease = adopt(c, create.id, instance.id, state, now)
+        _is_answered(c, create, now, epoch)
     else:
         lease = leases.get(c, leases.add(c, None, instance.id, label, state, now, job=job.id, since=since))
         if wanted and job.hold_reason is None:

@@ -25,6 +25,9 @@ _COMPLETE = select(_D.path).where(
     _D.job_id == bindparam("job"), _D.manifest_sha256 == bindparam("manifest"), _D.complete == 1
 )
 _LAST = select(func.max(_E.id)).where(_E.job_id == bindparam("job"), _E.kind == bindparam("kind"))
+_SAVES_FAILED = select(func.count()).where(
+    _E.job_id == bindparam("job"), _E.kind == "save.failed", _E.id > bindparam("after")
+)
 _RELEASED_BY_PERSON = select(_E.body).where(
     _E.job_id == bindparam("job"), _E.kind == "job.released", _E.id > bindparam("after"), _E.by != "daemon"
 )
@@ -76,6 +79,7 @@ def take(database: Database, clock: DaemonClock, job_id: str, rules: Rules, memo
             stage_failure=words if current is not None and current.nonce == nonce else None,
             downloaded=_downloaded(c, job),
             rescued=rescued(c, job),
+            saves_failed=_saves_failed(c, job) if job.hold_reason is not None else 0,
             asked_market_ms=memory.asked_market_ms,
             nothing_fits_since_ms=memory.nothing_fits_since_ms,
             accepted=_released(c, job, HoldReason.ASK_DESTROY),
@@ -127,6 +131,11 @@ def _downloaded(c: Connection, job: Job) -> bool:
 def rescued(c: Connection, job: Job) -> bool:
     """Something was saved since the job was last held."""
     return _last(c, job, "job.saved") > _last(c, job, "job.held")
+
+
+def _saves_failed(c: Connection, job: Job) -> int:
+    """Since the job was last held."""
+    return c.execute(_SAVES_FAILED, {"job": job.id, "after": _last(c, job, "job.held")}).scalar() or 0
 
 
 def _released(c: Connection, job: Job, reason: HoldReason) -> bool:

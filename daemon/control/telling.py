@@ -66,7 +66,8 @@ class Teller:
             silence_ms=round(self.world.settings.timing.silence * 1000),
             awake_since_ms=self.world.clock.awake_since_ms(),
             asks=spec.destroy == "ask",
-            not_mirrored=_not_mirrored(c, job.id),
+            not_mirrored=_failed(c, job.id, "mirror.failed", "checkpoint.home", "stage.home"),
+            not_saved=_failed(c, job.id, "save.failed", "job.saved", "job.released"),
             lingering=[lease for lease in rented if self._lingers(c, lease, now)],
         )
 
@@ -96,9 +97,10 @@ def _is_accepted_destroy(op: Operation) -> bool:
     return op.kind is Kind.DESTROY and op.state is OpState.DONE
 
 
-def _not_mirrored(c: Connection, job: str) -> tuple[int, str] | None:
-    newest = events.newest(c, job, ("mirror.failed", "checkpoint.home", "stage.home"))
-    return (newest.id, str(newest.body["why"])) if newest is not None and newest.kind == "mirror.failed" else None
+def _failed(c: Connection, job: str, kind: str, *instead: str) -> tuple[int, str] | None:
+    """The newest event of that kind, by number and reason, unless one `instead` came after it."""
+    newest = events.newest(c, job, (kind, *instead))
+    return (newest.id, str(newest.body["why"])) if newest is not None and newest.kind == kind else None
 
 
 def _mark(news: News) -> str:

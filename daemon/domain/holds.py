@@ -107,7 +107,11 @@ HOLDS: dict[HoldReason, Hold] = {
         (_RESUME, "jobctl accept {job} --level LEVEL"),
     ),
     HoldReason.TRANSFER_FAILED: Hold(
-        "bytes arrive that do not hash to what the box promised", N, R, "resume tries again", (_RESUME, _ABANDON)
+        "bytes arrive that do not hash to what the box promised",
+        N,
+        R,
+        "resume tries again; where it comes again, retry --from gguf makes the files anew",
+        (_RESUME, _RETRY + " --from gguf"),
     ),
     HoldReason.DISK_FULL: Hold("this disk is full", N, R, "make room, then resume", (_RESUME, _ABANDON)),
     HoldReason.HOST_KEY: Hold(
@@ -126,7 +130,11 @@ HOLDS: dict[HoldReason, Hold] = {
         (_RESUME, _ABANDON),
     ),
     HoldReason.GONE: Hold(
-        "the machine was deleted by somebody else", N, R, "resume rents a new one", (_RESUME, _CANCEL)
+        "the machine was deleted by somebody else, or written off",
+        N,
+        R,
+        "resume rents a new one and goes on from what is here",
+        (_RESUME, _CANCEL),
     ),
     HoldReason.BUDGET: Hold(
         "the cost limit is reached",
@@ -160,8 +168,8 @@ HOLDS: dict[HoldReason, Hold] = {
         N,
         Release.RETURN_UNUSED,
         "a machine that comes of it is known by its label. Let the key read billing (billing_read) and run jobctl up: "
-        "once charges can be read it is known whether there is one, then resume",
-        ("jobctl doctor", _RESUME),
+        "once charges can be read it is known whether there is one, and the job goes on by itself",
+        ("jobctl doctor", "jobctl up"),
     ),
     HoldReason.NO_OFFERS: Hold(
         "no machine on the market fits",

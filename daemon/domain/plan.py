@@ -66,9 +66,13 @@ BROKEN_HOST = (
     "pull rate limit",
     "unauthorized",
 )
+TRAINS = (JobState.PROVISIONED, JobState.SFT, JobState.DPO, JobState.GGUF)
+# Holds that their machine's end changes nothing in: they say so themselves, or wait for an answer.
+OUTLASTS = (HoldReason.GONE, HoldReason.RESTORED, HoldReason.CANCEL_WISH)
 MACHINES_BEFORE_HOLD = 3  # returned unused in one attempt
 LINGERS = 15  # times the wait before a destroy is sent again: an accepted one may stay listed for ten minutes
 STARTS_ASKED = 15  # of one machine, none of which happened: a busy market may refuse for a quarter of an hour
+SAVES_TRIED = 3  # in one hold, of what arrives wrong each time or is not there any more
 STARTS_BEFORE_HOLD = 5  # of one stage on one machine, since the person last spoke
 
 
@@ -190,10 +194,8 @@ def _out_of_sight(s: Snapshot, lease: Lease) -> Action | Lease:
 
 
 def _no_machine(s: Snapshot) -> Action:
-    gone = [lease for lease in s.leases if lease.state in (LeaseState.GONE, LeaseState.WRITTEN_OFF)]
-    for lease in gone:  # whatever came and went after it
-        if attempt_began_on(s, lease):
-            return HoldJob(HoldReason.GONE, f"instance {lease.instance_id} is not at the market any more")
+    if missing := _missing(s):
+        return missing
     if _returned_unused(s) >= MACHINES_BEFORE_HOLD:
         return HoldJob(HoldReason.PROVISIONING, f"{MACHINES_BEFORE_HOLD} machines were returned unused")
     since = s.nothing_fits_since_ms
@@ -202,6 +204,16 @@ def _no_machine(s: Snapshot) -> Action:
     if s.asked_market_ms is not None and not longer(s, s.asked_market_ms, s.rules.offer_retry_s):
         return Wait("no offer fits; looking again soon")
     return Rent()
+
+
+def _missing(s: Snapshot) -> HoldJob | None:
+    """The machine on which this attempt began is there no more, whatever came and went after it."""
+    for lease in s.leases:
+        if lease.state is LeaseState.GONE and attempt_began_on(s, lease):
+            return HoldJob(HoldReason.GONE, f"instance {lease.instance_id} is not at the market any more")
+        if lease.state is LeaseState.WRITTEN_OFF and attempt_began_on(s, lease):
+            return HoldJob(HoldReason.GONE, f"instance {lease.instance_id} was written off; it may bill on")
+    return None
 
 
 def _returned_unused(s: Snapshot) -> int:
@@ -342,8 +354,9 @@ def _fulfil_wish(s: Snapshot) -> Action:
 
 def _held(s: Snapshot, rule: Hold) -> Action:
     lease = s.lease
-    if lease is None:
-        return Wait("held")
+    if lease is None:  # what was advised for the machine is not so any more
+        trains = s.job.state in TRAINS and s.job.hold_reason not in OUTLASTS
+        return (_missing(s) if trains else None) or Wait("held")
     if rule.release is not Release.RUN_TO_LIMIT and not s.work_started(lease):
         return _destroy(s, lease, "nothing was started on it")
     if s.open(Kind.STOP):
@@ -361,7 +374,7 @@ def _held(s: Snapshot, rule: Hold) -> Action:
     silence = 0 if s.link_down_since_ms is None else _cost_since(s, lease, max(s.link_down_since_ms, s.awake_since_ms))
     cut_off = in_vain(s, s.link_down_since_ms, s.rules.ssh_patience_s) or silence >= s.rules.hold_limit
     cut_off = cut_off or awake >= s.rules.hold_limit + s.rules.reserve
-    rescuing = is_proven(s, lease) and not (spent and cut_off)
+    rescuing = is_proven(s, lease) and not (spent and cut_off) and s.saves_failed < SAVES_TRIED
     if rule.release is Release.STOP_NOW and runner_alive(s) and rescuing and not spent:
         return StopStages(lease)
     if rule.rescue is Rescue.EVERYTHING and not s.rescued and s.work_started(lease) and rescuing:

@@ -59,6 +59,7 @@ class Snapshot:
     stage_failure: str | None = None  # the box's failed.json of the current stage, in words
     downloaded: bool = False  # every file of the manifest is complete here
     rescued: bool = False  # what was worth saving since the hold began is here
+    saves_failed: int = 0  # since then
     asked_market_ms: int | None = None  # last search that found nothing
     nothing_fits_since_ms: int | None = None  # the first such search since a machine was rented
     accepted: bool = False  # the person released an ASK_DESTROY hold

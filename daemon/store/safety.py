@@ -43,7 +43,8 @@ def _by_receipt(receipt: Row) -> Safety:
 
 
 def _before_the_model(rows: JobRows, instance: int | None) -> Safety:
-    step = box_status(rows.report).get("checkpoint_step") or 0
+    is_its = rows.report is not None and rows.report["attempt"] == rows.job["attempt"]  # not of a machine before it
+    step = box_status(rows.report).get("checkpoint_step") or 0 if is_its else 0
     if JobState(rows.job["state"]) in TERMINAL:
         return Safety(where=Whereabouts.NOWHERE, safe=False, text="no. The job ended without a model", path=None)
     parts = [f"checkpoint {step} is on instance {instance}"] if step and instance is not None else []

@@ -365,6 +365,9 @@ async def test_files_by_hand_are_asked_of_the_commands(desk: Desk) -> None:
 
     with pytest.raises(Refused, match="has no whole checkpoint, on its machine or here; there are: none"):
         await desk.commands.pull(JOB, "latest", "/tmp/x")
+    desk.write(lambda c: add_lease(c, status="exited"))
+    with pytest.raises(Refused, match="there are: none; its machine is stopped and was not asked"):
+        await desk.commands.pull(JOB, "latest", "/tmp/x")
     with pytest.raises(Refused, match="expected latest or a step"):
         await desk.commands.pull(JOB, "newest", "/tmp/x")
     with pytest.raises(NoSuchJob, match="no instance 8"):

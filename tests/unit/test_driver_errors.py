@@ -26,6 +26,7 @@ from daemon.control.reconcile import Reconciler
 from daemon.control.supervisor import Supervisor
 from daemon.control.world import World
 from daemon.domain import actions
+from daemon.domain.holds import HoldReason
 from daemon.domain.lifecycle import JobState
 from daemon.domain.records import Job
 from daemon.domain.spec import JobSpec, from_canonical
@@ -45,7 +46,7 @@ from daemon.errors import (
     TransferFailed,
 )
 from daemon.settings import Paths, Settings
-from daemon.store import jobs
+from daemon.store import jobs, leases
 from remote_payload.contract import ContractError
 
 SPEC = JobSpec.model_validate({"version": 1, "name": "n", "model": "any/m", "sft": {"data": "-"}}).canonical_json()
@@ -87,8 +88,8 @@ class Tried:
         monkeypatch.setattr(driving, "act", fail)
         monkeypatch.setattr(self.driver.bell, "wait", wait)
 
-    async def once(self) -> None:
-        await self.driver._perform(self.driver._look(), actions.Wait("for the test"))
+    async def once(self, action: actions.Action | None = None) -> None:
+        await self.driver._perform(self.driver._look(), action or actions.Wait("for the test"))
 
 
 HELD = [
@@ -119,6 +120,25 @@ async def test_what_needs_the_person_holds_the_job(
     assert stored(world) == held
     assert len(one.waits) == 1
     assert world.news.is_set()
+
+
+@pytest.mark.parametrize(
+    "error", [TransferFailed("other bytes"), ContractError("no path"), RemoteFailed("it broke", exit_code_remote=1)]
+)
+async def test_a_save_that_fails_leaves_its_hold_as_it_is(
+    world: World, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Another in its place would save nothing and name another way on. It is counted, and told."""
+    with world.database.write() as c:
+        lease = leases.get(c, store.add_lease(c))
+        jobs.hold(c, jobs.get(c, store.JOB), HoldReason.BUDGET, "spent", world.clock.wall_ms(), 1)
+    one, before = Tried(world, monkeypatch, error), stored(world)
+
+    await one.once(actions.Save(lease))
+
+    assert stored(world) == before
+    assert one.driver._look().saves_failed == 1
+    assert len(one.waits) == 1 and world.news.is_set()
 
 
 @pytest.mark.parametrize(

@@ -162,6 +162,33 @@ CASES: dict[str, tuple[Snapshot, type[actions.Action] | actions.Action]] = {
         ),
         actions.StopMachine,
     ),
+    "held, and its machine vanished": (
+        snap(
+            job(JobState.SFT, hold_reason=H.HOST_STOPPED, **HELD), None, GONE, operations=(STARTED,), stages=runs(),
+        ),
+        actions.HoldJob,
+    ),
+    "held for that already": (
+        snap(job(JobState.SFT, hold_reason=H.GONE, **HELD), None, GONE, operations=(STARTED,), stages=runs()),
+        actions.Wait,
+    ),
+    "held with the model here, and its machine vanished": (
+        snap(
+            job(JobState.DOWNLOADED, hold_reason=H.NOT_VERIFIED, **HELD), None, GONE, operations=(STARTED,),
+            stages=runs(3),
+        ),
+        actions.Wait,
+    ),
+    "held for its budget, and what is saved arrives wrong": (
+        training(row=job(JobState.SFT, hold_reason=H.BUDGET, **HELD), report=report(0), saves_failed=2), actions.Save,
+    ),
+    "each time": (
+        training(row=job(JobState.SFT, hold_reason=H.BUDGET, **HELD), report=report(0), saves_failed=3),
+        actions.StopMachine,
+    ),
+    "held as the end is near, and what is saved arrives wrong each time": (
+        training(row=job(JobState.SFT, hold_reason=H.LOSS_NEAR, **HELD), saves_failed=3), actions.Watch,
+    ),
     "held over its limit, exited by the market's word and meant to run, silent": (
         training(
             row=job(JobState.SFT, hold_reason=H.BY_PERSON, hold_since=NOW - 7200 * S),

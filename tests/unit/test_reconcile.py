@@ -236,18 +236,38 @@ async def test_a_machine_that_no_create_made_has_cost_since_it_was_rented(bench:
     assert lease.cost_at(bench.desk.clock.wall_ms()) == pytest.approx(20_000_000, rel=0.01)
 
 
-async def test_who_asked_for_the_end_is_not_held_for_a_charge(bench: Bench) -> None:
-    """The wish is fulfilled once the answer is known; a hold would keep it waiting for another word."""
+async def test_once_charges_are_told_a_job_goes_on_by_itself(bench: Bench) -> None:
+    """Held for them, it ends as its person wished meanwhile, without another word."""
     desk = bench.desk
     desk.write(lambda c: add_job(c, "second"))
+    create = _unanswered(desk)
+    desk.market.answers["charges"] = CredentialsRefused("needs billing_read")
+    for _ in range(15):
+        await bench.look()
     desk.write(lambda c: jobs.wish(c, jobs.get(c, "second"), Wish.CANCEL, desk.clock.wall_ms(), 1, by="me"))
+    await bench.look()
+    assert desk.job("second").hold_reason is HoldReason.UNANSWERED
+
+    del desk.market.answers["charges"]
+    await bench.look()
+
+    assert bench.operation(create).state is OpState.ABSENT
+    assert (desk.job("second").hold_reason, desk.job("second").wish) == (None, Wish.CANCEL)
+
+
+async def test_a_machine_that_comes_late_ends_the_hold_for_its_answer(bench: Bench) -> None:
+    """It is the job's, and nothing is doubtful any more."""
+    desk = bench.desk
+    desk.write(lambda c: add_job(c, "second"))
     _unanswered(desk)
     desk.market.answers["charges"] = CredentialsRefused("needs billing_read")
-
     for _ in range(15):
         await bench.look()
 
-    assert desk.job("second").hold_reason is None
+    desk.market.instances.append(instance(8, "hp-test-second-n"))
+    await bench.look()
+
+    assert (desk.job("second").hold_reason, bench.lease(8).state) == (None, LeaseState.LIVE)
 
 
 def _unanswered(desk: Desk) -> int:
@@ -255,7 +275,13 @@ def _unanswered(desk: Desk) -> int:
 
     def intend(c: Any) -> int:
         create = operations.intend(
-            c, Kind.CREATE, desk.clock.wall_ms(), 1, {}, job_id="second", label="hp-test-second-n"
+            c,
+            Kind.CREATE,
+            desk.clock.wall_ms(),
+            1,
+            {"challenge": "c", "terms": {}},
+            job_id="second",
+            label="hp-test-second-n",
         )
         for state in (OpState.SENT, OpState.UNKNOWN):
             operations.set_state(c, create, state, desk.clock.wall_ms())
