@@ -65,7 +65,7 @@ def settle(
         incoming.rename(final)
         platform.sync_folder(final.parent)
         platform.sync_folder(models)
-    write_whole(_home(models, name) / CURRENT, f"{Path(done.folder).name}\n")
+        write_whole(final.parent / CURRENT, f"{final.name}\n")
     return done
 
 
@@ -83,6 +83,8 @@ def settled(models: Path, *, name: str, job: str, manifest_sha256: str) -> recei
         if same and receipt.recheck(found) is None:
             platform.sync_folder(folder.parent)  # who renamed it may have died before this
             platform.sync_folder(models)
+            if folder.name.startswith(f"v{_newest(folder.parent)}-"):
+                write_whole(folder.parent / CURRENT, f"{folder.name}\n")
             return found
     return None
 

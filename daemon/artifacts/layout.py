@@ -16,7 +16,9 @@ SUFFIXES = frozenset({".gguf", ".safetensors", ".json", ".jsonl", ".txt", ".jinj
 TENSORBOARD = re.compile(r"tensorboard/[a-z]+/events\.out\.tfevents\.[A-Za-z0-9._-]+\.[0-9]+")
 
 # Names that the model folder needs for itself.
-OUR_OWN = frozenset({"readme.md", "receipt.json", "manifest.json", "logs/daemon.txt"})
+OUR_OWN = frozenset(
+    {"readme.md", "receipt.json", "manifest.json", "logs/daemon.txt", "sha256sums", "modelfile", "job.yaml"}
+)
 
 
 def local_name(path: str) -> PurePosixPath:
@@ -30,7 +32,7 @@ def local_name(path: str) -> PurePosixPath:
     if pure.suffix.lower() not in SUFFIXES and not TENSORBOARD.fullmatch(str(pure.relative_to(OUT))):
         raise ContractError(f"{path!r} is not one of the accepted kinds: {' '.join(sorted(SUFFIXES))}")
     name = pure.relative_to(OUT)
-    if str(name).casefold() in OUR_OWN:
+    if OUR_OWN & {str(part).casefold() for part in (name, *name.parents)}:
         raise ContractError(f"{path!r} is a name that the model folder needs for itself")
     return name
 

@@ -36,7 +36,8 @@ def passed(name: str, numbers: dict[str, Any], warnings: tuple[str, ...] = ()) -
 
 
 def failed(name: str, problem: str, numbers: dict[str, Any] | None = None) -> Level:
-    said = problem if len(problem) <= LONGEST else f"{problem[:LONGEST]}..."
+    plain = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in problem)  # it may quote a box
+    said = plain if len(plain) <= LONGEST else f"{plain[:LONGEST]}..."
     return Level(name, False, numbers or {}, said)
 
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Coroutine
 from dataclasses import asdict
+from typing import Any
 
 from daemon.artifacts.levels import IDENTITY, Level
 from daemon.artifacts.receipt import Changed, Receipt
 from daemon.control.acting import Acting
+from daemon.control.bell import PAUSE_S
+from daemon.control.mirror import CheckpointGone
 from daemon.control.transfers import told
 from daemon.control.watch import calling
 from daemon.domain import actions
@@ -41,8 +45,12 @@ async def download(a: Acting, s: Snapshot, action: actions.Download) -> None:
 
 async def save(a: Acting, s: Snapshot, action: actions.Save) -> None:
     box = await a.link.to(action.lease)
-    async with calling(box):
-        count = await a.mirroring.bring(box, s.stages, (await box.status()).status)
+    try:
+        async with calling(box):
+            count = await a.mirroring.bring(box, s.stages, (await box.status()).status)
+    except CheckpointGone:  # training goes on and was quicker: there is a newer one
+        await a.bell.wait(PAUSE_S)
+        return
     folder = str(a.mirroring.mirror.folder)
     with a.world.database.write() as c:
         events.add(c, "job.saved", a.world.clock.wall_ms(), job=a.job_id, files=count, folder=folder)
@@ -81,16 +89,30 @@ async def verify(a: Acting, s: Snapshot, action: actions.Verify) -> None:
             levels=lines,
             sample=report.sample,
         )
+    if report.problem.startswith(IDENTITY) and (changed := home.changed_base()):
+        why = f"{changed} was changed here after the job was submitted: put it back as it was"
+        a.hold(s, HoldReason.NOT_VERIFIED, f"{IDENTITY}: not run: {why}")
+        return
     if not report.passed:
         a.hold(s, HoldReason.NOT_VERIFIED if report.stopped_short else HoldReason.VERIFY_FAILED, report.problem)
         return
     log_file = w.job_folder(a.job_id) / "log.txt"
     try:
-        receipt = await asyncio.to_thread(home.settle_in, report, log_file, accepted)
+        receipt = await _whole(asyncio.to_thread(home.settle_in, report, log_file, accepted))
     except Changed as error:
         a.hold(s, HoldReason.VERIFY_FAILED, str(error))
         return
     _verified(a, s, receipt)
+
+
+async def _whole(work: Coroutine[Any, Any, Receipt]) -> Receipt:
+    """To its end, also where it is cut short: its thread goes on, and who looks next has to find what it left."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.gather(task, return_exceptions=True)
+        raise
 
 
 def _verified(a: Acting, s: Snapshot, receipt: Receipt) -> None:

@@ -50,6 +50,8 @@ from remote_payload.contract import ContractError
 log = structlog.get_logger()
 LONG = (actions.Provision, actions.Download, actions.Save)  # may last for hours, and no ring ends them
 CUTS = (actions.HoldJob, actions.StopMachine)  # decided while one lasts: it goes on spending what is not there
+# What a disk answers that is full, or does not take what is written to it.
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EXDEV, errno.EACCES, errno.EPERM)
 BACKOFF_S = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)  # between attempts to reach a box; 30 s for as long as it takes
 
 
@@ -70,11 +72,11 @@ class Driver:
         self.acting = Acting(world, job.id, spec, rows, self.memory, self.link, self.bell, mirroring, rebuilding)
         self.rules, self._estimated = snapshot.rules(spec, estimated, world.settings.timing), estimated
         self._said: tuple[str, str] | None = None
-        self._is_long = False  # the act that is being done
+        self._doing: actions.Action | None = None
 
     def wake(self) -> None:
         """The market was listed. An act that would go on for hours ends when there is no more money for it."""
-        if self._is_long and isinstance(self._decided(), CUTS):
+        if isinstance(self._doing, LONG) and isinstance(self._decided(), CUTS):
             self.bell.interrupt()
         else:
             self.bell.ring()
@@ -89,10 +91,16 @@ class Driver:
         return self.link.failures > 0
 
     async def drop_link(self) -> None:
-        """After a sleep the old connection is worth nothing, nor is an attempt that hangs since before it."""
+        """After a sleep the old connection is worth nothing, nor is an attempt that hangs since before it.
+
+        A proof needs no connection, and would begin anew with each network that comes and goes.
+        """
         await self.link.drop()
         self.link.failures = 0
-        self.interrupt()
+        if isinstance(self._doing, actions.Verify):
+            self.bell.ring()
+        else:
+            self.bell.interrupt()
 
     async def run(self) -> None:
         """Until the job is terminal. Raises Fenced when another daemon leads."""
@@ -100,7 +108,7 @@ class Driver:
             while not (s := self._look()).job.state.is_terminal:
                 await self._perform(s, plan(s))
         finally:
-            await self.acting.rebuilding.stop()
+            await self.acting.rebuilding.close()
             await self.acting.mirroring.stop()
             await self.link.drop()
 
@@ -134,11 +142,11 @@ class Driver:
             await doing
             return
         stop = asyncio.ensure_future(self.bell.interrupted.wait())
-        self._is_long = isinstance(action, LONG)
+        self._doing = action
         try:
             await asyncio.wait({doing, stop}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            self._is_long = False
+            self._doing = None
             stop.cancel()
             if not doing.done():
                 doing.cancel()
@@ -150,7 +158,7 @@ class Driver:
         """Translate what can go wrong into what the job does about it."""
         try:
             await act(self.acting, s, action)
-            if not isinstance(action, actions.Wait):
+            if isinstance(action, actions.TALKS_TO_BOX):
                 self._reached(s)
         except LostRace:
             return  # somebody else changed the row: decide again
@@ -177,7 +185,7 @@ class Driver:
         except MarketUnreachable:  # its operation is UNKNOWN already; the market is asked again
             await self.bell.wait(PAUSE_S)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno not in DISK:
                 raise
             await self._hold(s, HoldReason.DISK_FULL, str(error))
         except MarketError as error:

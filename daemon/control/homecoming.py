@@ -130,6 +130,13 @@ class Homecoming:
         depth: Depth = accepted["level"] if accepted else self.spec.verify.level
         return await self.verify(self.incoming, self._manifest(), base, depth, say)
 
+    def changed_base(self) -> Path | None:
+        """A file of the base model's folder here that was written since the job was submitted: L3 compares with it."""
+        folder = local_model(self.job, self.spec)
+        files = [folder / name for name in (*base_model.REQUIRED, *base_model.OPTIONAL)] if folder else []
+        later = (f for f in files if f.exists() and f.stat().st_mtime_ns > self.job.created_at * 1_000_000)
+        return next(later, None)
+
     @property
     def _base_name(self) -> str:
         source = local_model(self.job, self.spec)

@@ -36,17 +36,18 @@ def issue(database: Database, clock: Clock, job: Job, lease: Lease) -> DestroyPe
     now = clock.wall_ms()
     with database.read() as c:
         receipt = artifacts.current_receipt(c, job)
-    if receipt is not None and (problem := recheck(_receipt(receipt))):
-        raise ArtifactLost(problem, hint=f"jobctl show {job.id}")
+    problem = recheck(_receipt(receipt)) if receipt is not None else None
     with database.write() as c:
         history = operations.of_lease(c, lease.id)
         token = artifacts.usable_token(c, job, lease.instance_id, now)
         if not any(op.may_have_begun_work for op in history):
             kind, reference = PermitKind.UNUSED, None
-        elif receipt is not None:
+        elif receipt is not None and problem is None:
             kind, reference = PermitKind.RECEIPT, receipt.id
-        elif token is not None:
+        elif token is not None:  # whoever typed it may have deleted the model that they do not want
             kind, reference = PermitKind.TOKEN, token.id
+        elif problem is not None:
+            raise ArtifactLost(problem, hint=f"jobctl show {job.id}")
         else:
             raise NoPermit(
                 f"instance {lease.instance_id} may hold the only copy of the model of job {job.id}",

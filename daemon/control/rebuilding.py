@@ -100,6 +100,11 @@ class Rebuilding:
         if self._task is not None:
             await asyncio.gather(self._task, return_exceptions=True)
 
+    async def close(self) -> None:
+        """Its driver ends. One that goes on, as after a crash, begins it anew."""
+        await self.stop()
+        self._attempt = ""
+
     async def forget(self) -> None:
         """What was made and not taken makes room. What cannot be deleted stays, and is said."""
         if self.spec.deliver == DOWNLOAD:

@@ -217,18 +217,22 @@ class Supervisor:
             outside = await self.knock(self.world.settings.market_url) if cut_off else None
             now = wake.look(clock, self.addresses, outside)
             slept, came = wake.woke(before, now), wake.network_came(before, now)
-            if slept or came:
+            if slept or came or wake.door_opened(before, now):
                 log.info("workstation.woke" if slept else "network.came")
                 try:
-                    await self.reconnect()
+                    await self.reconnect(every=slept or came)
                 except Exception:  # without this loop no sleep is noticed and nobody feeds the watchdog: it never ends
                     log.exception("reconnect.crashed")
             if clock.mono() < self._stuck_at:
                 self.tell("WATCHDOG=1")
             before = now
 
-    async def reconnect(self) -> None:
-        """The old connections are worth nothing, and no pause between attempts is worth its time any more."""
+    async def reconnect(self, *, every: bool) -> None:
+        """The old connections are worth nothing, and no pause between attempts is worth its time any more.
+
+        Where only the market's door had been shut, a line that another job fills may have been why: those stay.
+        """
         self.hurry()
         for driver in list(self.drivers.values()):
-            await driver.drop_link()
+            if every or driver.is_cut_off:
+                await driver.drop_link()

@@ -58,8 +58,13 @@ def woke(before: Look, now: Look) -> bool:
 
 
 def network_came(before: Look, now: Look) -> bool:
-    """An address that was not there before, or a door that was shut: the network is back, or is another one."""
-    return bool(now.addresses - before.addresses) or (before.outside is False and now.outside is True)
+    """An address that was not there before: the network is back, or is another one."""
+    return bool(now.addresses - before.addresses)
+
+
+def door_opened(before: Look, now: Look) -> bool:
+    """The market's door was shut: what lies beyond it may be in reach again."""
+    return before.outside is False and now.outside is True
 
 
 def comes_home(job: Job, runs: Iterable[StageRun]) -> bool:

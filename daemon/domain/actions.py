@@ -124,3 +124,6 @@ class Move(Action):
 class HoldJob(Action):
     reason: HoldReason
     detail: str = field(default="")
+
+
+TALKS_TO_BOX = (Prove, Provision, StartStage, Watch, StopStages, FetchManifest, Download, Save)

@@ -113,7 +113,13 @@ HOLDS: dict[HoldReason, Hold] = {
         "resume tries again; where it comes again, retry --from gguf makes the files anew",
         (_RESUME, _RETRY + " --from gguf"),
     ),
-    HoldReason.DISK_FULL: Hold("this disk is full", N, R, "make room, then resume", (_RESUME, _ABANDON)),
+    HoldReason.DISK_FULL: Hold(
+        "this disk is full, or does not take what is written to it",
+        N,
+        R,
+        "make room, or mend what is named, then resume",
+        (_RESUME, _ABANDON),
+    ),
     HoldReason.HOST_KEY: Hold(
         "another machine answers at the address, or it failed the proof",
         N,

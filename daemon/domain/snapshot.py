@@ -59,13 +59,13 @@ class Snapshot:
     stage_failure: str | None = None  # the box's failed.json of the current stage, in words
     downloaded: bool = False  # every file of the manifest is complete here
     rescued: bool = False  # what was worth saving since the hold began is here
-    saves_failed: int = 0  # since then
     asked_market_ms: int | None = None  # last search that found nothing
     nothing_fits_since_ms: int | None = None  # the first such search since a machine was rented
     accepted: bool = False  # the person released an ASK_DESTROY hold
     link_down_since_ms: int | None = None
     looked_ms: int | None = None  # the box last said then that the current stage has not ended
     awake_since_ms: int = 0  # this daemon has been running, and this computer awake, since then
+    saves_failed: int = 0  # since the job was last held
 
     def open(self, *kinds: Kind) -> Operation | None:
         return next((op for op in self.operations if op.kind in kinds and op.state.is_open), None)

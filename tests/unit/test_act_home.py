@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
+import os
+import threading
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +16,7 @@ import pytest
 from desk import Counter
 from store import NOW
 
-from daemon.artifacts import levels
+from daemon.artifacts import folder, levels
 from daemon.artifacts.verify import Report
 from daemon.control import homecoming
 from daemon.domain.actions import Verify
@@ -101,6 +104,69 @@ async def test_killed_before_the_record_it_is_made_without_another_proof(counter
 
     assert_proven(counter)
     assert proofs.asked == 0
+
+
+async def test_a_network_that_comes_and_goes_cuts_no_proof(counter: Counter) -> None:
+    """It needs none, and each cut would begin it anew; a person's word ends it."""
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def prove(*_: Any) -> Report:
+        begun.set()
+        await go_on.wait()
+        return PASSED
+
+    counter.desk.world.verify = prove
+    proving = asyncio.create_task(counter.driver._perform(counter.look(), Verify()))
+    await begun.wait()
+
+    for _ in range(3):
+        await counter.driver.drop_link()
+        await asyncio.sleep(0)
+    go_on.set()
+    await proving
+
+    assert_proven(counter)
+
+
+async def test_a_word_while_the_folder_is_moved_leaves_it_whole(
+    counter: Counter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its thread goes on, so it is waited for: the next look finds what was proven, and proves nothing again."""
+    begun, go_on = asyncio.Event(), threading.Event()
+    settle, loop = folder.settle, asyncio.get_running_loop()
+
+    def slowly(*args: Any, **more: Any) -> Any:
+        loop.call_soon_threadsafe(begun.set)
+        go_on.wait(60)
+        return settle(*args, **more)
+
+    monkeypatch.setattr(folder, "settle", slowly)
+    proofs = Proofs(counter, PASSED)
+    proving = asyncio.create_task(counter.driver._perform(counter.look(), Verify()))
+    await begun.wait()
+    counter.driver.interrupt()
+    await asyncio.sleep(0)
+    go_on.set()
+    await proving
+
+    await counter.do(Verify())
+
+    assert_proven(counter)
+    assert proofs.asked == 1
+
+
+@pytest.mark.parametrize(("later_s", "held"), [(-60, HoldReason.VERIFY_FAILED), (60, HoldReason.NOT_VERIFIED)])
+async def test_a_base_that_was_changed_here_is_no_wrong_model(counter: Counter, later_s: int, held: HoldReason) -> None:
+    """L3 compares with the folder as it is now: where it was written since the job was submitted, that is said."""
+    written = counter.job.created_at / 1000 + later_s
+    for file in (counter.desk.folder / "base").iterdir():
+        os.utime(file, (written, written))
+    Proofs(counter, Report(False, "full", (levels.failed(levels.IDENTITY, "another chat template"),)))
+
+    await counter.do(Verify())
+
+    assert counter.held is held
+    assert ("put it back" in (counter.look().job.hold_detail or "")) is (later_s > 0)
 
 
 @pytest.mark.parametrize(("report", "held"), [(WRONG, HoldReason.VERIFY_FAILED), (NOT_RUN, HoldReason.NOT_VERIFIED)])

@@ -21,6 +21,7 @@ from daemon.control.operate import Operator
 from daemon.control.world import World
 from daemon.domain.actions import Action, Download, HoldJob, Wait
 from daemon.domain.holds import HoldReason
+from daemon.domain.records import Lease
 from daemon.domain.spec import JobSpec, from_canonical
 from daemon.errors import AccessDenied, BoxError, Fenced, HostKeyChanged, LinkLost, StoreError
 from daemon.settings import Paths, Settings
@@ -145,7 +146,7 @@ async def test_a_store_that_cannot_be_read_ends_no_act(
 ) -> None:
     """The driver meets it when it looks next; who rings must not end by it."""
     one, _ = driven
-    one._is_long = True
+    one._doing = Download(cast(Lease, one._look().lease))
 
     def fails() -> None:
         raise StoreError("disk I/O error")

@@ -21,7 +21,7 @@ from daemon.control.driver import Driver
 from daemon.control.operate import Operator
 from daemon.control.reconcile import Reconciler
 from daemon.control.supervisor import STUCK_S, Supervisor
-from daemon.control.wake import Look, Wakefulness, comes_home, network_came, opens, woke
+from daemon.control.wake import Look, Wakefulness, comes_home, door_opened, network_came, opens, woke
 from daemon.control.world import World
 from daemon.domain.holds import HoldReason
 from daemon.domain.lifecycle import JobState
@@ -67,7 +67,7 @@ def test_a_door_that_opens_is_the_network(before: bool | None, now: bool | None,
     """Our address may stay while a router is down: then what counts is that the market takes a connection again."""
     looks = [dataclasses.replace(BEFORE, outside=outside) for outside in (before, now)]
 
-    assert network_came(*looks) is expected
+    assert door_opened(*looks) is expected
 
 
 async def test_a_door_is_open_while_somebody_listens() -> None:
@@ -208,8 +208,13 @@ async def test_the_networks_return_wakes_drivers_and_reconcile(world: World, mon
 
 async def test_the_markets_door_wakes_who_is_cut_off(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Asked only while a box is out of contact; with the door open again every pause between attempts is over."""
-    doors = [True, False, True]
+    doors, cut = [True, False, True], list[str]()
     woken = asyncio.Event()
+
+    async def no_reason() -> None:
+        """The line that it fills may be why the door seemed shut."""
+        cut.append("other")
+
     box = SimpleNamespace(is_cut_off=False)
 
     async def drop_link() -> None:
@@ -227,11 +232,12 @@ async def test_the_markets_door_wakes_who_is_cut_off(world: World, monkeypatch: 
     monkeypatch.setattr(wake, "TICK_S", 0.01)
     one = supervisor(world, addresses=addresses, knock=knock)
     one.drivers["job"] = cast(Driver, box)
+    one.drivers["other"] = cast(Driver, SimpleNamespace(is_cut_off=False, drop_link=no_reason))
     looking = asyncio.create_task(one._look_loop())
 
     await asyncio.wait_for(woken.wait(), 60)
 
-    assert not doors
+    assert not doors and not cut
     looking.cancel()
     await asyncio.gather(looking, return_exceptions=True)
 

@@ -10,7 +10,7 @@ import random
 from dataclasses import dataclass, field
 
 from daemon.domain import plan as decide
-from daemon.domain.actions import Action, StopStages, Wait, Watch
+from daemon.domain.actions import TALKS_TO_BOX, Action, StopStages, Watch
 from daemon.domain.evidence import silence_began
 from daemon.domain.holds import HoldReason
 from daemon.domain.lifecycle import JobState
@@ -186,7 +186,7 @@ class Run(Chaos):
             self._follow(action, act, s.job.state)
             if isinstance(action, Watch | StopStages):
                 self.reached_at = w.now
-            if not isinstance(action, Wait):
+            if isinstance(action, TALKS_TO_BOX):
                 w.memory.link_down_since_ms, w.memory.failures = None, 0
         except LostRace:
             pass

@@ -123,8 +123,8 @@ MUTANTS: tuple[Mutant, ...] = (
         "the permit believes the receipt without a look at the disk",
         (
             PERMITS,
-            "if receipt is not None and (problem := recheck(_receipt(receipt))):",
-            'if receipt is not None and (problem := ""):',
+            "recheck(_receipt(receipt)) if receipt is not None else None",
+            "None",
         ),
     ),
     mutant(

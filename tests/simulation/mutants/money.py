@@ -69,6 +69,10 @@ MUTANTS: tuple[Mutant, ...] = (
         "F12 F15",
         "full",
         "a download that would go on for hours is not ended when limits.cost is spent",
-        (DRIVER, "        if self._is_long and isinstance(self._decided(), CUTS):\n", "        if False:\n"),
+        (
+            DRIVER,
+            "        if isinstance(self._doing, LONG) and isinstance(self._decided(), CUTS):\n",
+            "        if False:\n",
+        ),
     ),
 )
