@@ -238,7 +238,7 @@ def advance(status: Status, line: dict[str, Any]) -> Status:
         case "checkpoint":
             return replace(status, checkpoint=line["path"], checkpoint_step=line["step"])
         case "resume":
-            return replace(status, step=line["step"])
+            return replace(status, step=line["step"], checkpoint=line["path"], checkpoint_step=line["step"])
         case "placement":
             return replace(status, placement=f"{line['mode']}: {line['why']}")
     return status

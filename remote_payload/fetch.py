@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import fcntl
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -32,8 +33,10 @@ def fetch(layout: Layout, repo: str, revision: str | None) -> None:
     whole, name = layout.root / WHOLE, f"{repo}@{revision or 'its newest revision'}"
     with open(layout.root / LOCK, "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if whole.exists() and whole.read_text() == name:
+        if whole.exists() and whole.read_text() == told(name, layout.model):
             return
+        if whole.exists():
+            forget_damaged(whole.read_text(), layout.model)
         from huggingface_hub import snapshot_download
 
         print(f"fetching {name}", flush=True)
@@ -41,7 +44,26 @@ def fetch(layout: Layout, repo: str, revision: str | None) -> None:
         snapshot_download(repo, revision=revision, local_dir=layout.model, allow_patterns=MODEL_FILES)
         if missing := absent(layout.model):
             raise Incomplete(f"{name}: the hub did not bring {', '.join(missing[:3])} ({len(missing)} missing)")
-        write_whole(whole, name)
+        for file in layout.model.glob("*"):
+            if file.is_file():  # a machine that loses its power keeps the marker only together with what it tells of
+                with open(file, "rb+") as f:
+                    os.fsync(f.fileno())
+        write_whole(whole, told(name, layout.model))
+
+
+def told(name: str, model: Path) -> str:
+    """What the marker says: the model, and each of its files with its size in bytes."""
+    files = sorted(file for file in model.glob("*") if file.is_file() and file.suffix in (".json", ".safetensors"))
+    return "\n".join([name, *(f"{file.name} {file.stat().st_size}" for file in files)])
+
+
+def forget_damaged(marker: str, model: Path) -> None:
+    """What has another size than when it was whole goes: the hub's client asks for no file that is there."""
+    for line in marker.splitlines()[1:]:
+        name, _, size = line.rpartition(" ")
+        file = model / Path(name).name
+        if file.is_file() and file.stat().st_size != int(size):
+            file.unlink()
 
 
 def absent(model: Path) -> list[str]:

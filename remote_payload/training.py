@@ -206,7 +206,8 @@ def resume_point(layout: Layout, stage: Stage, events: Events, mark: Fingerprint
     for folder in damaged:
         events.emit("warn", msg=f"damaged checkpoint set aside as {folder.name}")
     if newest:
-        events.emit("resume", step=int(newest.name.removeprefix(checkpoints.PREFIX)), path=newest.name)
+        path = newest.relative_to(layout.root).as_posix()
+        events.emit("resume", step=int(newest.name.removeprefix(checkpoints.PREFIX)), path=path)
     return newest
 
 

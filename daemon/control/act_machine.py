@@ -93,9 +93,14 @@ async def make_ready(a: Acting, s: Snapshot, action: actions.Provision) -> None:
         box = await a.link.to(lease)
         mirrored = [] if s.work_started(lease) else await asyncio.to_thread(_mirrored, a, s)
         settings = a.world.settings
+        with a.world.database.read() as c:
+            given = events.newest(c, a.job_id, ("base.sent",))
+        base = given.body["files"] if given is not None else None
         with told(a.world, a.job_id, "UPLOAD") as follow:
             async with calling(box):
-                prepared, python = await provision(box, s.job, a.spec, lease, s.stages, settings, mirrored, follow)
+                prepared, python, sent = await provision(
+                    box, s.job, a.spec, lease, s.stages, settings, mirrored, follow, base
+                )
     except AnotherAttempt as error:
         a.hold(s, HoldReason.RESTORED, f"{error}: jobctl retry {a.job_id} begins one that both know")
         return
@@ -111,6 +116,8 @@ async def make_ready(a: Acting, s: Snapshot, action: actions.Provision) -> None:
     with a.world.database.write() as c:
         jobs.change(c, s.job, a.world.clock.wall_ms(), a.world.database.epoch, prepared_json=dump(prepared))
         leases.change(c, lease.id, provisioned=s.job.attempt, python=python)
+        if base is None and sent:
+            events.add(c, "base.sent", a.world.clock.wall_ms(), job=a.job_id, lease=lease.id, files=sent)
         events.add(
             c,
             "box.prepared",

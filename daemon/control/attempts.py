@@ -12,17 +12,23 @@ from daemon.store import artifacts, downloads, stages
 
 
 def begin_again(
-    c: Connection, job: Job, runs: Sequence[StageRun], now_ms: int, *, keep: Sequence[StageRun], fresh: bool
+    c: Connection,
+    job: Job,
+    runs: Sequence[StageRun],
+    now_ms: int,
+    *,
+    keep: Sequence[StageRun],
+    fresh: bool,
+    redo: str | None = None,
 ) -> dict[str, Any]:
     """Receipts superseded, tokens void, downloads forgotten, attempt n+1 begun, all in the caller's transaction.
 
-    `keep` are the finished stages whose outputs still lie on the same box. Returns the columns that the caller swaps
-    into the jobs row with its own compare-and-swap.
+    `keep` are the finished stages whose outputs still lie on the same box; `fresh` and `redo` as in begin_attempt.
+    Returns the columns that the caller swaps into the jobs row with its own compare-and-swap.
     """
     artifacts.supersede(c, job, f"attempt {job.attempt + 1}", now_ms)
     artifacts.void_tokens(c, job.id, now_ms)
     downloads.forget(c, job.id)
-    stages.begin_attempt(
-        c, job.id, job.attempt + 1, job.spec_sha256, [run.stage for run in runs], now_ms, keep=list(keep), fresh=fresh
-    )
+    names, n = [run.stage for run in runs], job.attempt + 1
+    stages.begin_attempt(c, job.id, n, job.spec_sha256, names, now_ms, keep=list(keep), fresh=fresh, redo=redo)
     return {"attempt": job.attempt + 1, "manifest_sha256": None, "manifest_json": None, "prepared_json": None}

@@ -159,7 +159,7 @@ class Commands:
             kept = Mirror(self.world.mirror_folder(row.id)).kept(runs[:upto])
         if redo is None and len(kept) == len(runs):
             kept = kept[:-1]  # everything is done: what can be repeated is the conversion
-        changes = begin_again(c, row, runs, self._now, keep=kept, fresh=fresh)
+        changes = begin_again(c, row, runs, self._now, keep=kept, fresh=fresh, redo=redo)
         now, epoch = self._now, self._database.epoch
         if row.state is JobState.QUEUED:
             jobs.release(c, row, now, epoch, by=by)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +68,13 @@ async def provision(
     settings: Settings,
     mirrored: Sequence[Upload] = (),
     follow: Follow = nobody,
-) -> tuple[Prepared, str]:
-    """Make the box ready for the first stage; returns what `prepare` counted and the interpreter to use.
+    base: Mapping[str, str] | None = None,
+) -> tuple[Prepared, str, dict[str, str]]:
+    """Make the box ready for the first stage; returns what `prepare` counted, the interpreter to use, and the hashes of
+    the base model's files that were sent, none for one of a hub.
 
-    `mirrored` is the work that an earlier machine of the job did, to go on from. `follow` hears of the upload.
+    `mirrored` is the work that an earlier machine of the job did, to go on from. `follow` hears of the upload. `base`
+    are the hashes that the job was given before: what was trained on it goes on on no other.
 
     Raises RemoteFailed (preflight or bootstrap: another machine), AnotherAttempt, DataRefused, IntegrationRefused,
     LinkLost.
@@ -87,11 +90,16 @@ async def provision(
     if objections := _objections(facts, spec.machine.count if settings.image.cuda else 0):
         raise RemoteFailed(f"preflight: {objections}", exit_code_remote=Exit.PREFLIGHT)
     ours = await asyncio.to_thread(lambda: list(_uploads(job, spec, settings)))  # hashes a base model of any size
+    sent = {upload.local.name: upload.sha256 for upload in ours if upload.remote.startswith(f"{MODEL_DIR}/")}
+    if base and sent != base:
+        changed = sorted(name for name in base.keys() | sent.keys() if base.get(name) != sent.get(name))
+        what = f"{', '.join(changed[:3])} of the base model changed since a machine was first given it"
+        raise DataRefused(f"{what}: put it back in {local_model(job, spec)}, then jobctl resume {job.id}")
     await box.upload([*ours, *mirrored], follow)
     await box.write_job(build(job, spec, lease, stages, settings))
     prepared = await box.prepare(hub)
     check(prepared, spec, data_sets(job))
-    return prepared, python
+    return prepared, python, sent
 
 
 def _refuse_another(found: BoxStatus, stages: tuple[StageRun, ...], instance: int) -> None:

@@ -23,11 +23,16 @@ def begin_attempt(
     *,
     keep: list[StageRun],
     fresh: bool,
+    redo: str | None = None,
 ) -> None:
-    """Attempt `n`: stages in `keep` carry their nonce and done.json over, the others get a new nonce."""
+    """Attempt `n`: stages in `keep` carry their nonce and done.json over, the others get a new nonce.
+
+    `fresh` are those from `redo` on, by default all; one before it goes on from its newest checkpoint.
+    """
+    first = stages.index(redo) if redo is not None else 0
     c.execute(insert(schema.attempts).values(job_id=job, n=n, spec_sha256=spec_sha256, created_at=now_ms))
     kept = {run.stage: run for run in keep}
-    for stage in stages:
+    for place, stage in enumerate(stages):
         run = kept.get(stage)
         c.execute(
             insert(schema.stages).values(
@@ -35,7 +40,7 @@ def begin_attempt(
                 attempt=n,
                 stage=stage,
                 nonce=run.nonce if run else ids.nonce(),
-                fresh=0 if run else int(fresh),
+                fresh=0 if run else int(fresh and place >= first),
                 started_at=run.started_at if run else None,
                 done_at=run.done_at if run else None,
                 done_json=run.done_json if run else None,

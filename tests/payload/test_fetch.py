@@ -16,6 +16,7 @@ from test_image import bootstrap, root  # noqa: F401  # a fixture
 
 from remote_payload import fetch, host
 from remote_payload.contract import Exit, ModelSource, Needs, dump
+from remote_payload.layout import Layout
 
 MakeBox = Callable[..., Box]
 FROM_HUB = ModelSource(REPO, REPO, COMMIT)
@@ -48,6 +49,21 @@ def test_bootstrap_begins_and_prepare_asks_for_nothing_again(
     assert prepared.returncode == Exit.OK, prepared.stdout + prepared.stderr
     assert set(hub.sent.values()) == {1}
     assert (box.layout.model / "model.safetensors").read_bytes() == hub.files["model.safetensors"]
+
+
+def test_a_model_that_a_power_cut_damaged_is_fetched_again(tmp_path: Path, box_python: Path, hub: Hub) -> None:
+    """The marker outlived the file's bytes: what has another size is asked for once more, and nothing else."""
+    command = [box_python, "-m", "remote_payload.fetch", "--root", tmp_path, "--repo", REPO, "--revision", COMMIT]
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONPATH": str(REPOSITORY)}
+    environment |= {"HF_ENDPOINT": hub.url}
+    subprocess.run(command, env=environment, check=True)
+    weights = Layout(tmp_path).model / "model.safetensors"
+    os.truncate(weights, 0)
+
+    subprocess.run(command, env=environment, check=True)
+
+    assert weights.read_bytes() == hub.files["model.safetensors"]
+    assert {name: times for name, times in hub.sent.items() if times > 1} == {"model.safetensors": 2}
 
 
 def test_what_the_hub_does_not_bring_is_named(tmp_path: Path, box_python: Path, hub: Hub) -> None:

@@ -309,7 +309,10 @@ STEP = {"kind": "step", "nonce": "mine", "step": 4, "total": 9, "loss": 1.5, "lr
             {"kind": "checkpoint", "nonce": "mine", "step": 3, "path": "run/sft/checkpoint-3"},
             {"checkpoint": "run/sft/checkpoint-3", "checkpoint_step": 3},
         ),
-        ({"kind": "resume", "nonce": "mine", "step": 3}, {"step": 3}),
+        (
+            {"kind": "resume", "nonce": "mine", "step": 3, "path": "run/sft/checkpoint-3"},
+            {"step": 3, "checkpoint": "run/sft/checkpoint-3", "checkpoint_step": 3},
+        ),
         ({"kind": "warn", "nonce": "mine", "msg": "x"}, {}),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,9 @@ from scripted_market import OFFER, instance
 from store import NOW, start_stage
 
 from daemon.artifacts import folder as model_folder
+from daemon.box.box import BoxStatus
 from daemon.control import act_machine
+from daemon.control import provision as provisioning
 from daemon.control.provision import AnotherAttempt, DataRefused, IntegrationRefused
 from daemon.domain import actions
 from daemon.domain.actions import Provision, Rent
@@ -24,6 +27,7 @@ from daemon.domain.records import Lease, LeaseState, OpState, Wish
 from daemon.errors import CredentialsRefused, HomeportError, MarketUnreachable, NoCredit, OfferGone, RemoteFailed
 from daemon.market.port import Reply
 from daemon.store import jobs, leases, machines
+from remote_payload.contract import Prepared
 
 
 @pytest.fixture
@@ -200,6 +204,49 @@ async def test_a_machine_that_is_no_good_is_returned_unless_work_was_begun_on_it
         assert list(machines.bad(c, counter.desk.clock.wall_ms())) == [5]
     assert counter.held is (HoldReason.INTERNAL if begun else None)
     assert counter.desk.market.asked == ([] if begun else [("destroy", 77)])
+
+
+ANSWERS = {
+    "status": BoxStatus(False, None, "boot", 0, 0),
+    "preflight": {"ok": True, "gpus": [{}]},
+    "prepare": Prepared(True, "", 40, 0),
+    "bootstrap": "python",
+}
+
+
+@pytest.mark.parametrize(("changes", "held"), [(False, None), (True, HoldReason.DATA)])
+async def test_a_base_folder_that_changed_is_given_to_no_second_machine(
+    counter: Counter, monkeypatch: pytest.MonkeyPatch, changes: bool, held: HoldReason | None
+) -> None:
+    """What was trained on one base goes on on no other: its file is named, and the way back."""
+    lease, sent = counter.machine(), list[Any]()
+
+    class Box:
+        """Takes everything, and counts nothing."""
+
+        def __getattr__(self, name: str) -> Any:
+            async def call(*given: Any) -> Any:
+                if name == "upload":
+                    sent.append(given)
+                return ANSWERS.get(name)
+
+            return call
+
+    async def to(lease: Lease) -> Any:
+        return Box()
+
+    monkeypatch.setattr(counter.driver.link, "to", to)
+    monkeypatch.setattr(provisioning, "check", lambda *given: None)
+    monkeypatch.setattr(act_machine, "calling", lambda box: contextlib.nullcontext())
+    await counter.do(Provision(lease))
+    if changes:
+        (counter.desk.folder / "base/config.json").write_text('{"another": 1}')
+
+    await counter.do(Provision(lease))
+
+    assert counter.held is held
+    assert len(sent) == (1 if changes else 2)
+    assert "config.json" in (counter.look().job.hold_detail or "config.json")
 
 
 async def test_a_host_that_went_away_leaves_the_job_a_new_attempt(counter: Counter) -> None:

@@ -269,6 +269,19 @@ async def test_a_machine_is_written_off_by_its_id(desk: Desk) -> None:
     assert (await desk.commands.write_off(8, "me", 8))["job"] is None and desk.told == [JOB]
 
 
+async def test_a_retry_from_a_stage_leaves_the_ones_before_it_their_checkpoints(desk: Desk) -> None:
+    """SFT was not finished: it goes on, and only what was named and what follows begins afresh."""
+    desk.write(lambda c: add_job(c))
+    desk.write(lambda c: jobs.move(c, jobs.get(c, JOB), JobState.PROVISIONED, NOW, 1))
+    desk.write(lambda c: jobs.move(c, jobs.get(c, JOB), JobState.SFT, NOW, 1))
+
+    await desk.commands.retry(JOB, "me", "dpo")
+
+    with desk.database.read() as c:
+        runs = stages.of_attempt(c, jobs.get(c, JOB))
+    assert [(run.stage, run.fresh) for run in runs] == [("SFT", 0), ("DPO", 1), ("GGUF", 1)]
+
+
 async def test_a_retry_keeps_what_is_finished(desk: Desk) -> None:
     """On its machine; from a stage on it begins afresh. What is no stage, or no state to retry in, is refused."""
     work(desk)
