@@ -12,7 +12,6 @@ from daemon.artifacts.levels import IDENTITY, Level
 from daemon.artifacts.receipt import Changed, Receipt
 from daemon.control.acting import Acting
 from daemon.control.bell import PAUSE_S
-from daemon.control.mirror import CheckpointGone
 from daemon.control.transfers import told
 from daemon.control.watch import calling
 from daemon.domain import actions
@@ -20,8 +19,9 @@ from daemon.domain.holds import HoldReason
 from daemon.domain.lifecycle import Trigger
 from daemon.domain.machine import fire
 from daemon.domain.snapshot import Snapshot
-from daemon.errors import SpecError, WorkstationUnfit
+from daemon.errors import SpecError, TransferFailed, WorkstationUnfit
 from daemon.store import artifacts, downloads, events, jobs
+from remote_payload.contract import Status
 
 
 async def fetch_manifest(a: Acting, s: Snapshot, action: actions.FetchManifest) -> None:
@@ -45,15 +45,23 @@ async def download(a: Acting, s: Snapshot, action: actions.Download) -> None:
 
 async def save(a: Acting, s: Snapshot, action: actions.Save) -> None:
     box = await a.link.to(action.lease)
+    before = (await box.status()).status
     try:
         async with calling(box):
-            count = await a.mirroring.bring(box, s.stages, (await box.status()).status)
-    except CheckpointGone:  # training goes on and was quicker: there is a newer one
-        await a.bell.wait(PAUSE_S)
+            count = await a.mirroring.bring(box, s.stages, before)
+    except TransferFailed:
+        now = await box.status()
+        if not now.alive or _checkpoint(now.status) == _checkpoint(before):
+            raise
+        await a.bell.wait(PAUSE_S)  # training goes on and was quicker: there is a newer one
         return
     folder = str(a.mirroring.mirror.folder)
     with a.world.database.write() as c:
         events.add(c, "job.saved", a.world.clock.wall_ms(), job=a.job_id, files=count, folder=folder)
+
+
+def _checkpoint(status: Status | None) -> str | None:
+    return status.checkpoint if status is not None else None
 
 
 async def verify(a: Acting, s: Snapshot, action: actions.Verify) -> None:
@@ -90,7 +98,7 @@ async def verify(a: Acting, s: Snapshot, action: actions.Verify) -> None:
             sample=report.sample,
         )
     if report.problem.startswith(IDENTITY) and (changed := home.changed_base()):
-        why = f"{changed} was changed here after the job was submitted: put it back as it was"
+        why = f"{changed} is not what the machine was given: put it back as it was ({report.problem})"
         a.hold(s, HoldReason.NOT_VERIFIED, f"{IDENTITY}: not run: {why}")
         return
     if not report.passed:

@@ -127,7 +127,7 @@ class Commands:
             presumed = any(op.kind is Kind.STAGE_START and op.nonce is None for op in operations.of_job(c, row.id))
             restored = row.hold_reason is HoldReason.RESTORED or presumed
             anew = row.hold_reason is HoldReason.GONE or (restored and row.state is JobState.QUEUED)
-            if anew and leases.live(c, row.id) is None:  # it may have come back
+            if anew and row.wish is None and leases.live(c, row.id) is None:  # it may have come back
                 self._again(c, row, by, fresh=False)
                 return
             jobs.release(c, row, self._now, self._database.epoch, by=by)

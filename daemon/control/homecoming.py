@@ -17,6 +17,7 @@ from daemon.artifacts import base as base_model
 from daemon.artifacts import folder as model_folder
 from daemon.artifacts import receipt as receipts
 from daemon.artifacts.base import BaseIdentity
+from daemon.artifacts.hashing import sha256
 from daemon.artifacts.verify import Depth, Report, Say
 from daemon.box.box import Box
 from daemon.box.pace import Pace
@@ -29,7 +30,7 @@ from daemon.domain.records import Job, StageRun
 from daemon.domain.spec import JobSpec
 from daemon.errors import TransferFailed
 from daemon.settings import Settings
-from daemon.store import downloads
+from daemon.store import downloads, events
 from daemon.store.database import Database
 from remote_payload.contract import MANIFEST_FILE, RUN_DIR, Done, Manifest, Role, Stage, load
 
@@ -131,11 +132,14 @@ class Homecoming:
         return await self.verify(self.incoming, self._manifest(), base, depth, say)
 
     def changed_base(self) -> Path | None:
-        """A file of the base model's folder here that was written since the job was submitted: L3 compares with it."""
+        """A file of the base model's folder here that the machine was given another way: L3 compares with it."""
+        with self.database.read() as c:
+            sent = events.newest(c, self.job.id, ("base.sent",))
         folder = local_model(self.job, self.spec)
-        files = [folder / name for name in (*base_model.REQUIRED, *base_model.OPTIONAL)] if folder else []
-        later = (f for f in files if f.exists() and f.stat().st_mtime_ns > self.job.created_at * 1_000_000)
-        return next(later, None)
+        given: dict[str, str] = sent.body["files"] if sent is not None and folder is not None else {}
+        names = [name for name in (*base_model.REQUIRED, *base_model.OPTIONAL) if name in given]
+        files = [folder / name for name in names] if folder is not None else []
+        return next((f for f in files if not f.is_file() or sha256(f) != given[f.name]), None)
 
     @property
     def _base_name(self) -> str:

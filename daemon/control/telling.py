@@ -55,6 +55,7 @@ class Teller:
         report = reports.get(c, job.id)
         lost_since = report.lost_since if report is not None else None
         is_its = live is not None and lost_since is not None and lost_since >= live.created_at  # not an earlier one's
+        unsaved = _failed(c, job.id, "save.failed", "job.saved", "job.released")
         spec = from_canonical(job.spec_json)
         return Facts(
             now_ms=now,
@@ -67,7 +68,7 @@ class Teller:
             awake_since_ms=self.world.clock.awake_since_ms(),
             asks=spec.destroy == "ask",
             not_mirrored=_failed(c, job.id, "mirror.failed", "checkpoint.home", "stage.home"),
-            not_saved=_failed(c, job.id, "save.failed", "job.saved", "job.released"),
+            not_saved=unsaved[1] if unsaved is not None else None,
             lingering=[lease for lease in rented if self._lingers(c, lease, now)],
         )
 

@@ -110,8 +110,8 @@ HOLDS: dict[HoldReason, Hold] = {
         "bytes arrive that do not hash to what the box promised",
         N,
         R,
-        "resume tries again; where it comes again, retry --from gguf makes the files anew",
-        (_RESUME, _RETRY + " --from gguf"),
+        "resume tries again; where the model's files come so again, retry --from gguf makes them anew",
+        (_RESUME, _ABANDON),
     ),
     HoldReason.DISK_FULL: Hold(
         "this disk is full, or does not take what is written to it",

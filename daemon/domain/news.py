@@ -47,7 +47,7 @@ class Facts:
     awake_since_ms: int = 0  # while this computer slept nobody called the box
     asks: bool = False  # `destroy: ask`: what is verified waits, HELD, for its person
     not_mirrored: tuple[int, str] | None = None  # event and reason, when the last attempt to bring a checkpoint failed
-    not_saved: tuple[int, str] | None = None  # the same of the last attempt to save what a held job has
+    not_saved: str | None = None  # why the last attempt to save what a held job has failed
     lingering: Sequence[Lease] = ()  # the market agreed long ago to destroy them, and lists them all the same
 
     @property
@@ -86,7 +86,8 @@ def of_job(f: Facts) -> Iterator[News]:
         yield News(
             f"loss {job.id} {job.attempt}", _titled(job, "its machine ends soon"), text + f.next("jobctl show {job}")
         )
-    stands = any(lease.is_held and lease.status in HALTED for lease in f.leases)  # nobody expects it to answer
+    live = [lease for lease in f.leases if lease.state is LeaseState.LIVE]
+    stands = any(lease.status in HALTED for lease in live)  # nobody expects it to answer
     silent_ms = 0 if f.lost_since is None or stands else f.now_ms - max(f.lost_since, f.awake_since_ms)
     if f.lost_since is not None and silent_ms >= f.silence_ms:
         minutes = (f.now_ms - f.lost_since) // 60_000
@@ -101,9 +102,8 @@ def of_job(f: Facts) -> Iterator[News]:
         )
         yield News(f"lingers {lease.id}", _titled(job, f"machine {lease.instance_id} is not gone"), text)
     if f.not_saved is not None:
-        event, why = f.not_saved
-        text = f"{why[:300]}. It is tried a few times in each hold. {f.money} {f.next('jobctl show {job}')}"
-        yield News(f"unsaved {job.id} {event}", _titled(job, "what its machine has does not come home"), text)
+        text = f"{f.not_saved[:300]}. It is tried a few times in each hold. {f.money} {f.next('jobctl show {job}')}"
+        yield News(f"unsaved {job.id} {job.hold_since}", _titled(job, "what its machine has does not come home"), text)
     if f.not_mirrored is not None:
         event, why = f.not_mirrored
         text = f"{why[:300]}. Training goes on, but a host that is lost now loses more. {f.next('jobctl show {job}')}"

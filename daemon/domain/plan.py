@@ -68,7 +68,7 @@ BROKEN_HOST = (
 )
 TRAINS = (JobState.PROVISIONED, JobState.SFT, JobState.DPO, JobState.GGUF)
 # Holds that their machine's end changes nothing in: they say so themselves, or wait for an answer.
-OUTLASTS = (HoldReason.GONE, HoldReason.RESTORED, HoldReason.CANCEL_WISH)
+OUTLASTS = (HoldReason.GONE, HoldReason.RESTORED, HoldReason.CANCEL_WISH, HoldReason.BUDGET)
 MACHINES_BEFORE_HOLD = 3  # returned unused in one attempt
 LINGERS = 15  # times the wait before a destroy is sent again: an accepted one may stay listed for ten minutes
 STARTS_ASKED = 15  # of one machine, none of which happened: a busy market may refuse for a quarter of an hour
@@ -355,7 +355,7 @@ def _fulfil_wish(s: Snapshot) -> Action:
 def _held(s: Snapshot, rule: Hold) -> Action:
     lease = s.lease
     if lease is None:  # what was advised for the machine is not so any more
-        trains = s.job.state in TRAINS and s.job.hold_reason not in OUTLASTS
+        trains = s.job.wish is None and s.job.state in TRAINS and s.job.hold_reason not in OUTLASTS
         return (_missing(s) if trains else None) or Wait("held")
     if rule.release is not Release.RUN_TO_LIMIT and not s.work_started(lease):
         return _destroy(s, lease, "nothing was started on it")

@@ -43,7 +43,9 @@ def _by_receipt(receipt: Row) -> Safety:
 
 
 def _before_the_model(rows: JobRows, instance: int | None) -> Safety:
-    is_its = rows.report is not None and rows.report["attempt"] == rows.job["attempt"]  # not of a machine before it
+    report, lease = rows.report, current_lease(rows.leases)
+    # Not of a machine before it.
+    is_its = report is not None and (lease is None or (report["seen_at"] or 0) >= lease["created_at"])
     step = box_status(rows.report).get("checkpoint_step") or 0 if is_its else 0
     if JobState(rows.job["state"]) in TERMINAL:
         return Safety(where=Whereabouts.NOWHERE, safe=False, text="no. The job ended without a model", path=None)

@@ -144,8 +144,8 @@ def _set_revision(path: Path, revision: str) -> None:
 
 
 def test_a_backup_put_back_rents_nothing_by_itself(home: MakeHome, job_file: MakeJob) -> None:
-    """A database from before the create: HELD(RESTORED). Only resume rents again; the first machine keeps what it has
-    until the model is verified."""
+    """A database from before the create: HELD(RESTORED). Only resume rents again, and not while the model that it has
+    forgotten lies here; the first machine keeps what it has until the model is verified."""
     one = home()
     one.start("create.intent", "before")
     one.jobctl("submit", "-y", str(job_file(destroy="ask")), check=None)
@@ -169,7 +169,11 @@ def test_a_backup_put_back_rents_nothing_by_itself(home: MakeHome, job_file: Mak
     assert creates(one) == len(one.ledger()) == 1
 
     one.jobctl("resume", job)
-    until(lambda: one.events(job, "job.released"), "it goes on")
+    until(lambda: "/quick/v1-" in str((one.job(job)["hold"] or {}).get("detail")), "it says where the model is")
+    assert creates(one) == 1
+    (forgotten,) = one.folder.glob(f"**/quick/v1-{job}")
+    forgotten.rename(one.folder / "elsewhere")
+    one.jobctl("resume", job)
     until(lambda: (one.job(job)["hold"] or {}).get("reason") == "ASK_DESTROY", "verified, and asks before it destroys")
     assert creates(one) == 2
     assert [instance["destroyed_at"] for instance in one.ledger()] == [None, None]

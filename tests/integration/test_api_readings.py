@@ -154,7 +154,9 @@ def test_a_hash_only_receipt_says_what_was_not_checked(model: ReadModel, stored:
 UNSAFE = [
     pytest.param({"state": "SFT"}, None, "no. The model exists nowhere yet", id="no checkpoint"),
     pytest.param({"state": "SFT"}, 400, "checkpoint 400 is on instance 29481133", id="checkpoint on the box"),
-    pytest.param({"state": "SFT", "attempt": 2}, 400, "no. The model exists nowhere yet", id="of a lost machine"),
+    pytest.param(
+        {"state": "SFT", "attempt": 2}, 400, "checkpoint 400 is on instance", id="retried on the same machine"
+    ),
     pytest.param({"state": "FAILED"}, None, "ended without a model", id="failed"),
 ]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import os
 import threading
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -23,7 +22,7 @@ from daemon.domain.actions import Verify
 from daemon.domain.holds import HoldReason
 from daemon.domain.lifecycle import JobState
 from daemon.errors import HomeportError, SpecError, WorkstationUnfit
-from daemon.store import jobs
+from daemon.store import events, jobs
 from remote_payload.contract import ArtifactFile, Manifest, Role, dump
 
 WEIGHTS = b"weights" * 1000
@@ -155,18 +154,23 @@ async def test_a_word_while_the_folder_is_moved_leaves_it_whole(
     assert proofs.asked == 1
 
 
-@pytest.mark.parametrize(("later_s", "held"), [(-60, HoldReason.VERIFY_FAILED), (60, HoldReason.NOT_VERIFIED)])
-async def test_a_base_that_was_changed_here_is_no_wrong_model(counter: Counter, later_s: int, held: HoldReason) -> None:
-    """L3 compares with the folder as it is now: where it was written since the job was submitted, that is said."""
-    written = counter.job.created_at / 1000 + later_s
-    for file in (counter.desk.folder / "base").iterdir():
-        os.utime(file, (written, written))
+@pytest.mark.parametrize(("changes", "held"), [(False, HoldReason.VERIFY_FAILED), (True, HoldReason.NOT_VERIFIED)])
+async def test_a_base_that_was_changed_here_is_no_wrong_model(
+    counter: Counter, changes: bool, held: HoldReason
+) -> None:
+    """L3 compares with the folder as it is now: where the machine was given another, that is said."""
+    base = counter.desk.folder / "base"
+    sent = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in base.iterdir()}
+    counter.desk.write(lambda c: events.add(c, "base.sent", NOW, job=counter.job.id, files=sent))
+    if changes:
+        (base / "config.json").write_text('{"another": 1}')
     Proofs(counter, Report(False, "full", (levels.failed(levels.IDENTITY, "another chat template"),)))
 
     await counter.do(Verify())
 
     assert counter.held is held
-    assert ("put it back" in (counter.look().job.hold_detail or "")) is (later_s > 0)
+    assert ("put it back" in (counter.look().job.hold_detail or "")) is changes
+    assert "another chat template" in (counter.look().job.hold_detail or "")
 
 
 @pytest.mark.parametrize(("report", "held"), [(WRONG, HoldReason.VERIFY_FAILED), (NOT_RUN, HoldReason.NOT_VERIFIED)])

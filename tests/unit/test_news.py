@@ -68,8 +68,12 @@ GONE = {"state": LeaseState.GONE, "status": None}
         (["silent"], {"lost_since": NOW - 10 * MINUTE}),
         ([], {"lost_since": NOW - 10 * MINUTE, "awake_since_ms": NOW - MINUTE}),
         (["lingers"], {"lingering": [lease()]}),
-        (["unsaved"], {"not_saved": (7, "a block is wrong")}),
+        (["unsaved"], {"not_saved": "a block is wrong"}),
         ([], {"lost_since": NOW - 10 * MINUTE, "leases": [lease(status="stopped", intended="stopped")]}),
+        (
+            ["silent"],
+            {"lost_since": NOW - 10 * MINUTE, "leases": [lease(), lease(status="stopped", state=LeaseState.LOST)]},
+        ),
     ],
 )
 def test_what_is_worth_telling(told: list[str], known: dict[str, Any]) -> None:

@@ -168,6 +168,13 @@ CASES: dict[str, tuple[Snapshot, type[actions.Action] | actions.Action]] = {
         ),
         actions.HoldJob,
     ),
+    "held on the way to the end, and its machine vanished": (
+        snap(
+            job(JobState.SFT, hold_reason=H.CREDENTIALS, wish=Wish.DISCARD, **HELD), None, GONE,
+            operations=(STARTED,), stages=runs(),
+        ),
+        actions.Wait,
+    ),
     "held for that already": (
         snap(job(JobState.SFT, hold_reason=H.GONE, **HELD), None, GONE, operations=(STARTED,), stages=runs()),
         actions.Wait,

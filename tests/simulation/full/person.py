@@ -103,15 +103,18 @@ class Person:
         reason = sim.witness.holds().get(job)
         if word.startswith("retry") or (word == "resume" and reason == "GONE"):  # rents and begins anew
             self.retried.add(job)
+        # The driver may act on a word that ends a cancel before its answer is here.
+        ends = word in ("hold", "retry", "retry gguf") or (word == "resume" and reason in ("CANCEL_WISH", "BY_PERSON"))
+        cancelled = self.cancelled.pop(job, None) if ends else None
         if await self._say(ways[word]) is None:
+            if cancelled is not None:
+                self.cancelled[job] = cancelled
             return
         if word in ("hold", "cancel", "resume", "retry", "retry gguf"):  # void, but not what was typed meanwhile
             void = {number: times for number, times in before.items() if sim.market.is_of(job, number)}
             self.tokens = {n: [t for t in times if t not in void.get(n, [])] for n, times in self.tokens.items()}
         if word == "cancel":
             self.cancelled[job] = sim.witness.newest_event()
-        elif word in ("hold", "retry", "retry gguf") or (word == "resume" and reason in ("CANCEL_WISH", "BY_PERSON")):
-            self.cancelled.pop(job, None)
 
     def _any_job(self) -> str:
         ours = list(self.sim.jobs)
