@@ -155,7 +155,7 @@ class BoxDisk:
     def forged_done(self, nonce: str) -> Done:
         """It names the nonce that is asked for, and another stage."""
         assert self.job is not None
-        true = next(plan.stage for plan in self.job.stages if plan.nonce == nonce)
+        true = next((plan.stage for plan in self.job.stages if plan.nonce == nonce), None)  # None: of another attempt
         return Done(next(stage for stage in Stage if stage is not true), nonce, self.job.attempt, [], 1.0)
 
     def start(self, nonce: str) -> Status:
