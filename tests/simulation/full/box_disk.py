@@ -152,10 +152,12 @@ class BoxDisk:
         self.swapped = True
         return contract.dump(self._manifest(self.job.stages[-1].nonce))
 
-    def forged_done(self, nonce: str) -> Done:
-        """It names the nonce that is asked for, and another stage."""
+    def forged_done(self, nonce: str) -> Done | None:
+        """It names the nonce that is asked for, and another stage. None: it was given no stage of that nonce yet."""
         assert self.job is not None
-        true = next((plan.stage for plan in self.job.stages if plan.nonce == nonce), None)  # None: of another attempt
+        true = next((plan.stage for plan in self.job.stages if plan.nonce == nonce), None)
+        if true is None:
+            return None
         return Done(next(stage for stage in Stage if stage is not true), nonce, self.job.attempt, [], 1.0)
 
     def start(self, nonce: str) -> Status:
