@@ -44,7 +44,7 @@ from daemon.errors import (
     RateLimited,
     TransferFailed,
 )
-from daemon.store import downloads, events, reports
+from daemon.store import downloads, events, leases, reports
 from remote_payload.contract import ContractError
 
 log = structlog.get_logger()
@@ -220,10 +220,15 @@ class Driver:
         """Silence is not failure: noted once, tried again for ever, from the market's newest address."""
         w = self.world
         now = w.clock.wall_ms()
-        before = self.memory.link_down_since_ms
-        seen = s.lease.last_seen if s.lease is not None else now
-        self.memory.link_down_since_ms = silence_began(before, now, heard=self.link.heard, last_seen_ms=seen)
-        if before is None:
+        seen = now
+        if s.lease is not None:
+            with w.database.read() as c:  # a call takes longer than a pass: as it is now
+                seen = leases.get(c, s.lease.id).last_seen or 0
+        self.memory.silent_since_ms = silence_began(
+            self.memory.silent_since_ms, now, heard=self.link.heard, last_seen_ms=seen
+        )
+        if self.memory.link_down_since_ms is None:
+            self.memory.link_down_since_ms = now
             with w.database.write() as c:
                 if s.lease is not None and s.lease.host_key is not None:  # before the first login it is only booting
                     reports.put(c, self.job_id, s.job.attempt, lost_since=now)
@@ -238,7 +243,8 @@ class Driver:
         if not self.link.is_made or self.memory.link_down_since_ms is None:
             return
         away_ms = self.world.clock.wall_ms() - self.memory.link_down_since_ms
-        self.memory.link_down_since_ms, self.link.failures = None, 0
+        self.memory.link_down_since_ms = self.memory.silent_since_ms = None
+        self.link.failures = 0
         with self.world.database.write() as c:
             reports.put(c, self.job_id, s.job.attempt, lost_since=None)
             events.add(c, "box.reconnected", self.world.clock.wall_ms(), job=self.job_id, after_ms=away_ms)

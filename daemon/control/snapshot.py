@@ -37,7 +37,8 @@ _RELEASED_BY_PERSON = select(_E.body).where(
 class Memory:
     """What one actor remembers between decisions. All of it may be lost in a crash: it is found again by looking."""
 
-    link_down_since_ms: int | None = None
+    link_down_since_ms: int | None = None  # the first call that was lost since one came to its end
+    silent_since_ms: int | None = None  # since its box was heard at all, see evidence.silence_began
     asked_market_ms: int | None = None
     nothing_fits_since_ms: int | None = None
     failure: tuple[str, str] | None = None  # nonce, the box's words
@@ -45,7 +46,7 @@ class Memory:
 
     def not_after(self, now_ms: int) -> None:
         """The wall clock was set back: what it remembers of a time ahead was at the latest now."""
-        for name in ("link_down_since_ms", "asked_market_ms", "nothing_fits_since_ms", "looked_ms"):
+        for name in ("link_down_since_ms", "silent_since_ms", "asked_market_ms", "nothing_fits_since_ms", "looked_ms"):
             if (at := getattr(self, name)) is not None and at > now_ms:
                 setattr(self, name, now_ms)
 
@@ -79,6 +80,7 @@ def take(database: Database, clock: DaemonClock, job_id: str, rules: Rules, memo
             stage_failure=words if current is not None and current.nonce == nonce else None,
             downloaded=_downloaded(c, job),
             rescued=rescued(c, job),
+            silent_since_ms=memory.silent_since_ms,
             saves_failed=_saves_failed(c, job) if job.hold_reason is not None else 0,
             asked_market_ms=memory.asked_market_ms,
             nothing_fits_since_ms=memory.nothing_fits_since_ms,

@@ -43,7 +43,7 @@ def silence_began(since_ms: int | None, now_ms: int, *, heard: bool, last_seen_m
 
 def silent_for(s: Snapshot, lease: Lease, seconds: float) -> bool:
     """Its box was asked for so long and did not answer: not before this status, nor in a hold, where nobody asks."""
-    since = s.link_down_since_ms
+    since = s.silent_since_ms
     return since is not None and in_vain(s, max(since, lease.status_since or 0, s.job.spoken_at), seconds)
 
 

@@ -371,7 +371,7 @@ def _held(s: Snapshot, rule: Hold) -> Action:
     awake = _cost_since(s, lease, max(since, s.awake_since_ms))
     # One lost connection ends no rescue: not before the hold has cost its limit, nor just after a sleep that cost it.
     # The silence has a patience and the same limit. A box that drips ends it when it has cost what the way home would.
-    silence = 0 if s.link_down_since_ms is None else _cost_since(s, lease, max(s.link_down_since_ms, s.awake_since_ms))
+    silence = 0 if s.silent_since_ms is None else _cost_since(s, lease, max(s.silent_since_ms, s.awake_since_ms))
     cut_off = in_vain(s, s.link_down_since_ms, s.rules.ssh_patience_s) or silence >= s.rules.hold_limit
     cut_off = cut_off or awake >= s.rules.hold_limit + s.rules.reserve
     rescuing = is_proven(s, lease) and not (spent and cut_off) and s.saves_failed < SAVES_TRIED

@@ -66,6 +66,7 @@ class Snapshot:
     looked_ms: int | None = None  # the box last said then that the current stage has not ended
     awake_since_ms: int = 0  # this daemon has been running, and this computer awake, since then
     saves_failed: int = 0  # since the job was last held
+    silent_since_ms: int | None = None  # the box of its machine, while we were heard elsewhere
 
     def open(self, *kinds: Kind) -> Operation | None:
         return next((op for op in self.operations if op.kind in kinds and op.state.is_open), None)

@@ -91,6 +91,7 @@ TOKEN = Token(1, "abc123", 77, 1, "me", NOW, NOW + 1000, None, None)
 def snap(row: Job | None = None, live: Lease | None = None, *others: Lease, **values: Any) -> Snapshot:
     row = row or job()
     known = ((live,) if live else ()) + others
+    values = {"silent_since_ms": values.get("link_down_since_ms")} | values
     return Snapshot(now_ms=NOW, job=row, rules=values.pop("rules", RULES), lease=live, leases=known, **values)
 
 

@@ -51,6 +51,7 @@ EARLIER = replace(LOST, status="offline", created_at=NOW - 90_000 * S)
 ITS_DESTROY = op(Kind.DESTROY, lease_id=2, instance_id=78, age_s=5)
 QUEUED_START = lease(status="stopped", running_ms=9, status_since=NOW - 900 * S)
 HELD = {"hold_since": NOW - 60 * S}
+LONG_AGO = job(JobState.SFT, spoken_at=NOW - 40_000 * S)
 
 CASES: dict[str, tuple[Snapshot, type[actions.Action] | actions.Action]] = {
     # the road to a provisioned machine
@@ -174,6 +175,16 @@ CASES: dict[str, tuple[Snapshot, type[actions.Action] | actions.Action]] = {
             operations=(STARTED,), stages=runs(),
         ),
         actions.Wait,
+    ),
+    "the time is over, and the box has answered in part for hours": (
+        training(
+            row=LONG_AGO, live=lease(created_at=NOW - 40_000 * S), looked_ms=None, report=None,
+            link_down_since_ms=NOW - 3600 * S, silent_since_ms=NOW,
+        ),
+        actions.HoldJob,
+    ),
+    "the time is over, and the box is asked first whether training is": (
+        training(row=LONG_AGO, live=lease(created_at=NOW - 40_000 * S), looked_ms=None, report=None), actions.Watch,
     ),
     "held for that already": (
         snap(job(JobState.SFT, hold_reason=H.GONE, **HELD), None, GONE, operations=(STARTED,), stages=runs()),

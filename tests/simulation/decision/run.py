@@ -187,15 +187,14 @@ class Run(Chaos):
             if isinstance(action, Watch | StopStages):
                 self.reached_at = w.now
             if isinstance(action, TALKS_TO_BOX):
-                w.memory.link_down_since_ms, w.memory.failures = None, 0
+                w.memory.link_down_since_ms, w.memory.silent_since_ms, w.memory.failures = None, None, 0
         except LostRace:
             pass
         except (LinkLost, AccessDenied):
             self.unreached_at = w.now
             seen = s.lease.last_seen if s.lease is not None else w.wall
-            w.memory.link_down_since_ms = silence_began(
-                w.memory.link_down_since_ms, w.wall, heard=False, last_seen_ms=seen
-            )
+            w.memory.silent_since_ms = silence_began(w.memory.silent_since_ms, w.wall, heard=False, last_seen_ms=seen)
+            w.memory.link_down_since_ms = w.memory.link_down_since_ms or w.wall
             w.memory.failures += 1
             wait_ms = min(30_000, 500 << min(w.memory.failures, 6)) if w.memory.failures < 4 else self.stride_ms
         except operate.ArtifactLost:

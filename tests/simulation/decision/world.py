@@ -104,7 +104,7 @@ class World:
             failure, job.manifest_sha256 is not None and store.downloaded == job.manifest_sha256,
             store.events["saved"] > store.events["held"],
             memory.asked_market_ms, memory.nothing_fits_since_ms, store.events["accepted"] > store.events["moved"],
-            memory.link_down_since_ms, memory.looked_ms, self.awake_since,
+            memory.link_down_since_ms, memory.looked_ms, self.awake_since, 0, memory.silent_since_ms,
         )  # fmt: skip
 
     def _loss_ms(self, lease: LeaseRow | None, wall: int) -> int | None:
