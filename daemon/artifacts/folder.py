@@ -72,6 +72,8 @@ def settle(
 def settled(models: Path, *, name: str, job: str, manifest_sha256: str) -> receipt.Receipt | None:
     """The receipt of this very artifact set if it lies in its final place unchanged, durable by now, else None.
 
+    Where it is the newest, CURRENT names it from now on: who renamed it may have died before that, too.
+
     To be asked before verifying: a crash between the rename and the database leaves no incoming folder to verify.
     """
     for folder in _home(models, name).glob(f"v*-{job}"):

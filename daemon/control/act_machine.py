@@ -44,12 +44,9 @@ async def rent(a: Acting, s: Snapshot, action: actions.Rent) -> None:
         a.hold(s, HoldReason.RESTORED, f"instance {ours[0].id} is this job's, but not in this database")
         return
     if forgotten := _forgotten(a, s):
-        detail = (
-            f"its model was verified in {forgotten}, and this database has forgotten it: jobctl abandon {a.job_id} "
-        )
-        a.hold(
-            s, HoldReason.RESTORED, detail + "ends the job and leaves that folder; to train again, move it away first"
-        )
+        where = f"its model was verified in {forgotten}, and this database has forgotten it"
+        way = f"jobctl abandon {a.job_id} ends the job and leaves that folder; to train again, move it away first"
+        a.hold(s, HoldReason.RESTORED, f"{where}: {way}")
         return
     ranking, disk_gb = await quotes.ranked(w, a.spec, Path(s.job.spec_dir), a.rows, listing.credit)
     for offer in ranking.chosen[:3]:

@@ -174,10 +174,7 @@ class Driver:
         except permits.ArtifactLost as error:
             self.acting.artifact_lost(s, str(error))
         except (TransferFailed, ContractError) as error:
-            if isinstance(action, actions.Save):
-                await self._not_saved(s, error)
-            else:
-                await self._hold(s, HoldReason.TRANSFER_FAILED, str(error))
+            await self._box_failed(s, action, HoldReason.TRANSFER_FAILED, str(error))
         except CredentialsRefused as error:
             await self._hold(s, HoldReason.CREDENTIALS, str(error))
         except RateLimited as error:
@@ -192,10 +189,7 @@ class Driver:
             if not isinstance(action, actions.Destroy):  # that is refused in its operation: the plan asks again
                 await self._hold(s, HoldReason.INTERNAL, f"{type(error).__name__}: {error}")
         except (BoxError, permits.NoPermit) as error:
-            if isinstance(action, actions.Save):
-                await self._not_saved(s, error)
-            else:
-                await self._hold(s, HoldReason.INTERNAL, f"{type(error).__name__}: {error}")
+            await self._box_failed(s, action, HoldReason.INTERNAL, f"{type(error).__name__}: {error}")
 
     async def _hold(self, s: Snapshot, reason: HoldReason, detail: str) -> None:
         """Held for that already: the person was told, the hold's price limit runs on, and the next try waits.
@@ -208,11 +202,14 @@ class Driver:
         with contextlib.suppress(LostRace):  # somebody spoke meanwhile: decide again
             self.acting.hold(s, reason, detail)
 
-    async def _not_saved(self, s: Snapshot, error: Exception) -> None:
-        """The hold that saves goes on as what it is: another in its place would save nothing and advise another way."""
+    async def _box_failed(self, s: Snapshot, action: actions.Action, reason: HoldReason, why: str) -> None:
+        """A hold that saves goes on as what it is: another in its place would save nothing and advise another way."""
+        if not isinstance(action, actions.Save):
+            await self._hold(s, reason, why)
+            return
         with self.world.database.write() as c:
-            events.add(c, "save.failed", self.world.clock.wall_ms(), job=self.job_id, why=str(error)[:500])
-        log.warning("save.failed", job=self.job_id, why=str(error))
+            events.add(c, "save.failed", self.world.clock.wall_ms(), job=self.job_id, why=why[:500])
+        log.warning("save.failed", job=self.job_id, why=why)
         self.world.news.set()
         await self.bell.wait(PAUSE_S)
 

@@ -69,10 +69,10 @@ class Teller:
             asks=spec.destroy == "ask",
             not_mirrored=_failed(c, job.id, "mirror.failed", "checkpoint.home", "stage.home"),
             not_saved=unsaved[1] if unsaved is not None else None,
-            lingering=[lease for lease in rented if self._lingers(c, lease, now)],
+            lingering=[lease for lease in rented if self._lingers(c, lease)],
         )
 
-    def _lingers(self, c: Connection, lease: Lease, now: int) -> bool:
+    def _lingers(self, c: Connection, lease: Lease) -> bool:
         """Its first destroy was accepted long ago, and a listing since then has shown it."""
         if not lease.is_held:
             return False

@@ -46,7 +46,7 @@ def _before_the_model(rows: JobRows, instance: int | None) -> Safety:
     report, lease = rows.report, current_lease(rows.leases)
     # Not of a machine before it.
     is_its = report is not None and (lease is None or (report["seen_at"] or 0) >= lease["created_at"])
-    step = box_status(rows.report).get("checkpoint_step") or 0 if is_its else 0
+    step = (box_status(report).get("checkpoint_step") or 0) if is_its else 0
     if JobState(rows.job["state"]) in TERMINAL:
         return Safety(where=Whereabouts.NOWHERE, safe=False, text="no. The job ended without a model", path=None)
     parts = [f"checkpoint {step} is on instance {instance}"] if step and instance is not None else []
