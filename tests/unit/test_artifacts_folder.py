@@ -166,6 +166,17 @@ def test_a_folder_that_changed_is_not_settled(models: Path) -> None:
     assert folder.settled(models, **asked) is None
 
 
+def test_a_crash_before_current_was_written_is_mended_by_the_next_look(models: Path) -> None:
+    """The folder is in its place and `current` names the one before it."""
+    done = settle(models)
+    current = models / "forex" / "current"
+    current.write_text("v0-older\n")
+
+    assert folder.settled(models, name="forex", job="abc123", manifest_sha256=SHA256) == done
+
+    assert current.read_text() == "v1-abc123\n"
+
+
 class Killed(Exception):
     """Stands for kill -9: nothing after it runs."""
 
@@ -403,6 +414,8 @@ def test_names_that_come_home() -> None:
             local_name(f"run/out/{refused}")
     with pytest.raises(ContractError, match="needs for itself"):
         local_name("run/out/logs/Daemon.txt")
+    with pytest.raises(ContractError, match="needs for itself"):
+        local_name("run/out/SHA256SUMS/x.json")
 
 
 def test_a_file_changed_between_verification_and_receipt_gets_none(models: Path) -> None:

@@ -98,6 +98,7 @@ HELD = [
     (ContractError("contract 99"), "TRANSFER_FAILED"),
     (OSError(errno.ENOSPC, "No space left on device"), "DISK_FULL"),
     (OSError(errno.EDQUOT, "Disk quota exceeded"), "DISK_FULL"),
+    (OSError(errno.EXDEV, "Invalid cross-device link"), "DISK_FULL"),
     (CredentialsRefused("bad key"), "CREDENTIALS"),
     (MarketRefused("not today"), "INTERNAL"),
     (RemoteFailed("it broke", exit_code_remote=1), "INTERNAL"),
