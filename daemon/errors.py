@@ -20,6 +20,7 @@ HomeportError                    shown to the person as it is
 │   └── MarketRefused            any other definite refusal
 └── BoxError                     the box did not do what was asked
     ├── LinkLost                 out of contact: no evidence about the work
+    │   └── Overdue              a command did not end in its time, over a connection that lives
     ├── AccessDenied             the key is not (or no longer) accepted there
     ├── HostKeyChanged           another machine answers: hold
     ├── RemoteFailed             a command ended with a code that means failure
@@ -150,6 +151,10 @@ class BoxError(HomeportError):
 
 class LinkLost(BoxError):
     """The connection died, or never came up; says nothing about the work on the box."""
+
+
+class Overdue(LinkLost):
+    """The command did not end in its time, and the connection was alive all the while: it may only be slow."""
 
 
 class AccessDenied(BoxError):

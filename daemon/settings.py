@@ -250,8 +250,7 @@ def api_key(where: Paths, env: Mapping[str, str] = os.environ) -> ApiKey:
         if platform.open_to_others(where.key_file):
             mend = f"chmod 600 {shlex.quote(str(where.key_file))}"
             raise CredentialsRefused(f"{where.key_file} can be read by others", hint=mend)
-        if value := _text(where.key_file):
-            return _one_word(value, str(where.key_file))
+        return _one_word(_text(where.key_file), str(where.key_file))  # an empty one is no leave to use another's
     config = Path(env.get("XDG_CONFIG_HOME") or Path(env.get("HOME") or Path.home()) / ".config")
     vast = config / "vastai" / "vast_api_key"
     if vast.exists() and (value := _text(vast)):
@@ -271,7 +270,7 @@ def _text(file: Path) -> str:
 
 def _one_word(value: str, source: str) -> ApiKey:
     """Raises CredentialsRefused for what no header can carry."""
-    if not (value.isascii() and value.isprintable()) or " " in value:
+    if not value or not (value.isascii() and value.isprintable()) or " " in value:
         raise CredentialsRefused(
             f"{source} holds no key: it is one word of ASCII", hint="copy it again from the market"
         )

@@ -36,9 +36,11 @@ def start(layout: Layout, nonce: str) -> int:
     if living and nonce not in living.nonces:
         return _refuse("the chain of another job or attempt is alive; stop it first")
     layout.stop.unlink(missing_ok=True)
+    before, started = _status(layout), None
     if not living and not _is_over(layout, job):
         _end_leftovers(layout)
-        _detach(layout)
+        started = _detach(layout)
+    _await_word(layout, before, started)
     print(json.dumps(_status(layout)))
     return Exit.OK
 
@@ -100,19 +102,27 @@ def _try_lock(fd: int) -> bool:
     return True
 
 
-def _detach(layout: Layout) -> None:
-    """Start the chain in its own session and wait for its first heartbeat, so that the printed status is its own."""
-    before = _status(layout)
+def _detach(layout: Layout) -> subprocess.Popen[bytes]:
+    """Start the chain in its own session."""
     with open(layout.log, "ab") as log:
-        process = subprocess.Popen(
+        return subprocess.Popen(
             [chain.interpreter(), "-m", "remote_payload.run", "chain", "--root", str(layout.root.resolve())],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+
+
+def _await_word(layout: Layout, before: dict[str, Any] | None, started: subprocess.Popen[bytes] | None) -> None:
+    """Wait for the first heartbeat of the chain that was `started`, so that the printed status is its own.
+
+    Or of the first chain ever: another call may have started it a moment ago.
+    """
     deadline = time.monotonic() + START_PATIENCE_S
-    while _status(layout) == before and process.poll() is None and time.monotonic() < deadline:
+    while (now := _status(layout)) == before and time.monotonic() < deadline:
+        if not (started and started.poll() is None) and not (now is None and _living(layout)):
+            return
         time.sleep(0.02)
 
 

@@ -17,7 +17,7 @@ from daemon.box.address import BoxAddress
 from daemon.box.command import Reply
 from daemon.box.link import Link, connect, translated, within
 from daemon.box.meter import CountBytes
-from daemon.errors import HostKeyChanged, LinkLost, RemoteFailed, TransferFailed
+from daemon.errors import HostKeyChanged, LinkLost, Overdue, RemoteFailed, TransferFailed
 from remote_payload import contract
 from remote_payload.contract import ContractError, Output
 
@@ -97,12 +97,21 @@ class Contact:
         env: Mapping[str, str] | None = None,
         accept: Container[int] = (0,),
     ) -> Reply:
-        """Run `script` in the root; a call from home. Raises RemoteFailed when it ends with a code outside `accept`."""
+        """Run `script` in the root; a call from home.
+
+        Raises RemoteFailed when it ends with a code outside `accept`, or not in the time that was set for it: it hangs,
+        and would again. What only looks (ANSWER_S) may be slow on a busy box: that is Overdue.
+        """
         link = await self.link()
         call = f"touch {_CALLED}" if self.silence_s is None else f"echo {self.silence_s:.0f} > {_CALLED}"
-        reply = await link.call(
-            f"{call}\n{script}", timeout_s=timeout_s, limit=limit, folder=self.address.root, env=env
-        )
+        try:
+            reply = await link.call(
+                f"{call}\n{script}", timeout_s=timeout_s, limit=limit, folder=self.address.root, env=env
+            )
+        except Overdue as error:
+            if timeout_s <= ANSWER_S:
+                raise
+            raise RemoteFailed(str(error), exit_code_remote=-1) from error
         if reply.code not in accept:
             raise self._failed(f"exit code {reply.code}", reply)
         return reply

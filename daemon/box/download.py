@@ -195,7 +195,7 @@ class Download:
             return  # another lane was faster
         key = (part.file.path, chunk)
         if key not in self._open:
-            self._open[key] = _OpenChunk(self._spare.pop() if self._spare else bytearray(part.chunk_size), size)
+            self._open[key] = _OpenChunk(self._spare.pop() if self._spare else bytearray(size), size)
         opened = self._open[key]
         if not opened.fill(block.start, pieces):
             if not opened.left:  # the other copy of this block completed it: not over before that is stored
@@ -206,7 +206,8 @@ class Download:
         finally:
             del self._open[key]
             opened.stored.set()
-        self._spare.append(opened.buffer)
+        if size == part.chunk_size:  # a smaller one, as of a file of one byte, would be of no use to another chunk
+            self._spare.append(opened.buffer)
         self._done += size
         self._uncommitted += size
         if self._uncommitted >= COMMIT_BYTES:

@@ -17,7 +17,7 @@ from daemon.box.address import BoxAddress
 from daemon.box.command import SHELL, Reply, framed, unframed
 from daemon.box.meter import CountBytes
 from daemon.box.ranges import RangeReader
-from daemon.errors import AccessDenied, HostKeyChanged, LinkLost, RemoteFailed, TransferFailed
+from daemon.errors import AccessDenied, HostKeyChanged, LinkLost, Overdue, RemoteFailed, TransferFailed
 
 WINDOW = 16 << 20  # bytes; asyncssh moves window / (2 round trips), so its default of 2 MiB gives 7 MB/s at 150 ms
 MAX_PACKET = 261_120  # bytes; OpenSSH takes 256 KiB a packet, headers included
@@ -160,21 +160,24 @@ class Link:
     ) -> Reply:
         """Run a shell script on the box and wait for its end; its exit code is the caller's to judge.
 
-        Raises LinkLost when the connection died or nothing came in time (the script may have run), RemoteFailed when
-        it printed more than `limit` bytes or was never run by the login shell.
+        Raises LinkLost when the connection died (the script may have run), Overdue when nothing came in time,
+        RemoteFailed when it printed more than `limit` bytes or was never run by the login shell.
         """
         mark = f"homeport-{secrets.token_hex(16)}"
         text = framed(script, mark, folder=folder, env=env or {}).encode()
         # The time-out alone would not do: leaving the process waits, without an end, until the box closes its channel.
         with translated(f"{self.name}: run a command"), within(self, timeout_s + CLOSE_S):
-            async with asyncio.timeout(timeout_s):
-                async with self._connection.create_process(SHELL, encoding=None) as process:
-                    process.stdin.write(text)
-                    process.stdin.write_eof()
-                    printed, complaint = await asyncio.gather(
-                        self._capped(process.stdout, limit), _tail(process.stderr, COMPLAINT_BYTES)
-                    )
-                    await process.wait_closed()
+            try:
+                async with asyncio.timeout(timeout_s):
+                    async with self._connection.create_process(SHELL, encoding=None) as process:
+                        process.stdin.write(text)
+                        process.stdin.write_eof()
+                        printed, complaint = await asyncio.gather(
+                            self._capped(process.stdout, limit), _tail(process.stderr, COMPLAINT_BYTES)
+                        )
+                        await process.wait_closed()
+            except TimeoutError as error:  # a dead connection is found by its keepalives, long before
+                raise Overdue(f"{self.name}: a command did not end in {timeout_s:.0f} s") from error
         self.count(len(text), len(printed) + len(complaint))
         reply = unframed(printed, complaint, mark)
         if reply is not None:

@@ -53,7 +53,8 @@ def _put_copy_back(loaded: Settings) -> Iterator[str]:
     with closing(hold_lock(loaded.paths.lock)):
         if database.exists() and readonly.integrity(database) == "ok":
             return
-        copy = next((path for path in backups.newest_first(loaded.paths.backups) if _is_whole(path)), None)
+        now = time.time_ns() // 1_000_000
+        copy = next((path for path in backups.newest_first(loaded.paths.backups, now) if _is_whole(path)), None)
         if copy is None:
             raise Refused(
                 f"there is no whole copy in {loaded.paths.backups}", hint="jobctl leases   shows what is rented"
@@ -63,7 +64,7 @@ def _put_copy_back(loaded: Settings) -> Iterator[str]:
         beside.chmod(0o600)
         with open(beside, "rb+") as file:
             platform.sync_file(file.fileno())
-        aside = f".damaged-{time.time_ns() // 1_000_000}"
+        aside = f".damaged-{now}"
         for end in ("", "-wal", "-shm"):  # together under one name, SQLite still finds them
             if (path := database.with_name(database.name + end)).exists():
                 path.rename(database.with_name(database.name + aside + end))

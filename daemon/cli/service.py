@@ -126,7 +126,7 @@ def _daemon(paths: Paths) -> dict[str, Any] | None:
 
 
 def _what_bills(paths: Paths, *, watched: bool) -> None:
-    installed = (paths.database, paths.database.with_name(high_water.NAME), *backups.newest_first(paths.backups))
+    installed = (paths.database, paths.database.with_name(high_water.NAME), *backups.copies(paths.backups))
     if not any(each.exists() for each in installed):
         return  # nothing was ever rented from here
     reading = read_leases().value

@@ -52,7 +52,7 @@ _machines_go_on = "what is rented goes on billing: jobctl leases"
 def copied(loaded: Settings) -> Sequence[Check]:
     """Only a daemon that runs makes copies, so only then is an old one a fault."""
     folder = loaded.paths.backups
-    made = backups.newest_first(folder)
+    made = backups.newest_first(folder, time.time_ns() // 1_000_000)
     if not made:
         return [skipped("copies", f"none yet in {folder}")]
     newest = made[0]

@@ -8,7 +8,7 @@ from pathlib import Path
 from daemon.artifacts import folder as model_folder
 from daemon.box.lines import clean_line
 from daemon.box.upload import Upload
-from daemon.control import quotes
+from daemon.control import accounts, quotes
 from daemon.control.acting import Acting
 from daemon.control.attempts import begin_again
 from daemon.control.bell import PAUSE_S
@@ -32,6 +32,7 @@ async def rent(a: Acting, s: Snapshot, action: actions.Rent) -> None:
         await w.operator.market.account()  # raises what a person has to mend, such as a refused key
         await a.bell.wait(PAUSE_S)
         return
+    accounts.refuse_another(w.database, listing.account)
     with w.database.read() as c:
         labels = {op.label for op in operations.of_job(c, a.job_id) if op.label}
         known = {lease.instance_id for lease in leases.of_job(c, a.job_id) if lease.is_held}
@@ -86,6 +87,8 @@ async def prove(a: Acting, s: Snapshot, action: actions.Prove) -> None:
 
 async def make_ready(a: Acting, s: Snapshot, action: actions.Provision) -> None:
     lease = action.lease
+    if not s.work_started(lease) and a.hold_without_mirror(s):
+        return
     try:
         box = await a.link.to(lease)
         mirrored = [] if s.work_started(lease) else await asyncio.to_thread(_mirrored, a, s)
@@ -159,6 +162,8 @@ async def destroy(a: Acting, s: Snapshot, action: actions.Destroy) -> None:
 async def mark_lost(a: Acting, s: Snapshot, action: actions.MarkLost) -> None:
     """The host went away: a new machine, a new attempt from what is mirrored here, the same budget."""
     w = a.world
+    if a.hold_without_mirror(s):
+        return
     await a.mirroring.stop()
     kept = a.mirroring.mirror.kept(s.stages)
     with w.database.write() as c:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from daemon.domain.machine import Facts, fire
 from daemon.domain.snapshot import Snapshot
 from daemon.domain.spec import JobSpec
 from daemon.errors import CredentialsRefused, LostRace, MarketError
-from daemon.store import artifacts, downloads, jobs
+from daemon.store import artifacts, downloads, events, jobs
 
 log = structlog.get_logger()
 SPOKEN = ("state", "hold_reason", "wish", "spoken_at")  # columns that a command or a move changes
@@ -55,6 +56,20 @@ class Acting:
             jobs.hold(c, job, reason, detail, w.clock.wall_ms(), w.database.epoch, since=job.hold_since)
         log.warning("job.held", job=self.job_id, reason=reason.value, detail=detail)
         w.news.set()
+
+    def hold_without_mirror(self, s: Snapshot) -> bool:
+        """Held where what training made was brought here and its folder is gone: its disk may only not be there.
+
+        To go on would train all of that again.
+        """
+        folder = self.mirroring.mirror.folder
+        with self.world.database.read() as c:
+            brought = events.newest(c, self.job_id, ("checkpoint.home", "stage.home"))
+        if brought is None or folder.is_dir():
+            return False
+        way = f"put its disk or models_dir back; to train anew without it: mkdir {shlex.quote(str(folder))}"
+        self.hold(s, HoldReason.DISK_FULL, f"what was saved of the training lay in {folder}, which is gone: {way}")
+        return True
 
     def artifact_lost(self, s: Snapshot, why: str) -> None:
         """The receipt does not describe this disk any more: superseded, back to GGUF, and held for the person."""

@@ -174,7 +174,7 @@ class Driver:
         except permits.ArtifactLost as error:
             self.acting.artifact_lost(s, str(error))
         except (TransferFailed, ContractError) as error:
-            await self._box_failed(s, action, HoldReason.TRANSFER_FAILED, str(error))
+            await self._failed(s, action, HoldReason.TRANSFER_FAILED, str(error))
         except CredentialsRefused as error:
             await self._hold(s, HoldReason.CREDENTIALS, str(error))
         except RateLimited as error:
@@ -182,14 +182,14 @@ class Driver:
         except MarketUnreachable:  # its operation is UNKNOWN already; the market is asked again
             await self.bell.wait(PAUSE_S)
         except OSError as error:
-            if error.errno not in DISK:
+            if error.errno not in DISK and not isinstance(action, actions.Save):
                 raise
-            await self._hold(s, HoldReason.DISK_FULL, str(error))
+            await self._failed(s, action, HoldReason.DISK_FULL, str(error))
         except MarketError as error:
             if not isinstance(action, actions.Destroy):  # that is refused in its operation: the plan asks again
                 await self._hold(s, HoldReason.INTERNAL, f"{type(error).__name__}: {error}")
         except (BoxError, permits.NoPermit) as error:
-            await self._box_failed(s, action, HoldReason.INTERNAL, f"{type(error).__name__}: {error}")
+            await self._failed(s, action, HoldReason.INTERNAL, f"{type(error).__name__}: {error}")
 
     async def _hold(self, s: Snapshot, reason: HoldReason, detail: str) -> None:
         """Held for that already: the person was told, the hold's price limit runs on, and the next try waits.
@@ -202,7 +202,7 @@ class Driver:
         with contextlib.suppress(LostRace):  # somebody spoke meanwhile: decide again
             self.acting.hold(s, reason, detail)
 
-    async def _box_failed(self, s: Snapshot, action: actions.Action, reason: HoldReason, why: str) -> None:
+    async def _failed(self, s: Snapshot, action: actions.Action, reason: HoldReason, why: str) -> None:
         """A hold that saves goes on as what it is: another in its place would save nothing and advise another way."""
         if not isinstance(action, actions.Save):
             await self._hold(s, reason, why)
@@ -231,7 +231,7 @@ class Driver:
                     reports.put(c, self.job_id, s.job.attempt, lost_since=now)
                 events.add(c, "box.out_of_contact", now, job=self.job_id, why=str(error)[:200])
             log.info("box.out_of_contact", job=self.job_id, why=str(error))
-        self.link.heard = False
+        self.link.moved = 0
         await self.link.drop()
         self.link.failures += 1
         await self.bell.wait(BACKOFF_S[min(self.link.failures, len(BACKOFF_S)) - 1])

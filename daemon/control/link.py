@@ -11,6 +11,8 @@ from daemon.control.world import World
 from daemon.domain.records import Lease
 from daemon.store import leases
 
+HEARD_BYTES = 1 << 20  # more than commands and their answers come to
+
 
 @dataclass
 class Link:
@@ -23,9 +25,14 @@ class Link:
     world: World
     silence_limit: int | None = None
     failures: int = 0
-    heard: bool = False  # the box sent something since the driver last lost it
+    moved: int = 0  # bytes either way since the driver last lost it
     _box: Box | None = None
     _address: BoxAddress | None = None
+
+    @property
+    def heard(self) -> bool:
+        """A transfer went on since then: a box may answer every command and bring nothing to its end."""
+        return self.moved >= HEARD_BYTES
 
     @property
     def is_made(self) -> bool:
@@ -66,5 +73,5 @@ class Link:
         with self.world.database.write() as c:
             row = leases.get(c, lease)
             leases.change(c, lease, bytes_up=row.bytes_up + down, bytes_down=row.bytes_down + up)
-        self.heard = self.heard or down > 0
+        self.moved += up + down
         self._allow_silence(row)

@@ -33,7 +33,7 @@ class Mirroring:
     job_id: str
     line: float | None  # limits.line, Mb/s
     _task: asyncio.Task[None] | None = None
-    _ailing: str | None = None  # what the person was told last
+    _ailing: object = None  # what the person was told last
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
@@ -104,8 +104,10 @@ class Mirroring:
         except Exception as error:
             why = str(error) if isinstance(error, BoxError | ContractError | OSError) else repr(error)
             log.warning("mirror.failed", job=self.job_id, error=why, exc_info=error)
-            if why != self._ailing:
-                self._ailing = why
+            # A full disk says how much is free, which differs each time, and how a path ends is no news either.
+            ails = (type(error), error.errno) if isinstance(error, OSError) else why
+            if ails != self._ailing:
+                self._ailing = ails
                 self._note("mirror.failed", why=why[:500])
                 self.world.news.set()
 

@@ -263,7 +263,7 @@ def _refuse_remains(paths: Paths, staged: Path) -> None:
         for path in (paths.ssh_key, paths.database.with_name(high_water.NAME))
         if path.exists() and not ((new := staged / path.name).exists() and filecmp.cmp(path, new, shallow=False))
     ]
-    copies = backups.newest_first(paths.backups)[:1]
+    copies = backups.copies(paths.backups)[:1]
     if remains or copies:
         named = ", ".join(str(path) for path in [*remains, *copies])
         hint = "jobctl doctor --fix   puts the newest copy back" if copies else _ANOTHER_HOME

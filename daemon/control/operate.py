@@ -56,8 +56,7 @@ class Operator:
         """
         secret = secrets.token_hex(32)
         with self.database.write() as c:
-            if jobs.get(c, job.id).version != job.version:
-                raise LostRace(f"job {job.id} changed since version {job.version}")
+            jobs.refuse_changed(c, job)
             if (back := leases.live(c, job.id)) is not None:
                 raise LostRace(f"instance {back.instance_id} of job {job.id} is there again")
             install = get_meta(c, "install_id") or ""
@@ -87,7 +86,12 @@ class Operator:
             self._resolve(operation, OpState.UNKNOWN, "the reply names no instance")
             return None
         with self.database.write() as c:
-            return adopt(c, operation, reply.instance_id, LeaseState.LIVE, self.clock.wall_ms())
+            now = self.clock.wall_ms()
+            if is_anothers(c, operation, reply.instance_id):
+                said = f"the reply names instance {reply.instance_id}, which is another's"
+                operations.set_state(c, operation, OpState.UNKNOWN, now, error=said)
+                return None
+            return adopt(c, operation, reply.instance_id, LeaseState.LIVE, now)
 
     async def start(self, lease: Lease) -> None:
         """Start; a start that only queues is cancelled by a stop, since it would bill whenever the GPU frees."""
@@ -178,6 +182,12 @@ class Operator:
     def _resolve(self, operation: int, state: OpState, error: str | None = None) -> None:
         with self.database.write() as c:
             operations.set_state(c, operation, state, self.clock.wall_ms(), error=error)
+
+
+def is_anothers(c: Connection, operation: int, instance_id: int) -> bool:
+    """Something else made it, and it is held: whoever names it as what `operation` made is wrong."""
+    known = leases.by_instance(c, instance_id)
+    return known is not None and known.is_held and known.operation_id != operation
 
 
 def adopt(c: Connection, operation: int, instance_id: int, state: LeaseState, now_ms: int) -> Lease:

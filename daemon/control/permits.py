@@ -53,7 +53,7 @@ def issue(database: Database, clock: Clock, job: Job, lease: Lease) -> DestroyPe
                 f"instance {lease.instance_id} may hold the only copy of the model of job {job.id}",
                 hint=f"jobctl show {job.id}",
             )
-        jobs.change(c, job, now, database.epoch)  # a command that ran meanwhile wins: LostRace
+        jobs.refuse_changed(c, job)  # a command that ran meanwhile wins
         operation = operations.intend(
             c,
             Kind.DESTROY,

@@ -13,14 +13,15 @@ import structlog
 from sqlalchemy import Connection
 
 from daemon.clock import DaemonClock
-from daemon.control.operate import Operator, adopt, presume_work, settle
+from daemon.control import accounts
+from daemon.control.operate import Operator, adopt, is_anothers, presume_work, settle
 from daemon.control.permits import ArtifactLost, NoPermit
 from daemon.domain import ids
 from daemon.domain.holds import HoldReason
 from daemon.domain.lifecycle import JobState
 from daemon.domain.market import HALTED, UNREACHABLE, Instance, Listing
 from daemon.domain.records import Job, Kind, Lease, LeaseState, Operation, OpState
-from daemon.errors import CredentialsRefused, LostRace, MarketError
+from daemon.errors import CredentialsRefused, LostRace, MarketError, MarketUnreachable
 from daemon.settings import Timing
 from daemon.store import events, jobs, leader, leases, operations
 from daemon.store.database import Database
@@ -49,10 +50,13 @@ class Reconciler:
         if listing.trusted and listing.market_ms is not None:
             self.clock.not_ahead_of(listing.market_ms)
         now = self.clock.wall_ms()
+        listing = self._of_our_account(listing)
         with self.database.write() as c:
             leader.renew(c, now)
             if not listing.trusted:
                 leader.put_meta(c, "last_probe_error", listing.problem)
+                since = leader.get_meta(c, "unlisted_since") or now
+                leader.put_meta(c, "unlisted_since", str(min(int(since), now)))
                 if listing.problem != self._reported:
                     events.add(c, "market.untrusted", now, problem=listing.problem)
         self.operator.note()
@@ -72,6 +76,16 @@ class Reconciler:
         self._last_pass = self.clock.mono()
         return listing
 
+    def _of_our_account(self, listing: Listing) -> Listing:
+        """Untrusted where it is of another account than what may be rented: there all of that looks gone."""
+        if not listing.trusted:
+            return listing
+        try:
+            accounts.refuse_another(self.database, listing.account)
+        except CredentialsRefused as refused:
+            return Listing(trusted=False, problem=refused.message)
+        return listing
+
     def _apply(self, listing: Listing, now: int) -> None:
         """Everything that the listing alone decides, in one transaction."""
         awake = self.clock.mono() - self._last_pass if self._last_pass is not None else 0.0
@@ -80,6 +94,7 @@ class Reconciler:
         with self.database.write() as c:
             leader.put_meta(c, "last_listing", str(now))
             leader.put_meta(c, "last_probe_error", "")
+            leader.put_meta(c, "unlisted_since", "")
             if listing.credit is not None:
                 leader.put_meta(c, "credit", str(listing.credit))
             install = leader.get_meta(c, "install_id")
@@ -174,8 +189,13 @@ class Reconciler:
                 self._hold_unconfirmed(op, error)
             return
         now = self.clock.wall_ms()
+        charged = [charge for charge in charges if charge.label == op.label]
+        with self.database.read() as c:
+            wrong = [each.instance_id for each in charged if is_anothers(c, op.id, each.instance_id or 0)]
+        if wrong:
+            self._hold_unconfirmed(op, MarketUnreachable(f"its charge names instance {wrong[0]}, which is another's"))
+            return
         with self.database.write() as c:
-            charged = [charge for charge in charges if charge.label == op.label]
             if not charged:
                 operations.set_state(c, op.id, OpState.ABSENT, now, error="never listed, never charged")
             _is_answered(c, op, now, self.database.epoch)

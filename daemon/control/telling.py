@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 
 from daemon.control import snapshot
 from daemon.control.world import World
-from daemon.domain.news import DAY_MS, Facts, News, of_job, of_orphan, of_returned
+from daemon.domain.news import DAY_MS, Facts, News, of_job, of_market, of_orphan, of_returned
 from daemon.domain.plan import LINGERS
 from daemon.domain.records import Job, Kind, Lease, Operation, OpState
 from daemon.domain.spec import from_canonical
@@ -47,6 +47,7 @@ class Teller:
             told_of = [*jobs.unfinished(c), *jobs.ended_since(c, now - DAY_MS)]
             found = [news for job in told_of for news in of_job(self._facts(c, job, now))]
             found += [news for lease in leases.held(c) for news in _of_lease(c, lease)]
+            found += _of_market(c, now)
             return [news for news in found if leader.get_meta(c, _mark(news)) is None]
 
     def _facts(self, c: Connection, job: Job, now: int) -> Facts:
@@ -92,6 +93,16 @@ def _of_lease(c: Connection, lease: Lease) -> Iterator[News]:
         yield of_orphan(lease)
     elif (job := jobs.get(c, lease.job_id)).state.is_terminal:
         yield of_returned(job, lease)
+
+
+def _of_market(c: Connection, now: int) -> Iterator[News]:
+    """Nothing else tells that it cannot be asked: what waits for its word is no failure, and no hold."""
+    since = leader.get_meta(c, "unlisted_since")
+    held = leases.held(c)
+    waits = held or operations.open_ones(c) or any(job.hold_reason is None for job in jobs.unfinished(c))
+    if since and waits:
+        rate = sum(lease.rate for lease in held)
+        yield from of_market(int(since), now, leader.get_meta(c, "last_probe_error") or "", rate)
 
 
 def _is_accepted_destroy(op: Operation) -> bool:

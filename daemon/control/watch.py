@@ -77,7 +77,6 @@ async def look(box: Box, job: Job, run: StageRun, database: Database, clock: Clo
             status_json=dump(status.status) if status.status else None,
             alive=1,  # until it is read what its end was: a crash in between must not make that a death
             seen_at=clock.wall_ms(),
-            lost_since=None,
         )
         report = reports.get(c, job.id)
     if report is None:

@@ -114,7 +114,7 @@ HOLDS: dict[HoldReason, Hold] = {
         (_RESUME, _ABANDON),
     ),
     HoldReason.DISK_FULL: Hold(
-        "this disk is full, or does not take what is written to it",
+        "this disk is full, not there, or does not take what is written to it",
         N,
         R,
         "make room, or mend what is named, then resume",

@@ -88,6 +88,7 @@ class Listing:
     problem: str = ""
     credit: int | None = None  # micro-dollars, from the account probe of the same pass
     market_ms: int | None = None  # what the market's clock showed then, UTC
+    account: int | None = None  # whose list it is: with another account's key all that is rented looks gone
 
     def by_id(self, instance_id: int) -> Instance | None:
         return next((i for i in self.instances if i.id == instance_id), None)

@@ -23,6 +23,7 @@ ENDED = {
     JobState.CANCELLED: "{by} cancelled it",
     JobState.FAILED: "Nothing is rented, and nothing is left to save",
 }
+UNLISTED_MS = 1_800_000  # without a trusted listing, until the person is told
 LOSS_NEAR_MS = DAY_MS  # a machine is only taken when its contract and the credit last a day longer than the job
 
 
@@ -108,6 +109,18 @@ def of_job(f: Facts) -> Iterator[News]:
         event, why = f.not_mirrored
         text = f"{why[:300]}. Training goes on, but a host that is lost now loses more. {f.next('jobctl show {job}')}"
         yield News(f"mirror {job.id} {event}", _titled(job, "checkpoints do not come home"), text)
+
+
+def of_market(since_ms: int, now_ms: int, problem: str, rate: int) -> Iterator[News]:
+    """No listing can be trusted since then, and something waits for one: told after a while, and then daily."""
+    gone_ms = now_ms - since_ms
+    if gone_ms < UNLISTED_MS:
+        return
+    text = (
+        f"For {gone_ms / 3_600_000:.1f} h: {problem[:300]}. Until it can be, nothing is rented, stopped or confirmed "
+        f"gone; what is rented may bill {show(rate)}/h. Next: jobctl doctor"
+    )
+    yield News(f"market {since_ms} {gone_ms // DAY_MS}", "The market cannot be asked", text)
 
 
 def of_orphan(lease: Lease) -> News:

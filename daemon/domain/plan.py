@@ -7,6 +7,8 @@ becomes a hold, when the machine may go. Nothing here destroys by elapsed time, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from daemon.domain.actions import (
     Action,
     Destroy,
@@ -53,6 +55,7 @@ from daemon.domain.records import (
     Kind,
     Lease,
     LeaseState,
+    Operation,
     OpState,
     Wish,
 )
@@ -71,6 +74,7 @@ TRAINS = (JobState.PROVISIONED, JobState.SFT, JobState.DPO, JobState.GGUF)
 OUTLASTS = (HoldReason.GONE, HoldReason.RESTORED, HoldReason.CANCEL_WISH, HoldReason.BUDGET)
 MACHINES_BEFORE_HOLD = 3  # returned unused in one attempt
 LINGERS = 15  # times the wait before a destroy is sent again: an accepted one may stay listed for ten minutes
+STARTS_UNHEARD = 3  # of one machine, which ran after each and stopped again, and was never heard
 STARTS_ASKED = 15  # of one machine, none of which happened: a busy market may refuse for a quarter of an hour
 SAVES_TRIED = 3  # in one hold, of what arrives wrong each time or is not there any more
 STARTS_BEFORE_HOLD = 5  # of one stage on one machine, since the person last spoke
@@ -236,13 +240,33 @@ def _halted(s: Snapshot, lease: Lease) -> Action | Lease:
             return StopMachine(lease, "the start was only queued, and the stop of it did not happen")
         return lease if may_answer(s, lease) else Wait("starting")
     tried = [op for op in starts if op.created_at >= max(lease.status_since or 0, s.job.spoken_at)]
-    if only_queued(s, lease) or any(op.state is OpState.DONE for op in tried) or len(tried) >= STARTS_ASKED:
+    in_doubt = any(op.state is OpState.DONE for op in tried) or len(tried) >= STARTS_ASKED
+    if in_doubt and may_answer(s, lease) and not silent_for(s, lease, s.rules.start_patience_s):
+        return lease  # it answered before this connection broke, whatever the market calls it
+    if only_queued(s, lease) or in_doubt:
         if not s.work_started(lease):
             return _destroy(s, lease, "stopped, and does not start again")
         return HoldJob(HoldReason.HOST_STOPPED, f"instance {lease.instance_id} is {lease.status} and does not start")
+    if _started_unheard(s, lease, starts):
+        return HoldJob(HoldReason.HOST_STOPPED, f"instance {lease.instance_id} ran, never answered, and stopped again")
     if tried and not longer(s, tried[-1].created_at, s.rules.destroy_resend_s):
         return Wait("the start did not happen, and is asked for again")
     return StartMachine(lease)
+
+
+def _started_unheard(s: Snapshot, lease: Lease, starts: Sequence[Operation]) -> bool:
+    """It was started in vain: silent since before the start, asked while it ran, and halted again by itself.
+
+    Another start would cost another `limits.hold`, and so on. Where we slept meanwhile, a few starts are in vain.
+    """
+    if s.silent_since_ms is None:
+        return False
+    since = max(s.silent_since_ms, s.job.spoken_at)
+    unheard = [op for op in starts if op.state is OpState.DONE and op.created_at >= since]
+    if not unheard:
+        return False
+    asked_ms = (lease.status_since or 0) - max(unheard[-1].created_at, s.awake_since_ms)
+    return asked_ms > s.rules.ssh_patience_s * 1000 or len(unheard) >= STARTS_UNHEARD
 
 
 def _work(s: Snapshot, lease: Lease) -> Action:

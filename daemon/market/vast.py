@@ -111,7 +111,13 @@ class Vast(Market):
             instances = await self._pages(Call.LIST, "/api/v1/instances/", query, wire.read_instances)
         except (MarketError, CredentialsRefused) as error:
             return Listing(trusted=False, problem=error.message)
-        return Listing(True, tuple({i.id: i for i in instances}.values()), credit=account.credit, market_ms=market_ms)
+        return Listing(
+            trusted=True,
+            instances=tuple({i.id: i for i in instances}.values()),
+            credit=account.credit,
+            market_ms=market_ms,
+            account=account.user_id,
+        )
 
     async def charges(self, since_ms: int) -> list[Charge]:
         """What was billed for instances, from `since_ms` until now, whichever way our clock is wrong."""

@@ -43,6 +43,15 @@ def of_export(file: str | None) -> Attention:
     return Attention(kind="EXPORTED", urgent=not file, job=None, instance=None, text=text, hint=hint)
 
 
+def of_market(since: str, problem: str) -> Attention:
+    """No listing could be trusted `since` then, for `problem`."""
+    text = (
+        f"the market cannot be asked since {since}: {problem}; nothing is rented, stopped or confirmed gone until it "
+        "can be"
+    )
+    return Attention(kind="UNLISTED", urgent=True, job=None, instance=None, text=text, hint="jobctl doctor")
+
+
 def _of_job(job: JobView) -> Iterator[Attention]:
     ref, lease = job["id"], job["lease"]
     instance = lease["instance"] if lease else None

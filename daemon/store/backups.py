@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 from daemon import platform
@@ -24,7 +24,7 @@ DAYS = 7  # of each of so many days with copies, the last one
 def copy(database: Path, folder: Path, now_ms: int) -> Path:
     """A whole copy in one file, by SQLite itself, while others write. Raises StoreError and OSError."""
     target = write(database, folder / f"homeport-{now_ms}.db")
-    for old in set(_copies(folder)) - kept(_copies(folder), now_ms):
+    for old in set(copies(folder)) - kept(newest_first(folder, now_ms)):
         old.unlink()
     return target
 
@@ -62,14 +62,19 @@ def dump(source: sqlite3.Connection, target: Path) -> Path:
     return target
 
 
-def newest_first(folder: Path) -> list[Path]:
-    """Every copy in the folder, by the time in its name."""
-    return sorted(_copies(folder), key=_at, reverse=True)
+def copies(folder: Path) -> list[Path]:
+    """Those that we made; what a person put beside them is theirs."""
+    return [each for each in folder.glob("homeport-*.db") if each.stem.removeprefix("homeport-").isdecimal()]
+
+
+def newest_first(folder: Path, now_ms: int) -> list[Path]:
+    """Every copy in the folder, by the time in its name; those from the future of a clock that was set back are old."""
+    return sorted(copies(folder), key=lambda each: (_at(each) <= now_ms, _at(each)), reverse=True)
 
 
 def refuse_lost(database: Path, folder: Path) -> None:
     """Raises StoreError where there are copies and no database: to begin anew would forget what is rented."""
-    if newest_first(folder) and not database.exists():
+    if copies(folder) and not database.exists():
         raise StoreError(
             f"{database} is gone, and what it knew is in the copies in {folder}",
             hint=f"jobctl doctor --fix   puts the newest copy back; to begin anew instead, move {folder} away",
@@ -78,7 +83,7 @@ def refuse_lost(database: Path, folder: Path) -> None:
 
 def is_due(database: Path, folder: Path, now_ms: int) -> bool:
     """An hour has passed since the newest copy, or the clock was set back, and the database changed since."""
-    made = [_at(each) for each in _copies(folder)]
+    made = [_at(each) for each in copies(folder)]
     if not made:
         return True
     last = max(made)
@@ -87,21 +92,12 @@ def is_due(database: Path, folder: Path, now_ms: int) -> bool:
     return not any(at <= now_ms < at + EVERY_MS for at in made) and (changed * 1000 > last or last > now_ms)
 
 
-def kept(copies: Iterable[Path], now_ms: int) -> set[Path]:
-    """Those that stay: the newest ones, and the last one of each of the last days.
-
-    A copy from the future of a clock that was set back counts as the oldest: it must not push out what is made now.
-    """
-    newest_first = sorted(copies, key=lambda each: (_at(each) <= now_ms, _at(each)), reverse=True)
+def kept(newest_first: Sequence[Path]) -> set[Path]:
+    """Those that stay: the newest ones, and the last one of each of the last days."""
     by_day: dict[int, Path] = {}
     for each in newest_first:
         by_day.setdefault(_at(each) // DAY_MS, each)
     return {*newest_first[:NEWEST], *list(by_day.values())[:DAYS]}
-
-
-def _copies(folder: Path) -> list[Path]:
-    """Those that we made; what a person put beside them is theirs."""
-    return [each for each in folder.glob("homeport-*.db") if each.stem.removeprefix("homeport-").isdecimal()]
 
 
 def _at(copied: Path) -> int:

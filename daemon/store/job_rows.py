@@ -118,7 +118,7 @@ def open_operations(db: sqlite3.Connection) -> list[sqlite3.Row]:
 def meta(db: sqlite3.Connection, key: str) -> int | None:
     """What the reconcile loop noted last: `credit` in micro-dollars, `last_listing` in UTC milliseconds."""
     row = db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
-    return None if row is None else int(row["value"])
+    return int(row["value"]) if row is not None and row["value"] else None
 
 
 def _by_job(db: sqlite3.Connection, query: str, *args: int) -> dict[Any, list[sqlite3.Row]]:

@@ -61,6 +61,12 @@ def ids(c: Connection) -> set[str]:
     return set(c.execute(select(_J.id)).scalars())
 
 
+def refuse_changed(c: Connection, job: Job) -> None:
+    """Raises LostRace when the row is not the one any more that `job` was read from."""
+    if get(c, job.id).version != job.version:
+        raise LostRace(f"job {job.id} changed since version {job.version}")
+
+
 def change(c: Connection, job: Job, now_ms: int, epoch: int | None, **values: Any) -> None:
     """Swap `values` in, if the row is still the one that `job` was read from. Raises LostRace."""
     changed = c.execute(

@@ -37,6 +37,8 @@ def take(database: Database, machine: str, now_ms: int, doubtful: Callable[[Conn
             doubt = "this database was last used on another machine"
         elif known and known.folder not in ("", _folder(database)):
             doubt = f"this home was copied or moved: it was last used in {known.folder}"
+        elif known is None and row is not None and doubt is None:
+            doubt = f"nobody knows whether this database is the newest: {high_water.NAME} is gone from beside it"
         elif known and (known.epoch, known.event) > (stored, _last_event(c)):
             doubt = "a backup was restored: this database has forgotten what it knew before"
         epoch = max(stored, known.epoch if known else 0) + 1

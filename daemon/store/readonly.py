@@ -18,6 +18,7 @@ from urllib.parse import quote
 
 from daemon.domain import money, scores
 from daemon.domain.lifecycle import TERMINAL
+from daemon.domain.news import UNLISTED_MS
 from daemon.errors import Damaged, NoSuchJob
 from daemon.store import attention, views
 from daemon.store.job_rows import JobRows, cost_so_far, gather, is_billing, meta, open_operations, rate
@@ -132,7 +133,8 @@ class ReadModel:
     def _attention(
         self, db: sqlite3.Connection, found: list[JobView], machines: list[LeaseView], now: int
     ) -> list[Attention]:
-        return [*_exported(db), *attention.needed(found, machines, _written_off(db, now), self.database.parent)]
+        home = [*_exported(db), *_unlisted(db, found, machines, now)]
+        return [*home, *attention.needed(found, machines, _written_off(db, now), self.database.parent)]
 
     def resolve(self, ref: str) -> str:
         with connection(self.database) as db:
@@ -217,6 +219,16 @@ def _exported(db: sqlite3.Connection) -> list[Attention]:
     """Whether the jobs live elsewhere now (control/moving.py)."""
     noted = dict(db.execute("SELECT key, value FROM meta WHERE key IN ('moved', 'moved_to')").fetchall())
     return [attention.of_export(noted.get("moved_to"))] if noted.get("moved") else []
+
+
+def _unlisted(db: sqlite3.Connection, found: list[JobView], machines: list[LeaseView], now: int) -> list[Attention]:
+    """Whether something waits for the market's word, and no listing could be trusted for long."""
+    since, problem = meta(db, "unlisted_since"), _problem(db)
+    bills = any(lease["state"] in ("LIVE", "LOST") for lease in machines)
+    waits = bills or any(job["state"] not in TERMINAL and job["hold"] is None for job in found)
+    if since is None or problem is None or not waits or now - since < UNLISTED_MS:
+        return []
+    return [attention.of_market(iso(since) or "", problem)]
 
 
 def _kept_awake(db: sqlite3.Connection) -> bool:

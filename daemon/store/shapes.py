@@ -161,7 +161,7 @@ UNSURE = ("UNANSWERED", "RENTING", "WRITTEN_OFF")  # kinds of Attention: what ma
 
 class Attention(TypedDict):
     # HELD, MODEL_MISSING, OUT_OF_CONTACT, UNANSWERED, RENTING, NOT_CONFIRMED, ORPHAN, REAPPEARED, LOST, WRITTEN_OFF,
-    # DISK_FULL, EXPORTED
+    # DISK_FULL, EXPORTED, UNLISTED
     kind: str
     urgent: bool  # counts for --check; the others are being dealt with
     job: str | None

@@ -16,7 +16,7 @@ from daemon.box.address import BoxAddress
 from daemon.box.contact import Contact
 from daemon.box.keys import own_key
 from daemon.box.rescue import fetch_folder
-from daemon.errors import LinkLost, TransferFailed
+from daemon.errors import BoxError, LinkLost, Overdue, RemoteFailed, TransferFailed
 
 
 class Hanging(asyncssh.SFTPServer):
@@ -112,3 +112,18 @@ async def test_a_box_that_never_closes_a_channel_is_out_of_contact(
     async with box(tmp_path, Hanging, process_factory=runs_for_ever, encoding=None) as there:
         with pytest.raises(LinkLost):
             await asyncio.wait_for(there.shell("true", timeout_s=0.2), 10)
+
+
+@pytest.mark.parametrize(("timeout_s", "error"), [(0.2, Overdue), (0.4, RemoteFailed)], ids=["looks", "has its time"])
+async def test_a_command_that_hangs_is_no_silence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, timeout_s: float, error: type[BoxError]
+) -> None:
+    """A card that hangs in a preflight: tried again for ever, its machine would bill for ever."""
+
+    async def runs_for_ever(process: asyncssh.SSHServerProcess[bytes]) -> None:
+        await Hanging.over.wait()
+
+    monkeypatch.setattr(contact, "ANSWER_S", 0.2)
+    async with box(tmp_path, Hanging, process_factory=runs_for_ever, encoding=None) as there:
+        with pytest.raises(error, match="did not end in"):
+            await asyncio.wait_for(there.shell("true", timeout_s=timeout_s), 10)

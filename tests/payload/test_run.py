@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from payload_box import Box, launcher, ready, wait_for, warm
 
-from remote_payload import chain, contract, reporting, script
+from remote_payload import chain, contract, reporting, run, script
 from remote_payload.chain import Chain, advance, claim
 from remote_payload.contract import Exit, Integration, JobFile, Lora, ModelSource, Phase, Stage, StagePlan, Status
 from remote_payload.layout import Layout
@@ -112,6 +112,23 @@ def test_one_chain_at_a_time(make_box: MakeBox, trained: Box) -> None:
     assert again["pid"] == first["pid"]
     assert refused.returncode == Exit.BAD_CONFIG
     assert "another job or attempt is alive" in refused.stderr
+
+
+def test_a_start_repeated_before_the_first_word(make_box: MakeBox, capsys: pytest.CaptureFixture[str]) -> None:
+    """The chain lives and has told nothing yet, as while nvidia-smi is asked: its word is waited for."""
+    box = make_box(stages=SFT_ONLY)
+    contract.write_whole(box.layout.chain, Identity.own(["nonce-sft"]).dump())
+    said = Status(box.job.job, 1, Phase.STARTING, None, None, 0.0, boot_id(), os.getpid())
+    word = threading.Timer(0.5, lambda: contract.write_whole(box.layout.status, contract.dump(said)))
+    word.start()
+
+    try:
+        assert run.start(box.layout, "nonce-sft") == Exit.OK
+    finally:
+        word.join()
+        box.layout.chain.unlink()  # it names this process, and the box ends what its chain started
+
+    assert json.loads(capsys.readouterr().out)["phase"] == Phase.STARTING
 
 
 def test_two_starts_at_once(make_box: MakeBox, trained: Box) -> None:

@@ -33,6 +33,7 @@ class ScriptedMarket:
     instances: list[Instance] = field(default_factory=list)
     billed: list[Charge] = field(default_factory=list)
     asked: list[tuple[str, int]] = field(default_factory=list)
+    user: int = 1  # whose key we have
     gate: asyncio.Event | None = None
     called: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -67,7 +68,7 @@ class ScriptedMarket:
     async def listing(self) -> Listing:
         if isinstance(error := self.answers.get("account"), Exception):
             return Listing(trusted=False, problem=str(error))
-        return Listing(trusted=True, instances=tuple(self.instances), credit=100_000_000)
+        return Listing(trusted=True, instances=tuple(self.instances), credit=100_000_000, account=self.user)
 
     async def show(self, instance_id: int) -> Instance | None:
         return next((i for i in self.instances if i.id == instance_id), None)
@@ -83,7 +84,7 @@ class ScriptedMarket:
     async def account(self) -> Account:
         if isinstance(error := self.answers.get("account"), Exception):
             raise error
-        return Account(user_id=1, credit=100_000_000)
+        return Account(user_id=self.user, credit=100_000_000)
 
     async def logs(self, instance_id: int, tail: int) -> str:
         return ""

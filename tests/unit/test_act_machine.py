@@ -15,7 +15,7 @@ from store import NOW, start_stage
 
 from daemon.artifacts import folder as model_folder
 from daemon.box.box import BoxStatus
-from daemon.control import act_machine
+from daemon.control import accounts, act_machine
 from daemon.control import provision as provisioning
 from daemon.control.provision import AnotherAttempt, DataRefused, IntegrationRefused
 from daemon.domain import actions
@@ -26,7 +26,7 @@ from daemon.domain.market import Charge, Listing, Offer, OfferQuery
 from daemon.domain.records import Lease, LeaseState, OpState, Wish
 from daemon.errors import CredentialsRefused, HomeportError, MarketUnreachable, NoCredit, OfferGone, RemoteFailed
 from daemon.market.port import Reply
-from daemon.store import jobs, leases, machines
+from daemon.store import events, jobs, leader, leases, machines
 from remote_payload.contract import Prepared
 
 
@@ -138,6 +138,19 @@ async def test_a_refused_key_does_not_wait_in_silence(counter: Counter) -> None:
 
     with pytest.raises(CredentialsRefused):
         await counter.do(Rent())
+
+
+async def test_nothing_is_rented_in_another_account_than_what_bills(counter: Counter) -> None:
+    """A key of another account: whose machines they are is asked before anything is rented."""
+    offering(counter, {1: Reply(200, "{}", instance_id=77)})
+    counter.desk.write(lambda c: leader.put_meta(c, accounts.ACCOUNT, "1"))
+    counter.desk.write(lambda c: leases.add(c, None, 4711, "hp-orphan", LeaseState.LIVE, NOW))
+    counter.desk.market.user = 2
+
+    with pytest.raises(CredentialsRefused, match="of account 2, but of account 1 is instance"):
+        await counter.do(Rent())
+
+    assert counter.creates == []
 
 
 async def test_a_machine_of_this_job_that_we_do_not_know_stops_the_renting(counter: Counter) -> None:
@@ -257,6 +270,21 @@ async def test_a_host_that_went_away_leaves_the_job_a_new_attempt(counter: Count
 
     assert [each.state for each in counter.desk.leases(counter.job.id)] == [LeaseState.LOST]
     assert counter.look().job.attempt == 2
+
+
+@pytest.mark.parametrize("there", [True, False])
+async def test_without_the_disk_of_what_was_saved_nothing_begins_anew(counter: Counter, there: bool) -> None:
+    """Its folder is gone although checkpoints came home: a disk that is not mounted costs no training."""
+    lease = counter.machine()
+    counter.desk.write(lambda c: events.add(c, "checkpoint.home", NOW, job=counter.job.id, stage="SFT", step=100))
+    if there:
+        counter.desk.world.mirror_folder(counter.job.id).mkdir(parents=True)
+
+    await counter.do(actions.MarkLost(lease, "offline"))
+
+    assert counter.held is (None if there else HoldReason.DISK_FULL)
+    assert counter.look().job.attempt == (2 if there else 1)
+    assert there or "mkdir" in (counter.look().job.hold_detail or "")
 
 
 async def test_a_key_that_cannot_be_attached_is_no_reason_to_stop(counter: Counter) -> None:

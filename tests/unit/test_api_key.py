@@ -28,7 +28,7 @@ def test_the_key_is_read_in_the_encodings_of_editors_and_shells(paths: Paths, en
 
 
 @pytest.mark.parametrize(
-    "content", [b"\xff\xfea", b"\x80\x81", "schl\u00fcssel".encode(), b"two words", b"a\nb", b"a\0"]
+    "content", [b"", b"\n", b"\xff\xfea", b"\x80\x81", "schl\u00fcssel".encode(), b"two words", b"a\nb", b"a\0"]
 )
 def test_what_is_no_key_is_refused(paths: Paths, content: bytes) -> None:
     """Before it is sent anywhere, by the name of its file and without its content."""

@@ -80,7 +80,7 @@ def test_a_lost_database_is_not_begun_anew(tmp_path: Path) -> None:
 def test_which_copies_stay(tmp_path: Path) -> None:
     """Of ten days of hourly copies: the six newest, and the last one of each of the last seven days."""
     every = [Path(f"homeport-{hour * HOUR}.db") for hour in range(240)]
-    hours = sorted(int(path.stem.split("-")[1]) // HOUR for path in backups.kept(every, 240 * HOUR))
+    hours = sorted(int(path.stem.split("-")[1]) // HOUR for path in backups.kept(every[::-1]))
     assert hours == [95, 119, 143, 167, 191, 215, 234, 235, 236, 237, 238, 239]
 
 
@@ -115,7 +115,7 @@ def test_what_a_person_put_beside_the_copies_stays(tmp_path: Path) -> None:
 
     made = backups.copy(database.path, theirs.parent, store.NOW)
 
-    assert theirs.exists() and backups.newest_first(theirs.parent) == [made]
+    assert theirs.exists() and backups.copies(theirs.parent) == [made]
     database.close()
 
 
@@ -133,6 +133,16 @@ def test_a_clock_set_back_loses_no_new_copy(tmp_path: Path) -> None:
     assert made.exists()
     assert not backups.is_due(database.path, folder, store.NOW + 1)
     database.close()
+
+
+def test_the_copy_of_a_clock_that_was_ahead_is_not_the_newest(tmp_path: Path) -> None:
+    """Put back, it would forget all that was done since."""
+    for hour in (-2, -1, 24 * 365):
+        (tmp_path / f"homeport-{store.NOW + hour * HOUR}.db").touch()
+
+    newest = backups.newest_first(tmp_path, store.NOW)
+
+    assert newest[0].stem == f"homeport-{store.NOW - HOUR}" and len(newest) == 3
 
 
 def test_a_damaged_database_is_not_copied(tmp_path: Path) -> None:
@@ -198,10 +208,10 @@ async def test_a_full_disk_costs_a_copy_and_nothing_else(tmp_path: Path, monkeyp
     folder.unlink()
     for _ in range(500):
         await asyncio.sleep(0.02)
-        if folder.is_dir() and backups.newest_first(folder):
+        if folder.is_dir() and backups.copies(folder):
             break
     keeping.cancel()
     await asyncio.gather(keeping, return_exceptions=True)
     database.close()
 
-    assert [path.name for path in backups.newest_first(folder)] == [f"homeport-{store.NOW}.db"]
+    assert [path.name for path in backups.copies(folder)] == [f"homeport-{store.NOW}.db"]

@@ -16,6 +16,7 @@ from daemon.artifacts.verify import verify
 from daemon.clock import ManualClock
 from daemon.control import driver
 from daemon.control.driver import Driver
+from daemon.control.link import HEARD_BYTES
 from daemon.control.operate import Operator
 from daemon.control.world import World
 from daemon.domain.actions import Action, Download, HoldJob, Wait
@@ -189,12 +190,12 @@ def test_the_box_may_wait_for_what_the_hold_has_left(driven: tuple[Driver, Scrip
 
 
 @pytest.mark.parametrize(
-    ("heard", "unseen_s", "silent_s"),
-    [(False, 0, 700), (True, 0, 0), (False, 91, 0)],
-    ids=["a silent box", "it answered meanwhile, in one long transfer", "nobody answers us"],
+    ("moved", "unseen_s", "silent_s"),
+    [(0, 0, 700), (HEARD_BYTES - 1, 0, 700), (HEARD_BYTES, 0, 0), (0, 91, 0)],
+    ids=["a silent box", "it answered commands alone", "a transfer went on meanwhile", "nobody answers us"],
 )
 async def test_how_long_a_box_is_silent(
-    driven: tuple[Driver, ScriptedMarket], heard: bool, unseen_s: int, silent_s: int
+    driven: tuple[Driver, ScriptedMarket], moved: int, unseen_s: int, silent_s: int
 ) -> None:
     """From the first call that was lost since it was heard, while the market is in reach; what waits for a whole answer
     counts from the first one all the same."""
@@ -209,8 +210,8 @@ async def test_how_long_a_box_is_silent(
 
     await lost(clock.wall_ms())
     clock.advance(700)
-    if heard:
-        one.link._count(cast(Lease, one._look().lease).id, 1, 1)
+    if moved:
+        one.link._count(cast(Lease, one._look().lease).id, 0, moved)
     await lost(clock.wall_ms() - unseen_s * 1000)
 
     now, memory = clock.wall_ms(), one.memory

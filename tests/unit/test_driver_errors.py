@@ -124,7 +124,14 @@ async def test_what_needs_the_person_holds_the_job(
 
 
 @pytest.mark.parametrize(
-    "error", [TransferFailed("other bytes"), ContractError("no path"), RemoteFailed("it broke", exit_code_remote=1)]
+    "error",
+    [
+        TransferFailed("other bytes"),
+        ContractError("no path"),
+        RemoteFailed("it broke", exit_code_remote=1),
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.ESTALE, "Stale file handle"),
+    ],
 )
 async def test_a_save_that_fails_leaves_its_hold_as_it_is(
     world: World, monkeypatch: pytest.MonkeyPatch, error: Exception

@@ -105,6 +105,15 @@ def test_a_database_made_anew_keeps_the_install(tmp_path: Path) -> None:
     assert install(tmp_path) == before
 
 
+def test_a_copy_put_back_on_a_new_disk(tmp_path: Path) -> None:
+    """The high-water file went with the old disk: nobody knows what the copy has forgotten."""
+    opened(tmp_path).close()
+    (tmp_path / "high-water").unlink()
+
+    assert "high-water is gone" in (led_again(tmp_path) or "")
+    assert led_again(tmp_path) is None
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"epoch": "1"}', '{"epoch": 1}'])
 def test_a_high_water_file_that_makes_no_sense(tmp_path: Path, content: str) -> None:
     """Nobody knows what was known before: that is doubt, not a crash and not trust."""

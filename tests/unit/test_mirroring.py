@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -85,6 +86,16 @@ async def test_what_ails_the_mirror_is_told_once(desk: Desk, error: Exception) -
 
     assert len(desk.told) == 1 and str(error) in desk.told[0]
     assert len(desk.events()) == 1 and str(error) in desk.events()[0]
+
+
+async def test_a_full_disk_is_told_once_however_full(desk: Desk) -> None:
+    """What is free differs at each try, and is no news."""
+    mirroring = Mirroring(desk.world, "job", None)
+
+    for free in (4096, 2048, 1024):
+        await desk.follow(mirroring, OSError(errno.ENOSPC, f"No space left on device: {free} free"))
+
+    assert len(desk.told) == len(desk.events()) == 1
 
 
 async def test_a_lost_link_is_no_news(desk: Desk) -> None:

@@ -19,6 +19,7 @@ from daemon import notify
 from daemon.artifacts.verify import verify
 from daemon.clock import ManualClock
 from daemon.control.operate import Operator
+from daemon.control.reconcile import Reconciler
 from daemon.control.telling import AGAIN_S, Teller
 from daemon.control.world import World
 from daemon.domain.holds import HoldReason
@@ -26,6 +27,7 @@ from daemon.domain.lifecycle import MAIN_LINE, JobState
 from daemon.domain.news import DAY_MS, Facts, of_job
 from daemon.domain.records import LeaseState, OpState
 from daemon.domain.spec import JobSpec
+from daemon.errors import MarketUnreachable
 from daemon.settings import Paths, Settings
 from daemon.store import artifacts, jobs, leases, operations, reports
 
@@ -217,6 +219,24 @@ async def test_a_destroy_that_does_not_take_is_told(world: World, phone: Phone, 
     await Teller(world).run_once()
 
     assert phone.messages == [(f"{store.JOB} ({store.JOB}): machine {store.INSTANCE} is not gone", False)] * told
+
+
+@pytest.mark.parametrize(("hours", "told"), [(0.4, 0), (0.6, 1), (25.0, 2)])
+async def test_a_market_that_cannot_be_asked_is_told(world: World, phone: Phone, hours: float, told: int) -> None:
+    """After half an hour and then daily, while something waits for its word; on screen just as well."""
+    world.operator.market.answers["account"] = MarketUnreachable("HTTP 502")  # type: ignore[attr-defined]
+    passes = Reconciler(world.database, world.operator, cast(Any, world.clock), world.settings.timing)
+    with world.database.write() as c:
+        store.add_job(c, spec_json=SPEC)
+    teller = Teller(world)
+
+    for _ in range(2 + round(hours * 2)):
+        await passes.run_once()
+        await teller.run_once()
+        cast(ManualClock, world.clock).advance(hours * 3600 / (1 + round(hours * 2)))
+
+    assert [title for title, _ in phone.messages] == ["The market cannot be asked"] * told
+    assert all("HTTP 502" in text and "Next: jobctl doctor" in text for text in phone.texts)
 
 
 async def test_a_machine_that_comes_back_after_its_job_is_told(world: World, phone: Phone) -> None:

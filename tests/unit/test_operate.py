@@ -191,6 +191,70 @@ async def test_a_create_that_was_charged_and_never_listed(bench: Bench) -> None:
     assert [op.state for op in bench.operations(Kind.CREATE)] == [OpState.DONE]
 
 
+@pytest.mark.parametrize("asked", [False, True], ids=["rented", "asked for"])
+async def test_another_accounts_list_says_nothing_of_our_machines(bench: Bench, asked: bool) -> None:
+    """There all of them look gone: nothing is confirmed, and nothing else rented, until our key is back."""
+    await bench.reconciler.run_once()
+    if asked:
+        bench.market.answers["create"] = MarketUnreachable("timed out")
+        await bench.operator.rent(bench.job, OFFER, 10, HOLD)
+    else:
+        bench.rented()
+    bench.market.user = 2
+
+    for _ in range(30):
+        bench.clock.advance(60.0)
+        listing = await bench.reconciler.run_once()
+
+    assert not listing.trusted and "account 2" in listing.problem
+    assert [lease.state for lease in bench.leases] == ([] if asked else [LeaseState.LIVE])
+    assert [op.state for op in bench.operations(Kind.CREATE)] == [OpState.UNKNOWN if asked else OpState.DONE]
+    bench.market.user = 1
+    assert (await bench.reconciler.run_once()).trusted
+
+
+async def test_another_account_may_take_over_once_nothing_is_rented(bench: Bench) -> None:
+    await bench.reconciler.run_once()
+    bench.market.user = 2
+
+    assert (await bench.reconciler.run_once()).trusted
+
+
+@pytest.mark.parametrize("told_by", ["the reply", "a charge"])
+async def test_a_machine_that_is_anothers_is_not_taken(bench: Bench, told_by: str) -> None:
+    """The market names the machine of another job as what it rented out: by this job it would count as unused."""
+    with bench.database.write() as c:
+        add_job(c, "other")
+        theirs = add_lease(c, "other")
+        start_stage(c, theirs)
+    bench.market.instances = [instance(INSTANCE)]
+    reply = Reply(200, "{}", instance_id=INSTANCE)
+    bench.market.answers["create"] = reply if told_by == "the reply" else MarketUnreachable("timed out")
+
+    assert await bench.operator.rent(bench.job, OFFER, 10, HOLD) is None
+
+    [create] = bench.operations(Kind.CREATE)
+    if told_by == "a charge":
+        bench.market.billed = [Charge(INSTANCE, create.label, 1_000, None, None)]
+    for _ in range(30):
+        bench.clock.advance(60.0)
+        await bench.reconciler.run_once()
+    assert bench.leases == [] and ("destroy", INSTANCE) not in bench.market.asked
+    if told_by == "a charge":
+        assert bench.job.hold_reason is HoldReason.UNANSWERED
+
+
+async def test_a_late_machine_that_is_not_let_go_disturbs_no_act(bench: Bench) -> None:
+    """Its destroy is asked for again and again, while an act of an hour has still to store what came of it."""
+    late, before = bench.rented(state=LeaseState.LOST), bench.job
+    bench.market.answers["destroy"] = MarketRefused("not today")
+
+    with pytest.raises(MarketRefused):
+        await bench.operator.destroy(bench.job, late, "arrived late")
+
+    assert bench.job.version == before.version
+
+
 async def test_a_machine_that_comes_back_while_another_may_come(bench: Bench) -> None:
     """The job had it confirmed gone and asked for the next: whatever the answer, it works on one machine at most."""
     gone = bench.rented()

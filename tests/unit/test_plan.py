@@ -50,6 +50,7 @@ LOST = lease(id=2, instance_id=78, state=LeaseState.LOST)
 EARLIER = replace(LOST, status="offline", created_at=NOW - 90_000 * S)
 ITS_DESTROY = op(Kind.DESTROY, lease_id=2, instance_id=78, age_s=5)
 QUEUED_START = lease(status="stopped", running_ms=9, status_since=NOW - 900 * S)
+STOPPED_AGAIN = lease(status="exited", intended="stopped", running_ms=9, status_since=NOW - 5 * S)
 HELD = {"hold_since": NOW - 60 * S}
 LONG_AGO = job(JobState.SFT, spoken_at=NOW - 40_000 * S)
 
@@ -465,7 +466,7 @@ CASES: dict[str, tuple[Snapshot, type[actions.Action] | actions.Action]] = {
     "a start that did not happen, again and again": (
         training(
             live=lease(status="exited", running_ms=9, status_since=NOW - 900 * S),
-            operations=(STARTED, *15 * (op(Kind.START, OpState.ABSENT, age_s=90),)),
+            operations=(STARTED, *15 * (op(Kind.START, OpState.ABSENT, age_s=90),)), link_down_since_ms=NOW - 650 * S,
         ),
         actions.HoldJob,
     ),
@@ -479,7 +480,41 @@ CASES: dict[str, tuple[Snapshot, type[actions.Action] | actions.Action]] = {
     "does not start": (
         training(
             live=lease(status="exited", running_ms=9, status_since=NOW - 900 * S),
-            operations=(STARTED, op(Kind.START, age_s=700)),
+            operations=(STARTED, op(Kind.START, age_s=700)), link_down_since_ms=NOW - 650 * S,
+        ),
+        actions.HoldJob,
+    ),
+    "called exited for hours, started once, and a connection breaks again": (
+        training(
+            live=lease(status="exited", running_ms=9, status_since=NOW - 9000 * S),
+            operations=(STARTED, op(Kind.START, age_s=700)), link_down_since_ms=NOW - S,
+        ),
+        actions.Watch,
+    ),
+    "ran after its start, was never heard, and stopped again": (
+        training(
+            live=STOPPED_AGAIN, operations=(STARTED, op(Kind.START, age_s=3600)), link_down_since_ms=NOW - 7000 * S,
+        ),
+        actions.HoldJob,
+    ),
+    "the same, and it was heard meanwhile": (
+        training(
+            live=STOPPED_AGAIN, operations=(STARTED, op(Kind.START, age_s=3600)), link_down_since_ms=NOW - 900 * S,
+        ),
+        actions.StartMachine,
+    ),
+    "the same, and we slept while it ran": (
+        training(
+            live=replace(STOPPED_AGAIN, status_since=NOW - 695 * S), awake_since_ms=NOW - 700 * S,
+            operations=(STARTED, op(Kind.START, age_s=3600)), link_down_since_ms=NOW - 7000 * S,
+        ),
+        actions.StartMachine,
+    ),
+    "the same, for the third time": (
+        training(
+            row=LONG_AGO, live=replace(STOPPED_AGAIN, status_since=NOW - 695 * S), awake_since_ms=NOW - 700 * S,
+            operations=(STARTED, *(op(Kind.START, age_s=s) for s in (6000, 5000, 3600))),
+            link_down_since_ms=NOW - 7000 * S,
         ),
         actions.HoldJob,
     ),

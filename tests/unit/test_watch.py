@@ -16,7 +16,7 @@ from daemon.clock import ManualClock
 from daemon.control import watch
 from daemon.control.watch import MAX_EVENT_BYTES, Seen, look
 from daemon.domain.records import Job, StageRun
-from daemon.errors import TransferFailed
+from daemon.errors import LinkLost, TransferFailed
 from daemon.store import jobs, reports, stages
 from remote_payload.contract import Done, Failed, Phase, Stage, Status
 
@@ -103,6 +103,23 @@ async def test_a_line_without_sense_costs_only_itself(looker: Looker) -> None:
     await looker.at(Box(step(1, 2.5) + b"".join(nonsense) + step(2, 2.0)))
 
     assert looker.steps == [(1, 2.5), (2, 2.0)]
+
+
+async def test_a_look_that_does_not_come_to_its_end_is_no_contact(looker: Looker) -> None:
+    """The status is answered and the log is not: since when it is out of contact stays as it was."""
+
+    class Half(Box):
+        async def read_lines(self, name: str, offset: int, limit: int) -> tuple[bytes, int]:
+            raise LinkLost("no answer in time")
+
+    with looker.database.write() as c:
+        reports.put(c, JOB, 1, lost_since=NOW)
+    with pytest.raises(LinkLost):
+        await looker.at(Half())
+
+    with looker.database.read() as c:
+        report = reports.get(c, JOB)
+    assert report is not None and report.lost_since == NOW
 
 
 async def test_nothing_is_read_twice(looker: Looker) -> None:
