@@ -32,6 +32,7 @@ FAULTS: dict[str, Fault] = {
     "other price": Fault("F2", "the machine costs more than the offer said", _OFTEN),
     "rate limited": Fault("F4", "429", _SELDOM),
     "key refused": Fault("F4", "the market does not take the key", _SELDOM),
+    "another key": Fault("F4", "for a while the key is another account's: there nothing of ours is known", _EVENT),
     "listing untrusted": Fault("F4", "an error, an empty body or a page missing", _OFTEN),
     "listing behind": Fault("F4", "what is listed is what was some time ago", _OFTEN),
     "label edited": Fault("F13", "somebody edits a label in the console", _EVENT),

@@ -60,6 +60,7 @@ class FakeMarket:
     creates: dict[str, int] = field(default_factory=dict)  # requests on the wire, by label
     refused: set[str] = field(default_factory=set)  # labels of those that were answered by a no
     key_works: bool = True
+    another_until: float = 0.0  # until then, by the boot clock, we ask with the key of another account
     credit: int = CREDIT
     next_id: int = 1000
 
@@ -77,7 +78,7 @@ class FakeMarket:
         return await self._read("search", look)
 
     async def account(self) -> Account:
-        return await self._read("account", lambda: Account(user_id=1, credit=self.credit))
+        return await self._read("account", lambda: Account(user_id=self._user, credit=self.credit))
 
     async def listing(self) -> Listing:
         sky = self.sim.sky
@@ -86,16 +87,20 @@ class FakeMarket:
         if ending is not None or not self.key_works or sky.strikes("listing untrusted"):
             self.given.append(Given(self.sim.clock.boot(), False, frozenset()))
             return Listing(trusted=False, problem="HTTP 502")
+        if self.is_another:
+            self.given.append(Given(self.sim.clock.boot(), False, frozenset()))
+            return Listing(True, (), credit=CREDIT, market_ms=self.sim.clock.true_ms(), account=self._user)
         behind_s = self.sim.chance.choice((5.0, 20.0, 60.0)) if sky.strikes("listing behind") else 0.0
         shown = [m for m in self.machines.values() if m.is_listed(behind_s)]
         self.given.append(Given(self.sim.clock.boot(), True, frozenset(m.id for m in shown)))
         self.sim.witness.listed({m.id for m in shown if m.runs}, {m.id: m.queued_for for m in shown if m.queued})
         shown_now = tuple(m.as_listed(behind_s) for m in shown)
-        return Listing(True, shown_now, credit=self.credit, market_ms=self.sim.clock.true_ms())
+        clock = self.sim.clock
+        return Listing(True, shown_now, credit=self.credit, market_ms=clock.true_ms(), account=self._user)
 
     async def show(self, instance_id: int) -> Instance | None:
         def look() -> Instance | None:
-            machine = self.machines.get(instance_id)
+            machine = None if self.is_another else self.machines.get(instance_id)
             return machine.as_listed(0.0) if machine is not None and machine.is_shown else None
 
         return await self._read("show", look)
@@ -103,7 +108,8 @@ class FakeMarket:
     async def charges(self, since_ms: int) -> list[Charge]:
         def look() -> list[Charge]:
             now = self.sim.clock.boot()
-            charged = [m for m in self.machines.values() if m.label and m.charged_from <= now]
+            ours = () if self.is_another else self.machines.values()
+            charged = [m for m in ours if m.label and m.charged_from <= now]
             return [Charge(m.id, m.label, round(m.billed()), *self._times(m)) for m in charged]
 
         return await self._read("charges", look)
@@ -114,7 +120,7 @@ class FakeMarket:
         sky, offer = self.sim.sky, offered(request.offer_id)
 
         def refuse_taken() -> None:
-            if offer.machine_id in self._taken():
+            if offer.machine_id in self._taken() or self.is_another:
                 raise OfferGone("taken", status=404)
 
         def rent(late_s: float = 0.0) -> Machine:
@@ -165,6 +171,7 @@ class FakeMarket:
         machine = self._known(instance_id)
 
         def start() -> Reply:
+            self._refuse_another()
             if self.sim.sky.strikes("start queued"):
                 machine.queue()
                 return Reply(200, '{"msg": "scheduled"}', queued=True)
@@ -181,6 +188,7 @@ class FakeMarket:
         machine = self._known(instance_id)
 
         def stop() -> Reply:
+            self._refuse_another()
             machine.power_off()
             return Reply(200, "{}")
 
@@ -191,6 +199,8 @@ class FakeMarket:
         machine, sky = self._known(permit.instance_id), self.sim.sky
 
         def destroy() -> Reply:
+            if self.is_another:
+                return Reply(404, '{"msg": "no such instance"}')  # an answer, for listings to confirm
             if sky.strikes("destroy refused"):
                 raise MarketRefused("not found", status=404)
             if sky.strikes("destroy lingers"):
@@ -244,6 +254,18 @@ class FakeMarket:
             raise MarketRefused("no such instance", status=404)
         return machine
 
+    @property
+    def is_another(self) -> bool:
+        return self.sim.clock.boot() < self.another_until
+
+    @property
+    def _user(self) -> int:
+        return 2 if self.is_another else 1
+
+    def _refuse_another(self) -> None:
+        if self.is_another:
+            raise MarketRefused("no such instance", status=404)
+
     async def _pause(self) -> None:
         await asyncio.sleep(self.sim.chance.choice((0.05, 0.2, 1.0)))
 
@@ -284,7 +306,7 @@ class FakeMarket:
 
     def heal(self) -> None:
         """Clear sky: the key works, there is credit, hosts are back, everything is listed."""
-        self.key_works, self.credit = True, CREDIT
+        self.key_works, self.credit, self.another_until = True, CREDIT, 0.0
         now = self.sim.clock.boot()
         for machine in self.machines.values():
             machine.advance()

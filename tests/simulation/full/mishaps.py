@@ -62,6 +62,10 @@ def runner_dies(sim: Simulation, machine: Machine) -> None:
     disk.running, disk.progress_s = None, 0.0
 
 
+def another_key(sim: Simulation, machine: Machine) -> None:
+    sim.market.another_until = sim.clock.boot() + sim.chance.choice((120.0, 900.0, 3 * HOUR_S))
+
+
 def address_changes(sim: Simulation, machine: Machine) -> None:
     machine.port += 1
 
@@ -131,6 +135,7 @@ MISHAPS: dict[str, Callable[[Simulation], bool | None]] = {
     "box silent": _to_machine(box_silent),
     "host stops": _to_machine(lambda sim, m: m.power_off()),
     "host offline": _to_machine(lambda sim, m: m.go_offline(sim.chance.choice((120.0, 1500.0, 3 * HOUR_S)))),
+    "another key": _to_machine(another_key),
     "address changes": _to_machine(address_changes),
     "host key changes": _to_machine(key_changes),
     "runner dies": _to_machine(runner_dies),

@@ -35,6 +35,13 @@ MUTANTS: tuple[Mutant, ...] = (
         ),
     ),
     mutant(
+        "gone from another account",
+        "F4",
+        "full",
+        "what another account's list does not show is gone",
+        ("daemon/control/accounts.py", "    if ours is not None and (held or asked):", "    if False:"),
+    ),
+    mutant(
         "gone after one listing",
         "F4 F5",
         "full",
