@@ -21,7 +21,7 @@ from daemon.box.contact import FILE_S, Contact
 from daemon.box.lanes import BATCH_BLOCKS, BLOCK_BYTES, MAX_LANES, READS, Lane, Traffic, lanes_for, spans
 from daemon.box.link import translated, within
 from daemon.box.pace import Pace
-from daemon.box.part import part_of
+from daemon.box.part import PAGE, part_of
 from daemon.box.progress import Follow, Tally, nobody
 from daemon.box.room import reserve
 from daemon.errors import TransferFailed
@@ -71,10 +71,10 @@ async def fetch_folder(
     """Copy the files under `remote` whose names end in one of `only` (empty: all) into `folder`.
 
     Returns what now lies there, paths relative to `folder`: nothing of a folder that the box does not have. A file
-    already there with the right hash is not fetched. Checkpoint manifests come last: a checkpoint.json at home means
-    that all asked for of it is there. Raises TransferFailed when a file vanishes meanwhile or hashes wrong TRIES times;
-    may be called again. With a `pace` it keeps to one connection and to that many bytes a second. `follow` hears how
-    far it is.
+    already there with the right hash is not fetched, nor what an earlier call brought of a checkpoint's file.
+    Checkpoint manifests come last: a checkpoint.json at home means that all asked for of it is there. Raises
+    TransferFailed when a file vanishes meanwhile or hashes wrong TRIES times; may be called again. With a `pace` it
+    keeps to one connection and to that many bytes a second. `follow` hears how far it is.
     """
     try:
         contract.checked_path(remote)
@@ -99,17 +99,17 @@ async def _bring(
     tally = Tally(follow, _size(files))
     home = await asyncio.to_thread(_already_here, folder, files)
     missing = _without(files, home)
-    tally.begin(_size(missing))
     tries = 0
     while missing:
         if tries == TRIES:
             raise TransferFailed(f"{contact.name}: {remote}/{missing[0].path} is not what its checkpoint.json promises")
         tries += 1
-        await _carry(contact, remote, folder, missing, patience_s, pace, tally)
+        goes_on = tries == 1  # what hashed wrong is fetched anew
+        await _carry(contact, remote, folder, missing, goes_on, patience_s, pace, tally)
         arrived = await asyncio.to_thread(_accept, folder, missing)
         home += arrived
         missing = _without(missing, arrived)
-        tally.begin(_size(missing))
+    tally.begin(0)
     return home
 
 
@@ -186,10 +186,13 @@ async def _carry(
     remote: str,
     folder: Path,
     files: list[_Wanted],
+    goes_on: bool,
     patience_s: float,
     pace: Pace | None,
     tally: Tally,
 ) -> None:
+    """Fetch `files` into their parts; if it `goes_on`, without the blocks that lie there, where a hash will tell."""
+
     async def admit(block: _Block) -> None:
         if pace is not None:
             await pace.take(block.size)
@@ -202,12 +205,13 @@ async def _carry(
     todo: list[list[_Block]] = []
     for file in files:
         part = part_of(folder / file.path)
-        _make_room(part, file.size)
         source = f"{contact.address.root}/{remote}/{file.path}"
-        for start, length in spans(0, file.size, BATCH_BLOCKS * BLOCK_BYTES):
-            batch = spans(start, length, BLOCK_BYTES)
-            todo.append([_Block(part, source, offset, size, file.size) for offset, size in batch])
-    count, most = (lanes_for(_size(files)), MAX_LANES) if pace is None else (1, 1)
+        blank = await asyncio.to_thread(_make_room, part, file.size, goes_on and file.sha256 is not None)
+        blocks = [_Block(part, source, offset, size, file.size) for offset, size in blank]
+        todo += (blocks[first : first + BATCH_BLOCKS] for first in range(0, len(blocks), BATCH_BLOCKS))
+    left = sum(block.size for batch in todo for block in batch)
+    tally.begin(left)
+    count, most = (lanes_for(left), MAX_LANES) if pace is None else (1, 1)
     await Traffic(
         todo,
         move,
@@ -221,11 +225,18 @@ async def _carry(
     ).run()
 
 
-def _make_room(part: Path, size: int) -> None:
+def _make_room(part: Path, size: int, goes_on: bool) -> list[tuple[int, int]]:
+    """Have `size` bytes on the disk; (offset, size) of the blocks that are to be fetched.
+
+    All of them, unless it `goes_on`: then those that begin with a page of zeros, as what was only reserved does.
+    """
     part.parent.mkdir(parents=True, exist_ok=True)
-    fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), 0o600)
+    fd = os.open(part, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o600)
     try:
+        os.ftruncate(fd, min(os.fstat(fd).st_size, size) if goes_on else 0)
         reserve(fd, part, size)
+        blocks = spans(0, size, BLOCK_BYTES)
+        return [block for block in blocks if not any(platform.pread(fd, min(PAGE, block[1]), block[0]))]
     finally:
         os.close(fd)
 

@@ -17,7 +17,7 @@ from boxes import LoopbackBox, loopback_box
 from daemon.box.box import Box
 from daemon.box.progress import TransferProgress
 from daemon.box.upload import Upload
-from daemon.errors import TransferFailed
+from daemon.errors import LinkLost, TransferFailed
 from remote_payload import contract
 from remote_payload.contract import Checkpoint, Output, Stage
 
@@ -88,6 +88,40 @@ async def test_only_the_asked_suffixes_come_and_nothing_comes_twice(tmp_path: Pa
         assert {o.path for o in again} == {"checkpoint-100/adapter_model.safetensors", "checkpoint-100/checkpoint.json"}
         assert not (tmp_path / "home/checkpoint-100/optimizer.pt").exists()
         assert down < 16_384 < 2_000_000 < carried
+
+
+@pytest.mark.parametrize("torn", [False, True])
+async def test_what_a_cut_left_of_a_checkpoint_is_not_fetched_again(tmp_path: Path, torn: bool) -> None:
+    """Cut in its midst, it goes on there. What was not written to its end before is found by its hash, and mended."""
+    down = 0
+
+    def count(up: int, more: int) -> None:
+        nonlocal down
+        down += more
+
+    def cut(progress: TransferProgress) -> None:
+        if progress.done > progress.total * 0.8:
+            raise LinkLost("cut")
+
+    async with proven(tmp_path) as (there, first):
+        source, home = save_checkpoint(there, 100), tmp_path / "home/checkpoint-100"
+        with pytest.raises(LinkLost):
+            await first.fetch_folder("run/sft", tmp_path / "home", follow=cut)
+        if torn:
+            part = home / "adapter_model.safetensors.part"
+            written = part.read_bytes()
+            part.write_bytes(written[:100_000] + b"\0" * 4096 + written[104_096:])
+        box = Box(there.address(), there.key, on_bytes=count)
+        await box.prove()
+        seen: list[TransferProgress] = []
+        await box.fetch_folder("run/sft", tmp_path / "home", follow=seen.append)
+        await box.aclose()
+
+        total = seen[0].total
+        assert seen[0].done > total * 0.8 and seen[-1].done == total
+        assert (down > total / 2) is torn and down < total
+        for file in source.iterdir():
+            assert (home / file.name).read_bytes() == file.read_bytes()
 
 
 async def test_a_checkpoint_that_hashes_wrong_fails(tmp_path: Path) -> None:
