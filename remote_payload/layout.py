@@ -67,6 +67,11 @@ class Layout:
         """Locked (flock) by the chain and every stage it started, for as long as one of them lives."""
         return self.run / "chain.lock"
 
+    @property
+    def kept(self) -> Path:
+        """Holds the one checkpoint that is on its way home (keep.py)."""
+        return self.run / contract.KEPT_DIR
+
     def stage(self, stage: Stage) -> Path:
         """The folder a stage works in: run/sft, run/dpo, run/gguf."""
         return self.run / stage.lower()

@@ -12,7 +12,7 @@ import json
 import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeVar
 
 import asyncssh
@@ -246,6 +246,17 @@ class Box:
         await Download(
             manifest, self.address.root, folder, durable, follow, self._contact.dial, self._patience_s, pace
         ).run()
+
+    async def keep(self, checkpoint: PurePosixPath, nonce: str) -> PurePosixPath:
+        """Have the machine keep a whole checkpoint of the stage started under `nonce` until another one is to be kept.
+
+        Where it lies then: `checkpoint` itself, to be had for as long as training leaves it, where it cannot be kept.
+        """
+        try:
+            await self._contact.payload("keep", str(checkpoint), nonce)
+        except RemoteFailed:  # deleted already, a disk without links, or a payload that does not know how
+            return checkpoint
+        return PurePosixPath(contract.RUN_DIR, contract.KEPT_DIR, nonce, checkpoint.name)
 
     async def fetch_folder(
         self,

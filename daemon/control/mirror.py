@@ -117,18 +117,25 @@ class Mirror:
         self._sync_down_to(marker.parent)
         return len(promised)
 
+    def begun(self, run: StageRun) -> PurePosixPath | None:
+        """The checkpoint of which an earlier call brought a part, by its path on the box."""
+        path = PurePosixPath(RUN_DIR, run.stage.lower())
+        folders = (self._of(run.stage, run.nonce) / path).glob(f"{CHECKPOINT}*")
+        return next((path / each.name for each in folders if not (each / CHECKPOINT_MANIFEST).exists()), None)
+
     async def bring_checkpoint(
         self, box: Box, run: StageRun, path: PurePosixPath, pace: Pace | None = None, follow: Follow = nobody
     ) -> None:
         """One checkpoint, whole; then only the newest KEEP stay. Raises CheckpointGone, else as bring_outputs.
 
-        What was begun of an earlier one goes first: nobody fetches the rest of it, and the model needs the room.
+        The box keeps it meanwhile, and after a broken connection until another one is asked for. What was begun of
+        another one goes first: nobody fetches the rest of it, and the model needs the room.
         """
         into = self._of(run.stage, run.nonce) / path
         for begun in into.parent.glob(f"{CHECKPOINT}*"):
             if begun != into and not (begun / CHECKPOINT_MANIFEST).exists():
                 shutil.rmtree(begun)
-        await fetch_checkpoint(box, path, into, pace, follow)
+        await fetch_checkpoint(box, await box.keep(path, run.nonce), into, pace, follow)
         self._sync_down_to(into)
         for old in _newest_first(into.parent)[KEEP:]:
             shutil.rmtree(old)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import Any
 
 import structlog
@@ -16,7 +17,7 @@ from daemon.control.mirror import TRAINING, CheckpointGone, Mirror
 from daemon.control.transfers import told
 from daemon.control.world import World
 from daemon.domain.records import BoxReport, StageRun
-from daemon.errors import BoxError, LinkLost
+from daemon.errors import BoxError, LinkLost, TransferFailed
 from daemon.store import downloads, events, leases
 from remote_payload.contract import ContractError, Status, load
 
@@ -62,11 +63,19 @@ class Mirroring:
                     await mirror.bring_outputs(box, run, pace, follow)
                 self._note("stage.home", stage=run.stage)
             for run in runs:
-                if (path := mirror.lacks_checkpoint(run, status)) is not None and status is not None:
-                    with self._timed(pace), told(self.world, self.job_id, "MIRROR") as follow:
-                        await mirror.bring_checkpoint(box, run, path, pace, follow)
-                    self._note("checkpoint.home", stage=run.stage, step=int(path.name.removeprefix("checkpoint-")))
+                if (newest := mirror.lacks_checkpoint(run, status)) is None:
+                    continue
+                begun = mirror.begun(run)
+                if begun is not None and begun != newest:
+                    with suppress(TransferFailed):  # deleted or damaged there: the newest one is as good
+                        await self._bring_checkpoint(box, run, begun, pace)
+                await self._bring_checkpoint(box, run, newest, pace)
         return await asyncio.to_thread(mirror.count)
+
+    async def _bring_checkpoint(self, box: Box, run: StageRun, path: PurePosixPath, pace: Pace | None) -> None:
+        with self._timed(pace), told(self.world, self.job_id, "MIRROR") as follow:
+            await self.mirror.bring_checkpoint(box, run, path, pace, follow)
+        self._note("checkpoint.home", stage=run.stage, step=int(path.name.removeprefix("checkpoint-")))
 
     @contextmanager
     def _timed(self, pace: Pace | None) -> Iterator[None]:

@@ -213,7 +213,11 @@ def _vram_gb(spec: JobSpec, weights: float) -> int:
 
 
 def _work_bytes(spec: JobSpec, weights: float, model_bytes: float, adapter: float) -> float:
-    """Base and merged model, a 16-bit GGUF where one is quantised from it, the outputs, adapters with optimizer."""
+    """Base and merged model, a 16-bit GGUF where one is quantised from it, the outputs, adapters with optimizer.
+
+    Of the last the `keep` of each stage and one more: the one that comes home meanwhile. While yet another one is saved
+    there is no merged model, which is larger.
+    """
     copies = 2 + _has_block_formats(spec)
     checkpoints = 3 * adapter * (spec.checkpoint.keep + 1) * len(_stages(spec))
     return 1.1 * (copies * weights + model_bytes + checkpoints)

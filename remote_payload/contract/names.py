@@ -20,6 +20,7 @@ EVENTS_FILE = "events.jsonl"  # run/events.jsonl: append-only progress, read by 
 CALLED_FILE = "called"  # run/called: written by every command from home, with the seconds of silence that it allows
 LOG_FILE = "log.txt"  # run/log.txt: everything the stages printed
 MANIFEST_FILE = "manifest.json"  # run/manifest.json: the artifact set, written last
+KEPT_DIR = "kept"  # run/kept/<nonce>/checkpoint-N: the one that is being fetched, whatever training deletes
 STAGES_DIR = "stages"  # run/stages/<nonce>/{started,done,failed}.json
 STARTED_FILE = "started.json"
 DONE_FILE = "done.json"

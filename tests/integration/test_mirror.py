@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import sys
 from pathlib import Path, PurePosixPath
 
@@ -10,6 +11,7 @@ import pytest
 from boxes import LoopbackBox, ready_box
 
 from daemon.box.pace import Pace
+from daemon.box.progress import TransferProgress
 from daemon.control.mirror import Mirror
 from daemon.domain.records import StageRun
 from daemon.errors import TransferFailed
@@ -88,6 +90,34 @@ async def test_newest_two_checkpoints_stay_and_the_newest_goes_up(tmp_path: Path
     async with ready_box(tmp_path / "second") as (there, box):
         await box.upload(list(mirror.uploads([run(Stage.SFT, "two")], ["two", "one"])))
         assert tree(there.root / "run/sft") == {f"checkpoint-300/{name}": text for name, text in source.items()}
+
+
+async def test_what_a_machine_cannot_keep_is_fetched_where_it_lies(tmp_path: Path) -> None:
+    """For as long as training leaves it there."""
+    mirror = Mirror(tmp_path / "mirror")
+    async with ready_box(tmp_path / "first") as (there, box):
+        (there.root / "run").mkdir(exist_ok=True)
+        (there.root / "run/kept").write_text("in the way of every link")
+        path = train(there, 100)
+        await mirror.bring_checkpoint(box, run(Stage.SFT, "one"), path)
+        assert tree(mirror.folder / "SFT-one" / path) == tree(there.root / path)
+
+
+async def test_a_line_slower_than_training_brings_a_checkpoint(tmp_path: Path) -> None:
+    """Training deletes it once a part of it has come home, and it comes home whole."""
+    mirror = Mirror(tmp_path / "mirror")
+    async with ready_box(tmp_path / "first") as (there, box):
+        path = train(there, 100)
+        source = tree(there.root / path)
+
+        def training(progress: TransferProgress) -> None:
+            if progress.done:
+                shutil.rmtree(there.root / path, ignore_errors=True)
+
+        await mirror.bring_checkpoint(box, run(Stage.SFT, "one"), path, Pace(50.0), training)
+
+        assert not (there.root / path).exists()
+    assert tree(mirror.folder / "SFT-one" / path) == source
 
 
 async def test_damaged_at_home_is_not_sent_up(tmp_path: Path) -> None:

@@ -135,6 +135,13 @@ async def test_bringing_measures_the_line(
     assert (noted.body if noted else None) == line
 
 
+class KeepsNothing:
+    """A machine whose disk has no links."""
+
+    async def keep(self, checkpoint: PurePosixPath, nonce: str) -> PurePosixPath:
+        return checkpoint
+
+
 @pytest.mark.parametrize("left", [[], [Output("optimizer.pt", 1, "0" * 64)]], ids=["nothing", "a part"])
 async def test_a_checkpoint_that_is_gone_meanwhile_did_not_come_home(desk: Desk, left: list[Output]) -> None:
     """Deleted since the status named it. Whoever stops the machine hears it; in the background the next one comes."""
@@ -143,7 +150,7 @@ async def test_a_checkpoint_that_is_gone_meanwhile_did_not_come_home(desk: Desk,
     report = BoxReport("job", 1, contract.dump(status), 1, None, None, 0, 0)
     mirroring = Mirroring(desk.world, "job", None)
 
-    class Box:
+    class Box(KeepsNothing):
         async def fetch_folder(self, *_: Any, **__: Any) -> list[Output]:
             return left
 
@@ -155,6 +162,43 @@ async def test_a_checkpoint_that_is_gone_meanwhile_did_not_come_home(desk: Desk,
 
     with desk.world.database.read() as c:
         assert events.newest(c, "job", ("checkpoint.home", "mirror.failed")) is None
+
+
+@pytest.mark.parametrize("still_there", [True, False])
+async def test_after_a_cut_the_same_checkpoint_goes_on(desk: Desk, still_there: bool) -> None:
+    """Training has made a newer one meanwhile: begun anew with each cut, none would ever come home. What the machine
+    could not keep is no loss: the newer one comes."""
+    running, asked = replace(RUN, done_json=None), list[str]()
+
+    class Box:
+        async def keep(self, checkpoint: PurePosixPath, nonce: str) -> PurePosixPath:
+            return PurePosixPath("run/kept", nonce, checkpoint.name)
+
+        async def fetch_folder(self, remote: str, into: Path, **_: Any) -> list[Output]:
+            asked.append(remote)
+            into.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240 - nobody else has this thread
+            if len(asked) == 1:
+                (into / "optimizer.pt.part").write_bytes(b"half")
+                raise LinkLost("cut")
+            if into.name == "checkpoint-100" and not still_there:
+                return []
+            (into / contract.CHECKPOINT_MANIFEST).write_text("{}")
+            return [Output(contract.CHECKPOINT_MANIFEST, 2, "0" * 64)]
+
+    def training(step: int) -> Status:
+        return Status(
+            "job", 1, Phase.RUNNING, Stage.SFT, "one", 0.0, "boot", 1, checkpoint=f"run/sft/checkpoint-{step}"
+        )
+
+    mirroring = Mirroring(desk.world, "job", None)
+    with pytest.raises(LinkLost):
+        await mirroring.bring(cast(Any, Box()), [running], training(100))
+
+    await mirroring.bring(cast(Any, Box()), [running], training(900))
+
+    assert asked == [f"run/kept/one/checkpoint-{step}" for step in (100, 100, 900)]
+    home = sorted(path.parent.name for path in mirroring.mirror.folder.rglob(contract.CHECKPOINT_MANIFEST))
+    assert home == ["checkpoint-100", "checkpoint-900"][not still_there :]
 
 
 def test_a_checkpoint_by_a_name_that_no_file_can_have_is_none(tmp_path: Path) -> None:
@@ -209,7 +253,7 @@ async def test_what_was_begun_of_an_earlier_checkpoint_makes_room(tmp_path: Path
         folder.mkdir(parents=True)
         (folder / "optimizer.pt.part").write_bytes(b"half")
 
-    class Box:
+    class Box(KeepsNothing):
         async def fetch_folder(self, remote: str, into: Path, **_: Any) -> list[Output]:
             half(into)
             return []

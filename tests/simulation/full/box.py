@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from daemon.box.address import BoxAddress
@@ -234,6 +234,14 @@ class FakeBox:
         self._reached()
         return Lane(self)
 
+    async def keep(self, checkpoint: PurePosixPath, nonce: str) -> PurePosixPath:
+        def link(disk: BoxDisk) -> PurePosixPath:
+            kept = PurePosixPath(contract.RUN_DIR, contract.KEPT_DIR, nonce, checkpoint.name)
+            disk.kept = {str(kept): str(checkpoint)}
+            return kept
+
+        return await self._ask("keep", link)
+
     async def fetch_folder(
         self,
         remote: str,
@@ -243,8 +251,10 @@ class FakeBox:
         pace: Pace | None = None,
         follow: Follow = nobody,
     ) -> list[Output]:
-        path = f"{remote}/adapter.safetensors"
-        content = await self._ask("fetch_folder", lambda d: made(d.job.name if d.job else "", path), 2.0)
+        def read(disk: BoxDisk) -> bytes:
+            return made(disk.job.name if disk.job else "", f"{disk.kept.get(remote, remote)}/adapter.safetensors")
+
+        content = await self._ask("fetch_folder", read, 2.0)
         folder.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240 - nobody else has this thread
         (folder / "adapter.safetensors").write_bytes(content)
         output = Output("adapter.safetensors", len(content), sha256(content))

@@ -66,6 +66,7 @@ class BoxDisk:
     chain: JobFile | None = None  # as the runner read it when it began
     progress_s: float = 0.0
     mirrored_s: float = 0.0  # progress that came up with an earlier machine's checkpoint, for the stage begun next
+    kept: dict[str, str] = field(default_factory=dict)  # the checkpoint that is being fetched: where, and of which
     boots: int = 1
     silent_until: float = 0.0
     drips: bool = False  # its host sends as slowly as it can without being given up

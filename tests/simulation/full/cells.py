@@ -23,7 +23,7 @@ PREPARING = tuple(
 )
 WATCHING = tuple(f"box {call}" for call in ("status", "read events", "read log", "stage_end"))
 HOMECOMING = ("box manifest", "box download", "box block")
-BOX = (*PREPARING, "box start_stage", *WATCHING, "box stop_stages", *HOMECOMING, "box fetch_folder")
+BOX = (*PREPARING, "box start_stage", *WATCHING, "box stop_stages", *HOMECOMING, "box fetch_folder", "box keep")
 BOUNDARIES = ("market listing", *READS, *CHANGES, *BOX, "verify", "commit", "file")
 RENTING = ("market search", "market create", "market attach_key", *PREPARING)
 
@@ -102,6 +102,7 @@ RULES: tuple[Rule, ...] = (
         "once every file is here there is nothing to save",
         lambda s, f, b: s in (S.DOWNLOADED, S.VERIFIED) and b == "box fetch_folder",
     ),
+    Rule("a checkpoint is fetched while a stage trains", lambda s, f, b: b == "box keep" and s not in (S.SFT, S.DPO)),
     Rule(
         "what a machine cost is asked once it is gone",
         lambda s, f, b: f in OF_A_MACHINE and b == "market charges",
