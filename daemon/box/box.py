@@ -43,7 +43,7 @@ from remote_payload.contract import (
 )
 
 INSTALL_S = 2_700.0  # bootstrap: downloads and, at worst, a compilation
-PREPARE_S = 3_600.0  # reads all data and may fetch the base model
+PREPARE_S = 3_600.0  # reads all data, beside fetching a base model
 PREFLIGHT_S = 300.0
 PATIENCE_S = 60.0  # of a transfer without one block moved
 
@@ -161,13 +161,13 @@ class Box:
         except ContractError as error:
             raise TransferFailed(f"{self._contact.name}: preflight cannot be read: {error}") from error
 
-    async def prepare(self, env: Mapping[str, str]) -> Prepared:
+    async def prepare(self, env: Mapping[str, str], timeout_s: float = PREPARE_S) -> Prepared:
         """Read and count the data, check integration line, tokenizer and template; objections are in the answer.
 
         `env` (a hub token) goes to this one command and is stored nowhere. Raises RemoteFailed when it gave no answer.
         """
         codes = (Exit.OK, Exit.BAD_CONFIG, Exit.BAD_DATA, Exit.INTEGRATION)
-        reply = await self._contact.payload("prepare", env=env, timeout_s=PREPARE_S, accept=codes)
+        reply = await self._contact.payload("prepare", env=env, timeout_s=timeout_s, accept=codes)
         try:
             return contract.load(Prepared, reply.last_line)
         except ContractError as error:

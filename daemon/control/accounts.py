@@ -6,6 +6,7 @@ what it says of one that is gone. So what one account's listings say counts for 
 
 from __future__ import annotations
 
+from daemon.domain.records import Kind
 from daemon.errors import CredentialsRefused
 from daemon.store import leader, leases, operations
 from daemon.store.database import Database
@@ -17,7 +18,9 @@ def refuse_another(database: Database, account: int | None) -> None:
     """Remember `account`, which the key belongs to. Raises CredentialsRefused while we may have machines in another."""
     with database.read() as c:
         ours = leader.get_meta(c, ACCOUNT)
-        held, asked = leases.held(c), operations.open_ones(c)
+        held = leases.held(c)
+        # What a stage start came to only the machine's box can say, and that machine is held as long as it matters.
+        asked = [op for op in operations.open_ones(c) if op.kind is not Kind.STAGE_START]
     if account is None or ours == str(account):
         return
     if ours is not None and (held or asked):

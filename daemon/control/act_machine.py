@@ -27,6 +27,8 @@ from remote_payload.contract import dump
 async def rent(a: Acting, s: Snapshot, action: actions.Rent) -> None:
     """One offer, after a trusted listing that shows no machine of this job we do not know."""
     w = a.world
+    if a.hold_without_mirror(s):
+        return
     listing = await w.operator.market.listing()
     if not listing.trusted:
         await w.operator.market.account()  # raises what a person has to mend, such as a refused key

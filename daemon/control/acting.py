@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from daemon.box.keys import own_key
 from daemon.control.bell import Bell
 from daemon.control.homecoming import Homecoming
 from daemon.control.link import Link
+from daemon.control.mirror import gone
 from daemon.control.mirroring import Mirroring
 from daemon.control.rebuilding import Rebuilding
 from daemon.control.snapshot import Memory
@@ -23,7 +23,7 @@ from daemon.domain.machine import Facts, fire
 from daemon.domain.snapshot import Snapshot
 from daemon.domain.spec import JobSpec
 from daemon.errors import CredentialsRefused, LostRace, MarketError
-from daemon.store import artifacts, downloads, events, jobs
+from daemon.store import artifacts, downloads, jobs
 
 log = structlog.get_logger()
 SPOKEN = ("state", "hold_reason", "wish", "spoken_at")  # columns that a command or a move changes
@@ -62,14 +62,11 @@ class Acting:
 
         To go on would train all of that again.
         """
-        folder = self.mirroring.mirror.folder
         with self.world.database.read() as c:
-            brought = events.newest(c, self.job_id, ("checkpoint.home", "stage.home"))
-        if brought is None or folder.is_dir():
-            return False
-        way = f"put its disk or models_dir back; to train anew without it: mkdir {shlex.quote(str(folder))}"
-        self.hold(s, HoldReason.DISK_FULL, f"what was saved of the training lay in {folder}, which is gone: {way}")
-        return True
+            why = gone(c, self.job_id, self.mirroring.mirror)
+        if why is not None:
+            self.hold(s, HoldReason.DISK_FULL, why)
+        return why is not None
 
     def artifact_lost(self, s: Snapshot, why: str) -> None:
         """The receipt does not describe this disk any more: superseded, back to GGUF, and held for the person."""

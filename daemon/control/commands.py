@@ -17,7 +17,7 @@ from sqlalchemy.exc import IntegrityError
 from daemon.control import adoption, quotes, snapshot, submission
 from daemon.control.attempts import begin_again
 from daemon.control.byhand import ByHand
-from daemon.control.mirror import Mirror
+from daemon.control.mirror import Mirror, gone
 from daemon.control.world import World
 from daemon.domain import ids
 from daemon.domain.holds import HOLDS, HoldReason
@@ -156,7 +156,10 @@ class Commands:
         if leases.live(c, row.id):
             kept = [run for run in runs[:upto] if run.done_json]
         else:
-            kept = Mirror(self.world.mirror_folder(row.id)).kept(runs[:upto])
+            mirror = Mirror(self.world.mirror_folder(row.id))
+            if (upto or not fresh) and (why := gone(c, row.id, mirror)):
+                raise Refused(f"{why}, then again", hint=f"jobctl show {row.id}")
+            kept = mirror.kept(runs[:upto])
         if redo is None and len(kept) == len(runs):
             kept = kept[:-1]  # everything is done: what can be repeated is the conversion
         changes = begin_again(c, row, runs, self._now, keep=kept, fresh=fresh, redo=redo)

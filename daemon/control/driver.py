@@ -222,7 +222,7 @@ class Driver:
             with w.database.read() as c:  # a call takes longer than a pass: as it is now
                 seen = leases.get(c, s.lease.id).last_seen or 0
         self.memory.silent_since_ms = silence_began(
-            self.memory.silent_since_ms, now, heard=self.link.heard, last_seen_ms=seen
+            self.memory.silent_since_ms, now, heard=self.link.heard(now), last_seen_ms=seen
         )
         if self.memory.link_down_since_ms is None:
             self.memory.link_down_since_ms = now
@@ -231,7 +231,7 @@ class Driver:
                     reports.put(c, self.job_id, s.job.attempt, lost_since=now)
                 events.add(c, "box.out_of_contact", now, job=self.job_id, why=str(error)[:200])
             log.info("box.out_of_contact", job=self.job_id, why=str(error))
-        self.link.moved = 0
+        self.link.lost()
         await self.link.drop()
         self.link.failures += 1
         await self.bell.wait(BACKOFF_S[min(self.link.failures, len(BACKOFF_S)) - 1])

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 
 from daemon.box.address import BoxAddress
 from daemon.box.box import Box
+from daemon.box.contact import ANSWER_S, FILE_S
 from daemon.control.watch import away_limit_s
 from daemon.control.world import World
 from daemon.domain.records import Lease
 from daemon.store import leases
 
 HEARD_BYTES = 1 << 20  # more than commands and their answers come to
+HEARD_MS = round((FILE_S + ANSWER_S) * 1000)  # longer than a box answers that lets no act come to its end
 
 
 @dataclass
@@ -26,13 +28,17 @@ class Link:
     silence_limit: int | None = None
     failures: int = 0
     moved: int = 0  # bytes either way since the driver last lost it
+    answered_ms: int | None = None  # when its first answer since then came
     _box: Box | None = None
     _address: BoxAddress | None = None
 
-    @property
-    def heard(self) -> bool:
-        """A transfer went on since then: a box may answer every command and bring nothing to its end."""
-        return self.moved >= HEARD_BYTES
+    def heard(self, now_ms: int) -> bool:
+        """It was well since then, not only in part: one may answer every command and bring nothing to its end."""
+        answered_ms = now_ms - self.answered_ms if self.answered_ms is not None else 0
+        return self.moved >= HEARD_BYTES or answered_ms > HEARD_MS
+
+    def lost(self) -> None:
+        self.moved, self.answered_ms = 0, None
 
     @property
     def is_made(self) -> bool:
@@ -74,4 +80,6 @@ class Link:
             row = leases.get(c, lease)
             leases.change(c, lease, bytes_up=row.bytes_up + down, bytes_down=row.bytes_down + up)
         self.moved += up + down
+        if down > 0 and self.answered_ms is None:
+            self.answered_ms = self.world.clock.wall_ms()
         self._allow_silence(row)

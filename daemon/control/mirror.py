@@ -11,11 +11,14 @@ files go up to the same paths, and the runner there goes on from them as it does
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
+
+from sqlalchemy import Connection
 
 from daemon import platform
 from daemon.artifacts import hashing
@@ -25,6 +28,7 @@ from daemon.box.progress import Follow, nobody
 from daemon.box.upload import Upload
 from daemon.domain.records import StageRun
 from daemon.errors import TransferFailed
+from daemon.store import events
 from remote_payload.contract import (
     CHECKPOINT_MANIFEST,
     DONE_FILE,
@@ -190,6 +194,14 @@ class Mirror:
 
     def _of(self, stage: str, nonce: str) -> Path:
         return self.folder / f"{stage}-{nonce}"
+
+
+def gone(c: Connection, job: str, mirror: Mirror) -> str | None:
+    """Where what came home is not to be found, and what to do: to begin without it would train all of it again."""
+    if mirror.folder.is_dir() or events.newest(c, job, ("checkpoint.home", "stage.home")) is None:
+        return None
+    way = f"put its disk or models_dir back; to train anew without it: mkdir {shlex.quote(str(mirror.folder))}"
+    return f"what was saved of the training lay in {mirror.folder}, which is gone: {way}"
 
 
 def _marker(run: StageRun) -> PurePosixPath:

@@ -55,8 +55,8 @@ class Reconciler:
             leader.renew(c, now)
             if not listing.trusted:
                 leader.put_meta(c, "last_probe_error", listing.problem)
-                since = leader.get_meta(c, "unlisted_since") or now
-                leader.put_meta(c, "unlisted_since", str(min(int(since), now)))
+                since = int(leader.get_meta(c, "unlisted_since") or now)  # while this computer slept, nobody asked
+                leader.put_meta(c, "unlisted_since", str(min(max(since, self.clock.awake_since_ms()), now)))
                 if listing.problem != self._reported:
                     events.add(c, "market.untrusted", now, problem=listing.problem)
         self.operator.note()

@@ -99,7 +99,8 @@ def _of_market(c: Connection, now: int) -> Iterator[News]:
     """Nothing else tells that it cannot be asked: what waits for its word is no failure, and no hold."""
     since = leader.get_meta(c, "unlisted_since")
     held = leases.held(c)
-    waits = held or operations.open_ones(c) or any(job.hold_reason is None for job in jobs.unfinished(c))
+    asked = any(op.kind is not Kind.STAGE_START for op in operations.open_ones(c))
+    waits = held or asked or any(job.hold_reason is None for job in jobs.unfinished(c))
     if since and waits:
         rate = sum(lease.rate for lease in held)
         yield from of_market(int(since), now, leader.get_meta(c, "last_probe_error") or "", rate)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -100,6 +101,21 @@ async def test_after_a_restore_no_stage_is_begun_again_elsewhere(database: Datab
     await commands(database).resume(JOB, "me")
 
     assert job(database).attempt == (2 if rents else 1)
+
+
+@pytest.mark.parametrize("there", [True, False])
+async def test_without_the_disk_of_what_was_saved_no_attempt_begins(database: Database, there: bool) -> None:
+    """A resume after the machine is gone would drop the finished stages that lie on a disk that is not mounted."""
+    with database.write() as c:
+        events.add(c, "stage.home", NOW, job=JOB, stage="SFT")
+    hold(database, HoldReason.GONE)
+    if there:
+        database.path.with_name(JOB).mkdir()
+
+    with nullcontext() if there else pytest.raises(Refused, match="mkdir"):
+        await commands(database).resume(JOB, "me")
+
+    assert job(database).attempt == (2 if there else 1)
 
 
 async def test_after_a_restore_another_hold_makes_no_difference(database: Database) -> None:

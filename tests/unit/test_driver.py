@@ -190,12 +190,12 @@ def test_the_box_may_wait_for_what_the_hold_has_left(driven: tuple[Driver, Scrip
 
 
 @pytest.mark.parametrize(
-    ("moved", "unseen_s", "silent_s"),
-    [(0, 0, 700), (HEARD_BYTES - 1, 0, 700), (HEARD_BYTES, 0, 0), (0, 91, 0)],
-    ids=["a silent box", "it answered commands alone", "a transfer went on meanwhile", "nobody answers us"],
+    ("moved", "answered_s", "unseen_s", "silent_s"),
+    [(0, 0, 0, 700), (9, 300, 0, 700), (9, 400, 0, 0), (HEARD_BYTES, 0, 0, 0), (0, 0, 91, 0)],
+    ids=["a silent box", "it answered in part", "it was well", "a transfer went on meanwhile", "nobody answers us"],
 )
 async def test_how_long_a_box_is_silent(
-    driven: tuple[Driver, ScriptedMarket], moved: int, unseen_s: int, silent_s: int
+    driven: tuple[Driver, ScriptedMarket], moved: int, answered_s: int, unseen_s: int, silent_s: int
 ) -> None:
     """From the first call that was lost since it was heard, while the market is in reach; what waits for a whole answer
     counts from the first one all the same."""
@@ -209,9 +209,10 @@ async def test_how_long_a_box_is_silent(
         await one._out_of_contact(one._look(), LinkLost("refused"))
 
     await lost(clock.wall_ms())
-    clock.advance(700)
+    clock.advance(700 - answered_s)
     if moved:
         one.link._count(cast(Lease, one._look().lease).id, 0, moved)
+    clock.advance(answered_s)
     await lost(clock.wall_ms() - unseen_s * 1000)
 
     now, memory = clock.wall_ms(), one.memory

@@ -239,6 +239,21 @@ async def test_a_market_that_cannot_be_asked_is_told(world: World, phone: Phone,
     assert all("HTTP 502" in text and "Next: jobctl doctor" in text for text in phone.texts)
 
 
+async def test_a_night_is_no_silence_of_the_market(world: World, phone: Phone) -> None:
+    """The last pass before a sleep fails, and the first one after it: nobody asked in between."""
+    world.operator.market.answers["account"] = MarketUnreachable("no network yet")  # type: ignore[attr-defined]
+    passes = Reconciler(world.database, world.operator, cast(Any, world.clock), world.settings.timing)
+    with world.database.write() as c:
+        store.add_job(c, spec_json=SPEC)
+
+    await passes.run_once()
+    cast(ManualClock, world.clock).suspend(8 * 3600)
+    await passes.run_once()
+    await Teller(world).run_once()
+
+    assert phone.messages == []
+
+
 async def test_a_machine_that_comes_back_after_its_job_is_told(world: World, phone: Phone) -> None:
     """However long ago the job ended; once, with the price and what to type."""
     with world.database.write() as c:

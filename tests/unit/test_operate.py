@@ -214,7 +214,11 @@ async def test_another_accounts_list_says_nothing_of_our_machines(bench: Bench, 
 
 
 async def test_another_account_may_take_over_once_nothing_is_rented(bench: Bench) -> None:
+    """Also where the answer to a stage's start never came, and its machine is gone long since."""
     await bench.reconciler.run_once()
+    gone = bench.rented(state=LeaseState.GONE)
+    with bench.database.write() as c:
+        start_stage(c, gone.id, OpState.UNKNOWN)
     bench.market.user = 2
 
     assert (await bench.reconciler.run_once()).trusted

@@ -155,7 +155,7 @@ class FakeBox:
 
         await self._ask("write_job", write)
 
-    async def prepare(self, env: Mapping[str, str]) -> Prepared:
+    async def prepare(self, env: Mapping[str, str], timeout_s: float = 0.0) -> Prepared:
         def read(disk: BoxDisk) -> Prepared:
             job = disk.job
             assert job is not None
