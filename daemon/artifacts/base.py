@@ -86,6 +86,7 @@ async def base_identity(
 ) -> BaseIdentity:
     """The identity of `model`: a local folder as it is, a hub repository fetched once per commit into `cache`.
 
+    Only an absolute path, or one that begins with ~, is a folder: any other is a hub id, whatever lies where we run.
     Raises SpecError for a folder or repository that is not a model we can check, WorkstationUnfit when the hub cannot
     be reached. The returned `revision` is the exact commit; the box must be told to use the same.
     """
@@ -123,7 +124,7 @@ def _cached(model: str, revision: str, cache: Path) -> BaseIdentity | None:
 
 def _local_folder(model: str) -> Path | None:
     folder = Path(model).expanduser()
-    if not folder.is_dir():
+    if not folder.is_absolute() or not folder.is_dir():
         return None
     _require(model, folder)
     return folder.resolve()

@@ -46,6 +46,7 @@ def again(path: Path, *, base: Path | None, sha256: str | None, cache: Path, hub
     model's identity comes from the folder `base`, else as the receipt has it from `cache` or `hub`. Raises SpecError
     for a folder that is not one of ours or a base without its files, OSError as it comes.
     """
+    base = base.absolute() if base else None  # what is not would be taken for a hub id
     inside = path.parent if path.is_file() and (path.parent / RECEIPT).is_file() and not sha256 else path
     if inside.is_dir():
         return asyncio.run(_settled(inside, path, base, cache, hub, say))

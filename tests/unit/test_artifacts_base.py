@@ -82,6 +82,29 @@ async def test_a_local_folder_is_taken_as_it_is(tmp_path: Path) -> None:
     assert found.chat_template == "{{ messages }}"
 
 
+async def test_a_hub_id_is_no_folder_where_we_run(tmp_path: Path, hub: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of that name in the daemon's working directory is somebody else's: the hub is asked."""
+    (tmp_path / "org/real").mkdir(parents=True)
+    for name in ("config.json", "tokenizer.json"):
+        (tmp_path / "org/real" / name).write_text('{"model_type": "another"}')
+    monkeypatch.chdir(tmp_path)
+
+    found = await base_identity("org/real", None, tmp_path / "cache", endpoint=hub)
+
+    assert (found.revision, found.config) == (COMMIT, {"model_type": "llama"})
+
+
+async def test_a_folder_in_the_home_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """~ names a place, wherever we run."""
+    for name, content in FILES.items():
+        (tmp_path / name).write_bytes(content)
+    monkeypatch.setenv("HOME", str(tmp_path.parent))
+
+    found = await base_identity(f"~/{tmp_path.name}", None, tmp_path / "cache", endpoint="http://127.0.0.1:1")
+
+    assert found.folder == tmp_path
+
+
 @pytest.mark.parametrize("model", ["org/real", "org/renamed"])
 async def test_the_hub_is_asked_once_a_commit(tmp_path: Path, hub: str, model: str) -> None:
     """The revision is resolved to a commit, the files are fetched at it, and a second call fetches none again."""
