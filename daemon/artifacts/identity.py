@@ -7,6 +7,7 @@ Every expected value is derived from the local base files and the quantisation a
 from __future__ import annotations
 
 import hashlib
+import math
 import struct
 from collections.abc import Iterator
 from itertools import zip_longest
@@ -30,15 +31,16 @@ def check(file: Gguf, base: BaseIdentity, quant: str) -> Level:
         return failed(IDENTITY, problem, numbers)
     numbers["chat_template_sha256"] = _template_sha256(base.chat_template)
     if table is None:
-        unknown = f"tensors of architecture {file.architecture!r} are not predicted; only their sum was checked"
+        unknown = f"architecture {file.architecture!r} is not predicted: of its tensors only the sum was checked"
         return passed(IDENTITY, numbers, (unknown,))
     return passed(IDENTITY, numbers)
 
 
 def _objections(file: Gguf, base: BaseIdentity, quant: str, table: sizes.Shapes | None) -> Iterator[str]:
     yield _architecture_problem(file, base)
-    yield from _metadata_problems(file, base.config, quant)
+    yield _kind_problem(file, quant)
     if table is not None:
+        yield from _scalar_problems(file, base.config)
         yield _tensor_problem(file, table, quant)
     yield _vocabulary_problem(file, base)
     yield _merges_problem(file, base)
@@ -53,12 +55,20 @@ def _architecture_problem(file: Gguf, base: BaseIdentity) -> str:
     return ""
 
 
-def _metadata_problems(file: Gguf, config: dict[str, Any], quant: str) -> Iterator[str]:
-    """Scalars of the header that follow from config.json; what config.json does not say is not compared."""
+def _kind_problem(file: Gguf, quant: str) -> str:
+    have = file.metadata.get("general.file_type")
+    if quant in sizes.QUANTS and have != sizes.QUANTS[quant].file_type:
+        return f"general.file_type is {have!r}, a {quant} has {sizes.QUANTS[quant].file_type}"
+    return ""
+
+
+def _scalar_problems(file: Gguf, config: dict[str, Any]) -> Iterator[str]:
+    """Scalars of the header that follow from config.json; what config.json does not say is not compared.
+
+    For architectures that are predicted: of others the converter rewrites some (deepseek2 has one key-value head).
+    """
     arch = file.architecture
-    known = quant in sizes.QUANTS
     expected: dict[str, Any] = {
-        "general.file_type": sizes.QUANTS[quant].file_type if known else None,
         f"{arch}.block_count": config.get("num_hidden_layers"),
         f"{arch}.context_length": config.get("max_position_embeddings"),
         f"{arch}.embedding_length": config.get("hidden_size"),
@@ -92,7 +102,8 @@ def _tensor_problem(file: Gguf, table: sizes.Shapes, quant: str) -> str:
 
 
 def _vocabulary_problem(file: Gguf, base: BaseIdentity) -> str:
-    expected = vocabulary(base.tokenizer)
+    limit = base.config.get("vocab_size", math.inf)  # the converter leaves out the rest: gemma3 has a token beyond
+    expected = {i: token for i, token in vocabulary(base.tokenizer).items() if i < limit}
     tokens = _strings(file, "tokenizer.ggml.tokens")
     if expected and max(expected) >= len(tokens):
         return f"{len(tokens)} tokens, the base model has at least {max(expected) + 1}"

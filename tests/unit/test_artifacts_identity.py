@@ -108,11 +108,27 @@ def test_a_missing_tensor_is_named(tmp_path: Path, base: BaseIdentity) -> None:
     assert "'blk.0.ffn_up.weight' (11 here, 12 expected)" in level.problem
 
 
-def test_an_architecture_that_is_not_predicted_is_reported(tmp_path: Path, base: BaseIdentity) -> None:
-    """Where no table can be derived, the tokenizer is still checked, and the report says what was not."""
-    base.config["model_type"] = "mamba"
+def test_a_token_beyond_the_vocabulary_is_not_looked_for(tmp_path: Path, base: BaseIdentity) -> None:
+    """Gemma 3 as text lists a token for images whose id is vocab_size itself: the converter leaves it out."""
+    base.tokenizer["added_tokens"].append({"id": 260, "content": "<image_soft_token>"})
 
     level = identity.check(made(tmp_path), base, "")
 
-    assert level.passed
+    assert level.passed, level.problem
+
+
+def test_an_architecture_that_is_not_predicted_is_reported(tmp_path: Path, base: BaseIdentity) -> None:
+    """Where no table can be derived, the report says so, and no scalar is compared: the converter rewrites deepseek2's.
+
+    The tokenizer and the kind of the file still are.
+    """
+    base.config["model_type"] = "deepseek_v2"
+    rewritten = made(tmp_path, {"llama.attention.head_count_kv": 1, "llama.rope.freq_base": 1e6})
+
+    level = identity.check(rewritten, base, "F16")
+
+    assert level.passed, level.problem
     assert "not predicted" in level.warnings[0]
+    assert "general.file_type is 1" in identity.check(rewritten, base, "Q8_0").problem
+    other = made(tmp_path, {"tokenizer.chat_template": "{{ evil }}"})
+    assert "chat template is not the base model's" in identity.check(other, base, "F16").problem
