@@ -59,6 +59,8 @@ class TooLargeForF16(Exception):
 def clean_copy(model: Path, into: Path) -> Path:
     """`into` with links to the files of `model` that the converter may see, references to model code taken out.
 
+    Of two chat templates it has the one that was trained with.
+
     Raises ScriptFailed when there are no safetensors, or quantised ones, into which no adapter can be merged.
     """
     into.mkdir(parents=True)
@@ -67,6 +69,8 @@ def clean_copy(model: Path, into: Path) -> Path:
             if file.name in WITH_CODE:
                 settings = json.loads(file.read_text())
                 settings.pop("auto_map", None)
+                if (model / "chat_template.jinja").exists():  # what the tokenizer takes, and the converter not
+                    settings.pop("chat_template", None)
                 (into / file.name).write_text(json.dumps(settings))
             else:
                 (into / file.name).symlink_to(file.resolve())

@@ -72,6 +72,19 @@ def test_a_replaced_template_is_in_the_file_as_shipped(converted: NanoBox, r1: s
     assert read(converted.gguf("Q8_0")).metadata["tokenizer.chat_template"] == r1
 
 
+def test_of_two_templates_the_file_has_the_one_that_was_trained_with(adapted: NanoBox, tmp_path: Path) -> None:
+    """A tokenizer_config.json whose own template differs by a line's end: the workstation expects the .jinja's too."""
+    box = adapted.fork(tmp_path / "box")
+    shipped = (box.layout.model / "chat_template.jinja").read_text()
+    box.edit(box.layout.model / "tokenizer_config.json", chat_template=shipped + "\n")
+
+    box.succeed("gguf")
+
+    file = read(box.gguf("Q8_0"))
+    assert file.metadata["tokenizer.chat_template"] == shipped
+    assert identity.check(file, BaseIdentity("nano", box.layout.model), "Q8_0").problem == ""
+
+
 def test_every_file_is_a_common_header_and_the_predicted_tensors(converted: NanoBox) -> None:
     """What is left of each file beside its predicted tensors is the same header, so no kind is predicted wrongly."""
     sizes = {quant: converted.gguf(quant).stat().st_size for quant in QUANTS}
