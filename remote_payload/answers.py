@@ -1,12 +1,14 @@
 """GGUF stage, beside the first part where there are cards: the merged model's reference answers.
 
 The file is made on the CPU and the answers on a card, so neither waits for the other. `evaluate` takes them from
-run/gguf/answers.npz, or makes them itself where that is not there.
+run/gguf/answers.npz, or makes them itself where that is not there: on the CPU where the cards' memory is too little, so
+that the file which was made comes home all the same, with answers to prove it by.
 """
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import subprocess
 import sys
@@ -17,10 +19,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from remote_payload import prompts, reference, script
+from remote_payload import host, prompts, reference, script
 from remote_payload.contract import Exit, JobFile, Stage
 from remote_payload.layout import Layout, final_adapter
-from remote_payload.merge import merged_into, read_deltas
+from remote_payload.merge import merge_into, read_deltas
 from remote_payload.progress import Events
 from remote_payload.prompts import Prompt
 from remote_payload.reference import Answer, Logs
@@ -49,18 +51,28 @@ def beside(layout: Layout) -> Iterator[None]:
 
 
 def make(layout: Layout, job: JobFile, events: Events) -> Exit:
-    save(layout.stage(Stage.GGUF) / FILE, *ask(layout, job))
+    save(layout.stage(Stage.GGUF) / FILE, *ask(layout, job, on_cards=torch.cuda.is_available()))
     return Exit.OK
 
 
 def known(layout: Layout, job: JobFile) -> tuple[list[Answer], list[Logs]]:
     """The answers, and the base model's view of the same ids; read where they are made already. Raises ScriptFailed."""
     file = layout.stage(Stage.GGUF) / FILE
-    return read(file) if file.exists() else ask(layout, job)
+    if file.exists():
+        return read(file)
+    if torch.cuda.is_available():
+        try:
+            return ask(layout, job, on_cards=True)
+        except torch.OutOfMemoryError as error:
+            print(f"answers: the CPU makes them, for the cards have too little memory: {error}", flush=True)
+    return ask(layout, job, on_cards=False)
 
 
-def ask(layout: Layout, job: JobFile) -> tuple[list[Answer], list[Logs]]:
-    """As `known`, from the models; one in memory at a time. Raises ScriptFailed where no row gives a prompt."""
+def ask(layout: Layout, job: JobFile, *, on_cards: bool) -> tuple[list[Answer], list[Logs]]:
+    """As `known`, from the models; one in memory at a time, and nothing beside it.
+
+    Raises ScriptFailed where no row gives a prompt, torch.OutOfMemoryError.
+    """
     from transformers import AutoTokenizer
 
     work = layout.stage(Stage.GGUF)
@@ -69,31 +81,39 @@ def ask(layout: Layout, job: JobFile) -> tuple[list[Answer], list[Logs]]:
     if not questions:
         raise ScriptFailed(Exit.BAD_DATA, "no row gives a prompt to test the model with")
     by_peft = (work / "merged").exists()
-    model = load(work / ("merged" if by_peft else "base"))
+    model = load(work / ("merged" if by_peft else "base"), on_cards)
     ends = model.generation_config.eos_token_id
     stops = frozenset([tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])])
-    with merged_into(model, {} if by_peft else read_deltas(final_adapter(layout, job))):
-        answers = reference.answer_all(model, questions, stops)
-    if by_peft:
-        del model
-        model = load(work / "base")
+    if not by_peft:
+        merge_into(model, read_deltas(final_adapter(layout, job)))
+    answers = reference.answer_all(model, questions, stops)
+    # From disk again: a copy of the adapted weights would take most of a second model's room on the card.
+    del model
+    gc.collect()
+    torch.cuda.empty_cache()
+    model = load(work / "base", on_cards)
     return answers, [reference.log_probabilities(model, answer.ids, answer.start) for answer in answers]
 
 
-def load(folder: Path) -> Any:
-    """float32 where it fits: the weights are then those that were converted, to the last bit."""
+def load(folder: Path, on_cards: bool) -> Any:
+    """float32 where it fits: the weights are then those that were converted, to the last bit. Else bfloat16.
+
+    Raises torch.OutOfMemoryError where the cards do not hold the whole model.
+    """
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
-    dtype, place = torch.float32, None
-    if torch.cuda.is_available():
+    stored = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    if on_cards:  # twice the stored 16 bits, and ample room to work
         free = sum(torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count()))
-        stored = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-        place = "auto"
-        # Twice the stored 16 bits, once more what the merge replaced, and room to work.
-        dtype = torch.float32 if free > 3.5 * stored else torch.bfloat16
+        fits = free > 3.5 * stored
+    else:
+        fits = host.memory() > 2 * stored
+    dtype, place = torch.float32 if fits else torch.bfloat16, "auto" if on_cards else None
     disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map=place).eval()
+    if any(weight.is_meta for weight in model.parameters()):  # left in main memory, where nothing is merged into it
+        raise torch.OutOfMemoryError(f"{folder.name} has {stored} bytes and the cards do not hold all of it")
     print(f"answers: {folder.name} loaded, {dtype}", flush=True)
     return model
 

@@ -10,8 +10,7 @@ rank patterns, trained embeddings, ...) are merged by PEFT itself into a folder 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,25 +93,12 @@ def check_targets(deltas: Collection[str], weights: Collection[str]) -> None:
         raise MergeFailed(f"the adapter changes {len(missing)} weights that the base model lacks, first {missing[0]}")
 
 
-@contextmanager
-def merged_into(model: Any, deltas: dict[str, Delta]) -> Iterator[None]:
-    """Within the block the loaded model is the merged one, on whatever device; after it the base model again."""
+def merge_into(model: Any, deltas: dict[str, Delta]) -> None:
+    """Make the loaded base model the merged one, on whatever device. Nothing is kept of what was there."""
     weights = {name: weight.data for name, weight in model.named_parameters()}
     check_targets(deltas, weights)
-    before = {name: shortest(weights[name]) for name in deltas}
     for name, delta in deltas.items():
         weights[name].copy_(delta.added_to(weights[name]))
-    yield
-    for name, weight in before.items():
-        weights[name].copy_(weight)
-
-
-def shortest(weight: torch.Tensor) -> torch.Tensor:
-    """A copy in the shortest type that holds it exactly: what was stored in 16 bits fits them again."""
-    for kind in (torch.bfloat16, torch.float16):
-        if torch.equal((copy := weight.to(kind, copy=True)).to(weight.dtype), weight):
-            return copy
-    return weight.clone()
 
 
 def merge_with_peft(base: Path, adapter: Path, into: Path) -> None:

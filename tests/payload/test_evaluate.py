@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from nano_box import NanoBox
 
+from daemon.sandbox import models
 from remote_payload.contract import Exit, Manifest, Quality, Role, Stage, load
 
 
@@ -67,6 +68,28 @@ def test_the_greedy_answer_is_the_first_of_every_position(evaluated: NanoBox) ->
 
     for prompt in prompts:
         assert [position["top"][0][0] for position in prompt["positions"]] == prompt["ids"][prompt["start"] :]
+
+
+@pytest.mark.parametrize("model", ["nano", pytest.param("smollm2", marks=pytest.mark.full)])
+def test_answers_are_those_of_the_merged_and_of_the_base_model(evaluated: NanoBox, tmp_path: Path, model: str) -> None:
+    """To the last bit, with one model in memory and nothing beside it: a card of 24 GB has no room for more of a 7B."""
+    box = evaluated
+    if model == "smollm2":
+        models.build_smollm2(tmp_path / "model", evaluated.python)
+        box = NanoBox.make(tmp_path / "box", evaluated.python, ["Q8_0"], tmp_path / "model", evaluated.warm)
+        box.succeed("gguf")
+
+    box.aside("answers")
+
+
+def test_a_card_without_room_leaves_the_answers_to_the_cpu(evaluated: NanoBox, tmp_path: Path) -> None:
+    """The file was made and paid for: it comes home with the same answers, instead of failing again and again."""
+    box = evaluated.fork(tmp_path / "box")
+    (box.layout.stage(Stage.GGUF) / "answers.npz").unlink()
+
+    box.aside("short")
+
+    assert reference_of(box) == reference_of(evaluated)
 
 
 def test_another_machine_finds_the_same_score_from_the_file_alone(evaluated: NanoBox) -> None:
