@@ -102,7 +102,7 @@ def _tensor_problem(file: Gguf, table: sizes.Shapes, quant: str) -> str:
 
 
 def _vocabulary_problem(file: Gguf, base: BaseIdentity) -> str:
-    limit = base.config.get("vocab_size", math.inf)  # the converter leaves out the rest: gemma3 has a token beyond
+    limit = base.config.get("vocab_size") or math.inf  # the converter leaves out the rest: gemma3 has a token beyond
     expected = {i: token for i, token in vocabulary(base.tokenizer).items() if i < limit}
     tokens = _strings(file, "tokenizer.ggml.tokens")
     if expected and max(expected) >= len(tokens):

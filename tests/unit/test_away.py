@@ -20,6 +20,7 @@ from snapshots import NOW, S, job, lease, snap
 from store import add_job, add_lease, opened
 
 from daemon.box import onstart
+from daemon.clock import ManualClock
 from daemon.control.link import Link
 from daemon.control.watch import CALL_S, away_limit_s
 from daemon.domain.lifecycle import JobState
@@ -236,6 +237,7 @@ def test_a_long_transfer_tells_of_another_price_as_it_goes(tmp_path: Path) -> No
     world = SimpleNamespace(
         settings=Settings(Paths(tmp_path, tmp_path, tmp_path)),
         database=database,
+        clock=ManualClock(),
         connect=lambda address, count: counted.append(count) or box,
     )
     with database.write() as c:
