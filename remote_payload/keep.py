@@ -22,7 +22,7 @@ def keep(layout: Layout, path: str, nonce: str) -> None:
     """Once more for one that is kept changes nothing. Raises OSError when it is deleted, or the disk has no links."""
     source = layout.file(path)
     kept = layout.kept / contract.checked_path(nonce).name / source.name
-    if kept.exists():
+    if kept.exists() and not _is_another(source / CHECKPOINT_MANIFEST, kept / CHECKPOINT_MANIFEST):
         return
     shutil.rmtree(layout.kept, ignore_errors=True)
     begun = kept.with_name(f"{kept.name}.new")
@@ -30,6 +30,11 @@ def keep(layout: Layout, path: str, nonce: str) -> None:
     for file in contract.load(Checkpoint, (begun / CHECKPOINT_MANIFEST).read_bytes()).files:
         (begun / contract.checked_path(file.path)).stat()  # training may have deleted it just before it was linked
     begun.rename(kept)
+
+
+def _is_another(made: Path, kept: Path) -> bool:
+    """The checkpoint was made anew under its number: the kept one was damaged, and set aside by its resume."""
+    return made.exists() and not made.samefile(kept)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -46,6 +46,7 @@ async def download(a: Acting, s: Snapshot, action: actions.Download) -> None:
 async def save(a: Acting, s: Snapshot, action: actions.Save) -> None:
     box = await a.link.to(action.lease)
     before = (await box.status()).status
+    await a.mirroring.stop()  # it keeps a pace, and may be at an older checkpoint
     try:
         async with calling(box):
             count = await a.mirroring.bring(box, s.stages, before)

@@ -221,9 +221,8 @@ class Driver:
         if s.lease is not None:
             with w.database.read() as c:  # a call takes longer than a pass: as it is now
                 seen = leases.get(c, s.lease.id).last_seen or 0
-        self.memory.silent_since_ms = silence_began(
-            self.memory.silent_since_ms, now, heard=self.link.heard(now), last_seen_ms=seen
-        )
+        heard = self.link.heard(now, self.memory.link_down_since_ms)
+        self.memory.silent_since_ms = silence_began(self.memory.silent_since_ms, now, heard=heard, last_seen_ms=seen)
         if self.memory.link_down_since_ms is None:
             self.memory.link_down_since_ms = now
             with w.database.write() as c:

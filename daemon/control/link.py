@@ -13,6 +13,7 @@ from daemon.domain.records import Lease
 from daemon.store import leases
 
 HEARD_BYTES = 1 << 20  # more than commands and their answers come to
+EXCUSED_MS = 3_600_000
 HEARD_MS = round((FILE_S + ANSWER_S) * 1000)  # longer than a box answers that lets no act come to its end
 
 
@@ -32,10 +33,14 @@ class Link:
     _box: Box | None = None
     _address: BoxAddress | None = None
 
-    def heard(self, now_ms: int) -> bool:
-        """It was well since then, not only in part: one may answer every command and bring nothing to its end."""
+    def heard(self, now_ms: int, lost_since_ms: int | None) -> bool:
+        """It was well since then, not only in part: one may answer every command and bring nothing to its end.
+
+        Without a transfer that is believed for a while only: since `lost_since_ms` no act came to its end.
+        """
         answered_ms = now_ms - self.answered_ms if self.answered_ms is not None else 0
-        return self.moved >= HEARD_BYTES or answered_ms > HEARD_MS
+        excused = now_ms - (lost_since_ms or now_ms) < EXCUSED_MS
+        return self.moved >= HEARD_BYTES or (answered_ms > HEARD_MS and excused)
 
     def lost(self) -> None:
         self.moved, self.answered_ms = 0, None

@@ -63,14 +63,23 @@ class Mirroring:
                     await mirror.bring_outputs(box, run, pace, follow)
                 self._note("stage.home", stage=run.stage)
             for run in runs:
-                if (newest := mirror.lacks_checkpoint(run, status)) is None:
-                    continue
-                begun = mirror.begun(run)
-                if begun is not None and begun != newest:
+                if (newest := mirror.lacks_checkpoint(run, status)) is not None:
+                    await self._bring_checkpoint(box, run, newest, pace)
+        return await asyncio.to_thread(mirror.count)
+
+    async def _finish_begun(self, box: Box, runs: Sequence[StageRun], status: Status | None, pace: Pace | None) -> bool:
+        """Bring the rest of the checkpoint that a cut interrupted: on a slow line each newest one would be cut again.
+
+        Whether it is home. Not while finished outputs are to come, and not where somebody waits: they want the newest.
+        """
+        async with self._lock:
+            for run in runs if not self.mirror.lacks_outputs(runs) else ():
+                begun, newest = self.mirror.begun(run), self.mirror.lacks_checkpoint(run, status)
+                if begun is not None and newest not in (None, begun):
                     with suppress(TransferFailed):  # deleted or damaged there: the newest one is as good
                         await self._bring_checkpoint(box, run, begun, pace)
-                await self._bring_checkpoint(box, run, newest, pace)
-        return await asyncio.to_thread(mirror.count)
+                        return True
+        return False
 
     async def _bring_checkpoint(self, box: Box, run: StageRun, path: PurePosixPath, pace: Pace | None) -> None:
         with self._timed(pace), told(self.world, self.job_id, "MIRROR") as follow:
@@ -106,7 +115,9 @@ class Mirroring:
     async def _try(self, box: Box, runs: Sequence[StageRun], status: Status | None) -> None:
         """Whatever goes wrong here, training goes on; the person is told once, for a host that goes then costs more."""
         try:
-            await self.bring(box, runs, status, pace=Pace.on_line(self.line, SHARE))
+            pace = Pace.on_line(self.line, SHARE)
+            if not await self._finish_begun(box, runs, status, pace):
+                await self.bring(box, runs, status, pace=pace)
             self._ailing = None
         except (LinkLost, CheckpointGone) as error:  # out of contact is told elsewhere; a newer checkpoint comes next
             log.info("mirror.failed", job=self.job_id, error=str(error))

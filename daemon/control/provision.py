@@ -33,7 +33,6 @@ from daemon.control.jobfile import (
 )
 from daemon.control.quotes import expected
 from daemon.domain import model_size
-from daemon.domain.estimate import Estimate
 from daemon.domain.records import Job, Lease, StageRun
 from daemon.domain.spec import JobSpec
 from daemon.errors import HomeportError, RemoteFailed
@@ -42,7 +41,7 @@ from remote_payload.contract import MODEL_DIR, Exit, Needs, Prepared
 
 log = structlog.get_logger()
 
-FETCH_MBPS = 50.0  # of a machine that is slow to fetch its base model, for which `prepare` waits
+FETCH_S = 3_600.0  # for which `prepare` may wait for a hub: preflight refuses a line that needs longer for the model
 MEMORY_BASE = 3_000_000_000  # bytes of a machine's main memory that every job needs
 
 # What a base model consists of; nothing that some program would unpickle or execute travels.
@@ -81,8 +80,7 @@ async def provision(
     Raises RemoteFailed (preflight or bootstrap: another machine), AnotherAttempt, DataRefused, IntegrationRefused,
     LinkLost.
     """
-    estimated = expected(spec, Path(job.spec_dir), {kind: data.rows for kind, data in data_sets(job).items()})
-    needed = needs(job, spec, estimated)
+    needed = needs(job, spec)
     token = os.environ.get("HF_TOKEN")
     hub = {"HF_TOKEN": token} if token else {}
     await box.upload_payload()
@@ -100,8 +98,7 @@ async def provision(
         raise DataRefused(f"{what}: put it back in {local_model(job, spec)}, then jobctl resume {job.id}")
     await box.upload([*ours, *mirrored], follow)
     await box.write_job(build(job, spec, lease, stages, settings))
-    fetch_s = estimated.parameters * model_size.WEIGHT_BYTES * 8 / (FETCH_MBPS * 1e6)
-    prepared = await box.prepare(hub, PREPARE_S + fetch_s)
+    prepared = await box.prepare(hub, PREPARE_S + (FETCH_S if _model_to_fetch(needed) else 0.0))
     check(prepared, spec, data_sets(job))
     return prepared, python, sent
 
@@ -112,8 +109,9 @@ def _refuse_another(found: BoxStatus, stages: tuple[StageRun, ...], instance: in
         raise AnotherAttempt(f"instance {instance} works on another attempt than this database knows")
 
 
-def needs(job: Job, spec: JobSpec, estimated: Estimate) -> Needs:
+def needs(job: Job, spec: JobSpec) -> Needs:
     """What the machine must have. Of the disk nothing where the person said how much there is to be."""
+    estimated = expected(spec, Path(job.spec_dir), {kind: data.rows for kind, data in data_sets(job).items()})
     return Needs(
         disk=0 if spec.machine.disk else estimated.work_bytes,
         # Sixteen tensors are merged at once, in fp32, beside what the libraries take.

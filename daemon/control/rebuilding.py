@@ -81,6 +81,7 @@ class Rebuilding:
         self.follow(s, lease)
         total = 0
         try:
+            await self.mirroring.stop()  # it may be at a checkpoint that nobody needs any more
             await self.mirroring.bring(box, [trained], None)
             self._looked.set()
             if await self._is_chosen():

@@ -47,6 +47,19 @@ def test_it_outlives_what_training_deletes(tmp_path: Path) -> None:
     assert checkpoints.newest_whole(stage, MARK) == (stage / "checkpoint-3", [])
 
 
+def test_one_that_was_made_anew_is_kept_anew(tmp_path: Path) -> None:
+    """The disk had not kept the first: its resume set it aside and came to the same step again."""
+    damaged = sealed(tmp_path, 1)
+    call(tmp_path, 1)
+    (damaged / "optimizer.pt").write_bytes(b"zeros")
+    damaged.rename(damaged.with_name("bad-checkpoint-1-1"))
+    sealed(tmp_path, 1)
+
+    call(tmp_path, 1)
+
+    assert checkpoints.whole(tmp_path / "run/kept/one/checkpoint-1")
+
+
 def test_the_one_before_goes(tmp_path: Path) -> None:
     """Also what a call left that was killed in its midst: no more room is taken than that of one."""
     for step in (1, 2):

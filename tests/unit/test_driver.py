@@ -219,6 +219,18 @@ async def test_how_long_a_box_is_silent(
     assert (now - (memory.silent_since_ms or 0), now - (memory.link_down_since_ms or 0)) == (silent_s * 1000, 700_000)
 
 
+@pytest.mark.parametrize(("lost_s", "heard"), [(700, True), (3700, False)])
+def test_answers_without_an_end_are_believed_for_an_hour(
+    driven: tuple[Driver, ScriptedMarket], lost_s: int, heard: bool
+) -> None:
+    """A connection that is cut every seven minutes lets no preparation end, and its machine bills."""
+    link = driven[0].link
+    now = driven[0].world.clock.wall_ms()
+    link.answered_ms = now - 420_000
+
+    assert link.heard(now, now - lost_s * 1000) is heard
+
+
 async def test_a_base_that_was_taken_away_stops_no_driver(tmp_path: Path) -> None:
     """Its weights are links to files that are gone: the job that trains is driven on, and another can be submitted."""
     desk = Desk(tmp_path)

@@ -191,14 +191,34 @@ async def test_after_a_cut_the_same_checkpoint_goes_on(desk: Desk, still_there: 
         )
 
     mirroring = Mirroring(desk.world, "job", None)
-    with pytest.raises(LinkLost):
-        await mirroring.bring(cast(Any, Box()), [running], training(100))
 
-    await mirroring.bring(cast(Any, Box()), [running], training(900))
+    for step in (100, 900, 900):
+        await mirroring._try(cast(Any, Box()), [running], training(step))
 
     assert asked == [f"run/kept/one/checkpoint-{step}" for step in (100, 100, 900)]
     home = sorted(path.parent.name for path in mirroring.mirror.folder.rglob(contract.CHECKPOINT_MANIFEST))
     assert home == ["checkpoint-100", "checkpoint-900"][not still_there :]
+
+
+async def test_who_waits_for_a_rescue_gets_the_newest(desk: Desk) -> None:
+    """The contract ends soon: what was begun of an older checkpoint would come before what training has made since."""
+    running, asked = replace(RUN, done_json=None), list[str]()
+    mirroring = Mirroring(desk.world, "job", None)
+    begun = mirroring.mirror.folder / "SFT-one/run/sft/checkpoint-100"
+    begun.mkdir(parents=True)
+    (begun / "optimizer.pt.part").write_bytes(b"half")
+
+    class Box(KeepsNothing):
+        async def fetch_folder(self, remote: str, into: Path, **_: Any) -> list[Output]:
+            asked.append(remote)
+            into.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240 - nobody else has this thread
+            (into / contract.CHECKPOINT_MANIFEST).write_text("{}")
+            return [Output(contract.CHECKPOINT_MANIFEST, 2, "0" * 64)]
+
+    said = Status("job", 1, Phase.RUNNING, Stage.SFT, "one", 0.0, "boot", 1, checkpoint="run/sft/checkpoint-900")
+    await mirroring.bring(cast(Any, Box()), [running], said)
+
+    assert asked == ["run/sft/checkpoint-900"]
 
 
 def test_a_checkpoint_by_a_name_that_no_file_can_have_is_none(tmp_path: Path) -> None:
