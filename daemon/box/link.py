@@ -168,7 +168,7 @@ class Link:
         # The time-out alone would not do: leaving the process waits, without an end, until the box closes its channel.
         with translated(f"{self.name}: run a command"), within(self, timeout_s + CLOSE_S):
             try:
-                async with asyncio.timeout(timeout_s):
+                async with asyncio.timeout(timeout_s) as time_set:
                     async with self._connection.create_process(SHELL, encoding=None) as process:
                         process.stdin.write(text)
                         process.stdin.write_eof()
@@ -176,7 +176,10 @@ class Link:
                             self._capped(process.stdout, limit), _tail(process.stderr, COMPLAINT_BYTES)
                         )
                         await process.wait_closed()
-            except TimeoutError as error:  # a dead connection is found by its keepalives, long before
+            except TimeoutError as error:
+                if not time_set.expired():  # the network's own word (ETIMEDOUT): the connection is dead
+                    raise
+                # A dead one is found by its keepalives, long before.
                 raise Overdue(f"{self.name}: a command did not end in {timeout_s:.0f} s") from error
         self.count(len(text), len(printed) + len(complaint))
         reply = unframed(printed, complaint, mark)

@@ -18,11 +18,11 @@ def refuse_another(database: Database, account: int | None) -> None:
     """Remember `account`, which the key belongs to. Raises CredentialsRefused while we may have machines in another."""
     with database.read() as c:
         ours = leader.get_meta(c, ACCOUNT)
+        if account is None or ours == str(account):
+            return
         held = leases.held(c)
         # What a stage start came to only the machine's box can say, and that machine is held as long as it matters.
         asked = [op for op in operations.open_ones(c) if op.kind is not Kind.STAGE_START]
-    if account is None or ours == str(account):
-        return
     if ours is not None and (held or asked):
         what = ", ".join(f"instance {lease.instance_id}" for lease in held) or "what was asked for"
         raise CredentialsRefused(

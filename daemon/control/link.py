@@ -13,7 +13,7 @@ from daemon.domain.records import Lease
 from daemon.store import leases
 
 HEARD_BYTES = 1 << 20  # more than commands and their answers come to
-EXCUSED_MS = 3_600_000
+EXCUSED_MS = 3_600_000  # of acts that come to no end, while the box answers well in between
 HEARD_MS = round((FILE_S + ANSWER_S) * 1000)  # longer than a box answers that lets no act come to its end
 
 

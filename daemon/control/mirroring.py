@@ -73,7 +73,9 @@ class Mirroring:
         Whether it is home. Not while finished outputs are to come, and not where somebody waits: they want the newest.
         """
         async with self._lock:
-            for run in runs if not self.mirror.lacks_outputs(runs) else ():
+            if self.mirror.lacks_outputs(runs):
+                return False
+            for run in runs:
                 begun, newest = self.mirror.begun(run), self.mirror.lacks_checkpoint(run, status)
                 if begun is not None and newest not in (None, begun):
                     with suppress(TransferFailed):  # deleted or damaged there: the newest one is as good
@@ -124,7 +126,7 @@ class Mirroring:
         except Exception as error:
             why = str(error) if isinstance(error, BoxError | ContractError | OSError) else repr(error)
             log.warning("mirror.failed", job=self.job_id, error=why, exc_info=error)
-            # A full disk says how much is free, which differs each time, and how a path ends is no news either.
+            # A full disk says how much is free, which differs each time and is no news.
             ails = (type(error), error.errno) if isinstance(error, OSError) else why
             if ails != self._ailing:
                 self._ailing = ails

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -127,3 +128,22 @@ async def test_a_command_that_hangs_is_no_silence(
     async with box(tmp_path, Hanging, process_factory=runs_for_ever, encoding=None) as there:
         with pytest.raises(error, match="did not end in"):
             await asyncio.wait_for(there.shell("true", timeout_s=timeout_s), 10)
+
+
+async def test_a_connection_that_the_network_gave_up_is_silence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ETIMEDOUT is a TimeoutError, too: of our own network, so the machine is none the worse for it."""
+
+    async def given_up(*_: object) -> bytes:
+        raise TimeoutError(errno.ETIMEDOUT, "Connection timed out")
+
+    async def runs_for_ever(process: asyncssh.SSHServerProcess[bytes]) -> None:
+        await Hanging.over.wait()
+
+    monkeypatch.setattr(link.Link, "_capped", given_up)
+    async with box(tmp_path, Hanging, process_factory=runs_for_ever, encoding=None) as there:
+        with pytest.raises(LinkLost) as raised:
+            await asyncio.wait_for(there.shell("true", timeout_s=contact.ANSWER_S + 1), 10)
+
+    assert not isinstance(raised.value, Overdue) and "no answer in time" in str(raised.value)

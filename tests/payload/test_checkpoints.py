@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sealed import MARK, sealed
 
 from remote_payload import checkpoints, fingerprint, hashes
 from remote_payload.contract import (
@@ -19,23 +20,11 @@ from remote_payload.contract import (
     JobFile,
     Lora,
     ModelSource,
-    Stage,
     StageTraining,
 )
 from remote_payload.fingerprint import Fingerprint
 from remote_payload.layout import Layout
 from remote_payload.script import ScriptFailed
-
-MARK = Fingerprint({"lr": "0.0001", "seed": "42"})
-
-
-def sealed(stage_folder: Path, step: int, mark: Fingerprint = MARK) -> Path:
-    folder = stage_folder / f"checkpoint-{step}"
-    (folder / "ref").mkdir(parents=True)
-    (folder / "optimizer.pt").write_bytes(b"moments" * step)
-    (folder / "ref/adapter.safetensors").write_bytes(b"weights" * step)
-    checkpoints.seal(folder, Stage.SFT, step, mark)
-    return folder
 
 
 def truncate(folder: Path) -> None:
