@@ -27,6 +27,7 @@ class Life:
     """One process of the daemon, from its start to its end. Whatever runs in its context acts as that process."""
 
     number: int
+    account: int  # whose key was in its place at the start
     dead: bool = False
     epoch: int | None = None
     tasks: list[asyncio.Task[Any]] = field(default_factory=list)  # every one: a dead process runs no `finally`

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 CREDIT = 200_000_000  # micro-dollars
+OURS, ANOTHERS = 1, 2  # accounts
 CANARY = "canary-instance-key-5f1e"  # must be nowhere in the daemon's files
 LATE_S = (0.0, 5.0, 60.0, 600.0, 86_400.0)
 OFFER = Offer(
@@ -60,7 +61,7 @@ class FakeMarket:
     creates: dict[str, int] = field(default_factory=dict)  # requests on the wire, by label
     refused: set[str] = field(default_factory=set)  # labels of those that were answered by a no
     key_works: bool = True
-    another_until: float = 0.0  # until then, by the boot clock, we ask with the key of another account
+    account_of_key: int = OURS  # which a daemon that starts now asks with
     credit: int = CREDIT
     next_id: int = 1000
 
@@ -87,7 +88,7 @@ class FakeMarket:
         if ending is not None or not self.key_works or sky.strikes("listing untrusted"):
             self.given.append(Given(self.sim.clock.boot(), False, frozenset()))
             return Listing(trusted=False, problem="HTTP 502")
-        if self.is_another:
+        if self._is_another:
             self.given.append(Given(self.sim.clock.boot(), False, frozenset()))
             return Listing(True, (), credit=CREDIT, market_ms=self.sim.clock.true_ms(), account=self._user)
         behind_s = self.sim.chance.choice((5.0, 20.0, 60.0)) if sky.strikes("listing behind") else 0.0
@@ -100,7 +101,7 @@ class FakeMarket:
 
     async def show(self, instance_id: int) -> Instance | None:
         def look() -> Instance | None:
-            machine = None if self.is_another else self.machines.get(instance_id)
+            machine = None if self._is_another else self.machines.get(instance_id)
             return machine.as_listed(0.0) if machine is not None and machine.is_shown else None
 
         return await self._read("show", look)
@@ -108,7 +109,7 @@ class FakeMarket:
     async def charges(self, since_ms: int) -> list[Charge]:
         def look() -> list[Charge]:
             now = self.sim.clock.boot()
-            ours = () if self.is_another else self.machines.values()
+            ours = () if self._is_another else self.machines.values()
             charged = [m for m in ours if m.label and m.charged_from <= now]
             return [Charge(m.id, m.label, round(m.billed()), *self._times(m)) for m in charged]
 
@@ -120,7 +121,7 @@ class FakeMarket:
         sky, offer = self.sim.sky, offered(request.offer_id)
 
         def refuse_taken() -> None:
-            if offer.machine_id in self._taken() or self.is_another:
+            if offer.machine_id in self._taken() or self._is_another:
                 raise OfferGone("taken", status=404)
 
         def rent(late_s: float = 0.0) -> Machine:
@@ -199,7 +200,7 @@ class FakeMarket:
         machine, sky = self._known(permit.instance_id), self.sim.sky
 
         def destroy() -> Reply:
-            if self.is_another:
+            if self._is_another:
                 return Reply(404, '{"msg": "no such instance"}')  # an answer, for listings to confirm
             if sky.strikes("destroy refused"):
                 raise MarketRefused("not found", status=404)
@@ -255,15 +256,17 @@ class FakeMarket:
         return machine
 
     @property
-    def is_another(self) -> bool:
-        return self.sim.clock.boot() < self.another_until
+    def _user(self) -> int:
+        """Whose key this life asks with."""
+        life = LIFE.get()
+        return self.account_of_key if life is None else life.account
 
     @property
-    def _user(self) -> int:
-        return 2 if self.is_another else 1
+    def _is_another(self) -> bool:
+        return self._user != OURS
 
     def _refuse_another(self) -> None:
-        if self.is_another:
+        if self._is_another:
             raise MarketRefused("no such instance", status=404)
 
     async def _pause(self) -> None:
@@ -306,7 +309,7 @@ class FakeMarket:
 
     def heal(self) -> None:
         """Clear sky: the key works, there is credit, hosts are back, everything is listed."""
-        self.key_works, self.credit, self.another_until = True, CREDIT, 0.0
+        self.key_works, self.credit = True, CREDIT
         now = self.sim.clock.boot()
         for machine in self.machines.values():
             machine.advance()

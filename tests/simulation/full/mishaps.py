@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from .loop import HOUR_S
 from .machine import Machine
+from .market import ANOTHERS, OURS
 from .person import WORDS
 
 if TYPE_CHECKING:
@@ -63,7 +64,20 @@ def runner_dies(sim: Simulation, machine: Machine) -> None:
 
 
 def another_key(sim: Simulation, machine: Machine) -> None:
-    sim.market.another_until = sim.clock.boot() + sim.chance.choice((120.0, 900.0, 3 * HOUR_S))
+    """Put into the place of ours, and the daemon started anew; some time later ours again."""
+    _change_key(sim, ANOTHERS)
+    wait_s = sim.chance.choice((120.0, 900.0, 3 * HOUR_S))
+    sim.loop.call_later(wait_s, our_key_again, sim, context=Context())
+
+
+def our_key_again(sim: Simulation) -> None:
+    if sim.market.account_of_key != OURS and not sim.over:
+        _change_key(sim, OURS)
+
+
+def _change_key(sim: Simulation, account: int) -> None:
+    sim.market.account_of_key = account
+    _end_all(sim)
 
 
 def address_changes(sim: Simulation, machine: Machine) -> None:

@@ -38,7 +38,7 @@ from .invariants import Violation, Witness
 from .life import Daemon
 from .loop import AT, LIFE, Crash, Life, SimulatedClock, VirtualLoop, bury, run
 from .market import FakeMarket
-from .mishaps import MISHAPS, PREPARATIONS
+from .mishaps import MISHAPS, PREPARATIONS, our_key_again
 from .person import Person
 from .template import USUAL, Terms, on_memory, paths_below, template
 
@@ -171,6 +171,7 @@ class Simulation:
         self.healing = True
         self.sky.clear()
         self.market.heal()
+        our_key_again(self)
 
     async def _settle(self) -> None:
         """Clear sky: jobs end or are held; what is held is resumed, at last given up; then nothing may bill."""
@@ -193,7 +194,7 @@ class Simulation:
     def begin_life(self) -> None:
         if self.over:
             return
-        life = Life(len(self.lives) + 1)
+        life = Life(len(self.lives) + 1, self.market.account_of_key)
         self.lives.append(life)
         context = Context()
         context.run(LIFE.set, life)

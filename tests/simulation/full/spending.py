@@ -3,10 +3,10 @@ counted stays counted.
 
 Looked at with every commit. Beyond the work is what a machine bills with nothing running on it. Forgiven is what
 nobody can know in time: two passes, the one that was under way and the next; and of the whole job what was billed
-before its machine was known, while it was gone for all to see, asleep, or in a hold, which has a limit of its own. A
-sleep within a hold is not forgiven to it. Who resumes from a limit that is spent has decided to spend more. Of what
-the way home needs a box may take while it has not said, since a wake, a start of the daemon, a wall clock set ahead or
-its own first stage, that training goes on.
+before its machine was known, while it was gone for all to see, asleep, while the key was another account's, or in a
+hold, which has a limit of its own. A sleep within a hold is not forgiven to it. Who resumes from a limit that is
+spent has decided to spend more. Of what the way home needs a box may take while it has not said, since a wake, a
+start of the daemon, a wall clock set ahead or its own first stage, that training goes on.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from daemon.domain.estimate import RESERVE
 from daemon.domain.money import MICRO
 
 from .machine import Machine
-from .market import OFFER, offered
+from .market import OFFER, OURS, offered
 
 if TYPE_CHECKING:
     import sqlite3
@@ -45,6 +45,7 @@ class Spending:
         self._upheavals = self._count_upheavals()
         self._awake_since = 0.0  # monotonic: the last of these
         self._excused: dict[str, float] = {}  # had been spent when the box had last not said whether training goes on
+        self._keyless = False  # at the last look
         self._spent_out: set[str] = set()  # jobs that were held for their limit
         self._counted: dict[int, int] = {}  # micro-dollars, by lease
         self._recounts: dict[int, int] = {}  # events, by lease
@@ -75,11 +76,13 @@ class Spending:
             self._hold(begun, live.get(job))
         before, self._upheavals = self._upheavals, self._count_upheavals()
         asleep = self._upheavals[0] > before[0]
+        keyless, self._keyless = self._keyless, self.sim.market.account_of_key != OURS
+        helpless = asleep or keyless or self._keyless
         if self._upheavals != before:
             self._awake_since = self.sim.clock.mono()
         for row in self.witness.rows(JOBS):
             machines = known.get(row["id"], [])
-            spent = sum(self._spent(machine, forgiven=asleep or not row["free"]) for machine in machines)
+            spent = sum(self._spent(machine, forgiven=helpless or not row["free"]) for machine in machines)
             if machines and row["id"] not in self._spent_out:
                 price = max(machine.price for machine in machines)
                 if any(machine.looked_at < self._awake_since for machine in machines if machine.runs):
@@ -112,8 +115,8 @@ class Spending:
         limit = self.sim.terms.hold * MICRO
         if self.sim.clock.boot() > self.sim.clock.mono():  # the box stops itself, and its patience is what a call takes
             limit += min(limit, machine.price * self.sim.settings.timing.ssh_patience / 3600)
-            if machine.price != offered(machine.offer.id).price_per_hour:  # asleep it goes by the last it was told
-                limit = max(limit, machine.price * machine.away_limit_s / 3600)
+            if machine.dearest != offered(machine.offer.id).price_per_hour:  # asleep it goes by the last it was told
+                limit = max(limit, machine.dearest * machine.away_limit_s / 3600)
         if spent > limit + self._stride(machine.price):
             self.witness.accuse("I11", f"a hold cost more than limits.hold beyond the work, on {machine.id}")
 

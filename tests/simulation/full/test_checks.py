@@ -16,7 +16,7 @@ from .box_disk import made
 from .invariants import CHECKED, Witness
 from .loop import LIFE, Life
 from .machine import Machine
-from .market import CANARY, FOREIGN, OFFER, Given
+from .market import ANOTHERS, CANARY, FOREIGN, OFFER, OURS, Given
 from .person import Person
 from .simulation import Simulation
 
@@ -47,6 +47,7 @@ class Ended:
         vars(sim.clock).update(self.clock)
         vars(sim.market.machines[RENTED]).update(self.rented)
         sim.market.creates.clear()
+        sim.market.account_of_key = OURS
         sim.market.given.clear()
         sim.person, sim.witness = Person(sim), Witness(sim)
         sim.disk.changes.clear()
@@ -165,7 +166,7 @@ def _lost_runs_on(w: Ended) -> None:
 
 def _start_left_queued(w: Ended) -> None:
     for _ in range(6):
-        w.sim.witness.listed(set(), {RENTED: Life(1)})
+        w.sim.witness.listed(set(), {RENTED: Life(1, OURS)})
         w.sim.clock.run_until(w.sim.clock.mono() + 31.0)
 
 
@@ -274,7 +275,7 @@ def _overtaken_and_writes(w: Ended) -> None:
 
 
 def _overtaken(w: Ended) -> None:
-    w.sim.lives.append(Life(2, dead=True, epoch=99))
+    w.sim.lives.append(Life(2, OURS, dead=True, epoch=99))
     w.send("stop")
 
 
@@ -512,11 +513,19 @@ def _ran_while_it_was_written_off(w: Ended) -> None:
 
 
 def _dearer_than_offered_and_slept_over(w: Ended) -> None:
-    w.sim.market.machines[RENTED].price *= 3
+    w.comes_back()
+    price = w.sim.market.machines[RENTED].price
+    w.sim.market.machines[RENTED].reprice(3 * price)
     _runs_on(w, "hold_reason = 'BY_PERSON', state = 'SFT'", 60.0)
     w.sim.market.machines[RENTED].away_limit_s = 3600.0
     w.sim.clock.suspend(2 * 3600.0)
+    w.sim.market.machines[RENTED].reprice(price)
     w.sim.witness.committed()
+
+
+def _under_anothers_key(w: Ended) -> None:
+    w.sim.market.account_of_key = ANOTHERS
+    _limit_overrun(w)
 
 
 FORGIVEN = (
@@ -525,6 +534,7 @@ FORGIVEN = (
     _clock_set_ahead,
     _ran_while_it_was_written_off,
     _dearer_than_offered_and_slept_over,
+    _under_anothers_key,
 )
 
 
