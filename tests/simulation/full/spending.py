@@ -4,9 +4,9 @@ counted stays counted.
 Looked at with every commit. Beyond the work is what a machine bills with nothing running on it. Forgiven is what
 nobody can know in time: two passes, the one that was under way and the next; and of the whole job what was billed
 before its machine was known, while it was gone for all to see, asleep, while the key was another account's, or in a
-hold, which has a limit of its own. A sleep within a hold is not forgiven to it. Who resumes from a limit that is
-spent has decided to spend more. Of what the way home needs a box may take while it has not said, since a wake, a
-start of the daemon, a wall clock set ahead or its own first stage, that training goes on.
+hold, which has a limit of its own. A sleep within a hold is not forgiven to it, another account's key is. Who resumes
+from a limit that is spent has decided to spend more. Of what the way home needs a box may take while it has not said,
+since a wake, a start of the daemon, a wall clock set ahead or its own first stage, that training goes on.
 """
 
 from __future__ import annotations
@@ -72,17 +72,17 @@ class Spending:
             known.setdefault(row["job_id"], []).append(machine)
             if row["state"] == "LIVE":
                 live[row["job_id"]] = machine
+        before_this, self._keyless = self._keyless, self.sim.market.account_of_key != OURS
+        keyless = before_this or self._keyless
         for job, begun in self._idle.items():
-            self._hold(begun, live.get(job))
+            self._hold(begun, None if keyless else live.get(job))
         before, self._upheavals = self._upheavals, self._count_upheavals()
         asleep = self._upheavals[0] > before[0]
-        keyless, self._keyless = self._keyless, self.sim.market.account_of_key != OURS
-        helpless = asleep or keyless or self._keyless
         if self._upheavals != before:
             self._awake_since = self.sim.clock.mono()
         for row in self.witness.rows(JOBS):
             machines = known.get(row["id"], [])
-            spent = sum(self._spent(machine, forgiven=helpless or not row["free"]) for machine in machines)
+            spent = sum(self._spent(machine, forgiven=asleep or keyless or not row["free"]) for machine in machines)
             if machines and row["id"] not in self._spent_out:
                 price = max(machine.price for machine in machines)
                 if any(machine.looked_at < self._awake_since for machine in machines if machine.runs):

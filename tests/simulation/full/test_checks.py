@@ -528,6 +528,11 @@ def _under_anothers_key(w: Ended) -> None:
     _limit_overrun(w)
 
 
+def _held_under_anothers_key(w: Ended) -> None:
+    w.sim.market.account_of_key = ANOTHERS
+    _hold_without_an_end(w)
+
+
 FORGIVEN = (
     _hold_said_again,
     _silent_since_its_first_start,
@@ -535,6 +540,7 @@ FORGIVEN = (
     _ran_while_it_was_written_off,
     _dearer_than_offered_and_slept_over,
     _under_anothers_key,
+    _held_under_anothers_key,
 )
 
 
