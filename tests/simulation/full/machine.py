@@ -40,7 +40,6 @@ class Machine:
     port: int = 22_000
     host_key: str = "ssh-ed25519 AAAA-first"
     price: int = 0
-    dearest: int = 0  # that it ever was
     challenge: dict[str, str] = field(default_factory=dict)
     looked_at: float = -1.0  # monotonic; when the box last said that its stage has not ended
     touched: list[str] = field(default_factory=list)  # changing calls that reached it
@@ -52,8 +51,7 @@ class Machine:
     _ready_at: float = 0.0
 
     def __post_init__(self) -> None:
-        self.price = self.dearest = self.offer.price_per_hour
-        self.job = label_job(self.label)
+        self.price, self.job = self.offer.price_per_hour, label_job(self.label)
         self.created = self._billed_to = self.sim.clock.boot()
         self._ready_at = self.created + self.ready_s
         self._note()
@@ -182,7 +180,7 @@ class Machine:
     def reprice(self, price: int) -> None:
         """Only in sight: a price that came and went where nobody could look is nobody's to know."""
         if self.is_shown or self.is_listed(0.0):
-            self.price, self.dearest = price, max(self.dearest, price)
+            self.price = price
 
     def _note(self, at: float | None = None) -> None:
         self.history.append((self.sim.clock.boot() if at is None else at, self.status, self.intended))

@@ -257,9 +257,10 @@ class FakeMarket:
 
     @property
     def _user(self) -> int:
-        """Whose key this life asks with."""
+        """Whose key this life asks with; nobody asks outside one."""
         life = LIFE.get()
-        return self.account_of_key if life is None else life.account
+        assert life is not None
+        return life.account
 
     @property
     def _is_another(self) -> bool:

@@ -11,6 +11,7 @@ since a wake, a start of the daemon, a wall clock set ahead or its own first sta
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from daemon.domain.estimate import RESERVE
@@ -33,12 +34,21 @@ RESCUE_S = 1462.0  # of a model of 8e9 parameters, for which this tier's is take
 WAY_HOME = RESERVE * OFFER.price_per_hour * RESCUE_S / 3600
 
 
+@dataclass
+class Idle:
+    """What a machine bills in one hold, beyond the work."""
+
+    since: float  # micro-dollars that it had billed so as the hold began
+    last: float  # the same at the last look
+    dearest: int  # price per hour, of those seen in the hold
+
+
 class Spending:
     """`held` is told of every hold, and then `look` of what was committed."""
 
     def __init__(self, witness: Witness) -> None:
         self.witness, self.sim = witness, witness.sim
-        self._idle: dict[str, dict[int, float]] = {}  # what a machine had billed beyond the work as the hold began
+        self._idle: dict[str, dict[int, Idle]] = {}  # of the holds under way, by job and machine
         self._billed: dict[int, float] = {}  # at the last look
         self._forgiven: dict[int, float] = {}  # of it
         self._gone: set[int] = set()  # at the last look
@@ -72,10 +82,10 @@ class Spending:
             known.setdefault(row["job_id"], []).append(machine)
             if row["state"] == "LIVE":
                 live[row["job_id"]] = machine
-        before_this, self._keyless = self._keyless, self.sim.market.account_of_key != OURS
-        keyless = before_this or self._keyless
+        was_keyless, self._keyless = self._keyless, self.sim.market.account_of_key != OURS
+        keyless = was_keyless or self._keyless
         for job, begun in self._idle.items():
-            self._hold(begun, None if keyless else live.get(job))
+            self._hold(begun, live.get(job), forgiven=keyless)
         before, self._upheavals = self._upheavals, self._count_upheavals()
         asleep = self._upheavals[0] > before[0]
         if self._upheavals != before:
@@ -107,16 +117,22 @@ class Spending:
             self._counted[row["id"]] = row["cost"]
         self._recounts = recounts
 
-    def _hold(self, begun: dict[int, float], machine: Machine | None) -> None:
+    def _hold(self, begun: dict[int, Idle], machine: Machine | None, *, forgiven: bool) -> None:
         if machine is None:
             begun.clear()
             return
-        spent = machine.idle() - begun.setdefault(machine.id, machine.idle())
+        idle = machine.idle()
+        hold = begun.setdefault(machine.id, Idle(idle, idle, machine.price))
+        hold.dearest = max(hold.dearest, machine.price)
+        if forgiven:
+            hold.since += idle - hold.last
+        hold.last = idle
+        spent = idle - hold.since
         limit = self.sim.terms.hold * MICRO
         if self.sim.clock.boot() > self.sim.clock.mono():  # the box stops itself, and its patience is what a call takes
             limit += min(limit, machine.price * self.sim.settings.timing.ssh_patience / 3600)
-            if machine.dearest != offered(machine.offer.id).price_per_hour:  # asleep it goes by the last it was told
-                limit = max(limit, machine.dearest * machine.away_limit_s / 3600)
+            if hold.dearest != offered(machine.offer.id).price_per_hour:  # asleep it goes by the last it was told
+                limit = max(limit, hold.dearest * machine.away_limit_s / 3600)
         if spent > limit + self._stride(machine.price):
             self.witness.accuse("I11", f"a hold cost more than limits.hold beyond the work, on {machine.id}")
 

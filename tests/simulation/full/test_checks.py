@@ -174,6 +174,28 @@ def _hold_without_an_end(w: Ended) -> None:
     _runs_on(w, "hold_reason = 'BY_PERSON', state = 'SFT'", 3660.0 + 60.0)
 
 
+def _hold_spent_before_the_key_changed(w: Ended) -> None:
+    _runs_on(w, "hold_reason = 'BY_PERSON', state = 'SFT'", 3000.0)
+    for account in (ANOTHERS, OURS):
+        w.sim.market.account_of_key = account
+        w.sim.witness.committed()
+    w.sim.clock.run_until(w.sim.clock.mono() + 720.0)
+    w.sim.witness.committed()
+
+
+def _dearer_before_the_hold(w: Ended) -> None:
+    w.comes_back()
+    machine = w.sim.market.machines[RENTED]
+    price = machine.price
+    for each in (3 * price, price):
+        machine.reprice(each)
+        w.sim.witness.committed()
+    _runs_on(w, "hold_reason = 'BY_PERSON', state = 'SFT'", 60.0)
+    machine.away_limit_s = 3 * 3600.0
+    w.sim.clock.suspend(2 * 3600.0)
+    w.sim.witness.committed()
+
+
 def _limit_overrun(w: Ended) -> None:
     _runs_on(w, "state = 'GGUF'", 6.2 * 3600.0)
 
@@ -449,6 +471,8 @@ FIRES: tuple[tuple[str, Callable[[Ended], None]], ...] = (
     ("I11", _hold_without_an_end),
     ("I11", _limit_overrun),
     ("I11", _reserve_spent),
+    ("I11", _hold_spent_before_the_key_changed),
+    ("I11", _dearer_before_the_hold),
     ("I12", _overtaken),
     ("I12", _overtaken_and_writes),
     ("I12", _restored_and_goes_on),
